@@ -1,0 +1,86 @@
+//! The backend seam: a kind of model file, and how to run it.
+//!
+//! A [`Backend`] is stateless and registered by name in `server.rs`. It opens a [`Model`]: the weights, shared by all
+//! [`Instance`]s. An instance belongs to one OS thread and runs one [`Batch`] at a time, blocking.
+//! Backends see checked tensors, never a request, a queue or a protocol.
+
+pub mod identity;
+pub mod libtorch;
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::model::{Device, Footprint, ModelConfig, VersionFiles, schema};
+use crate::tensor::{Batch, Tensor};
+
+/// A kind of model file.
+pub trait Backend: Send + Sync {
+    /// The name in a configuration's `backend` field.
+    fn name(&self) -> &'static str;
+
+    /// The model file's name where the configuration gives none; `None` if there is no file.
+    fn default_model_filename(&self) -> Option<&'static str>;
+
+    /// The keys of `parameters{}` that mean something to this backend.
+    fn parameter_keys(&self) -> &'static [&'static str];
+
+    /// Checks the values of this backend's `parameters{}`: a message for each key that is wrong.
+    fn check_parameters(&self, config: &schema::ModelConfig) -> Vec<(String, String)>;
+
+    /// Fills what the configuration leaves out from the model file itself.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or says something that contradicts the configuration.
+    fn complete(&self, files: &VersionFiles, config: &mut schema::ModelConfig) -> Result<()>;
+
+    /// An upper bound of what [`Backend::open`] and its instances will hold, before opening.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    fn estimate(&self, files: &VersionFiles, config: &ModelConfig) -> Result<Footprint>;
+
+    /// Reads the weights. Blocking; called on a loader thread.
+    ///
+    /// # Errors
+    /// If the file is missing, broken, or does not fit the configuration.
+    fn open(&self, files: &VersionFiles, config: &ModelConfig) -> Result<Arc<dyn Model>>;
+}
+
+/// An open model version; dropping the last reference gives its memory back.
+pub trait Model: Send + Sync {
+    /// The memory held, as measured.
+    fn footprint(&self) -> Footprint;
+
+    /// A new instance, for the calling thread.
+    ///
+    /// # Errors
+    /// If the device cannot hold or run it.
+    fn instance(&self, device: Device) -> Result<Box<dyn Instance>>;
+}
+
+/// One execution context; lives and dies on one thread.
+pub trait Instance {
+    /// Runs one batch and hands each member its response through `replies`. Blocking.
+    ///
+    /// # Errors
+    /// The reason why the batch failed; every member that has no response yet gets it.
+    fn run(&mut self, batch: &Batch, replies: &mut dyn Replies) -> Result<()>;
+}
+
+/// Takes what an instance produces.
+pub trait Replies {
+    /// The inputs are where the computation needs them. Ends the `compute_input` time.
+    fn inputs_ready(&mut self);
+
+    /// The computation is done. Ends the `compute_infer` time.
+    fn outputs_ready(&mut self);
+
+    /// The outputs of the whole batch, in the order of the model's configuration; split over the members.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Backend`] if an output's outermost dimension is not the batch's rows.
+    fn batch(&mut self, outputs: Vec<Tensor>) -> Result<()>;
+
+    /// The outputs of one member, in the order of the model's configuration.
+    fn member(&mut self, index: usize, outputs: Vec<Tensor>);
+}

@@ -1,0 +1,26 @@
+//! The memory that a model version holds.
+
+use std::collections::BTreeMap;
+
+use super::Device;
+
+/// Bytes held on each device, host memory included as [`Device::Cpu`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// Bytes by device; a device that holds nothing is absent.
+    pub bytes: BTreeMap<Device, u64>,
+}
+
+impl Footprint {
+    /// A footprint of `bytes` on one device.
+    pub fn on(device: Device, bytes: u64) -> Self {
+        Self { bytes: BTreeMap::from([(device, bytes)]) }
+    }
+
+    /// Adds another footprint, device by device.
+    pub fn add(&mut self, other: &Footprint) {
+        for (device, bytes) in &other.bytes {
+            *self.bytes.entry(*device).or_default() += bytes;
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! Checks a request's tensors against the model, once; nothing behind this looks again.
+//!
+//! The messages keep the shape of the reference server's (spec/triton.md §1.6), because clients match on them.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use super::ModelConfig;
+use super::config::TensorSpec;
+use crate::error::{Error, Result};
+use crate::tensor::{DataType, NamedTensor, Shape, Tensor, strings};
+
+/// What a model accepts and returns.
+#[derive(Clone, Debug)]
+pub struct Signature {
+    model: Arc<str>,
+    max_batch_rows: usize,
+    inputs: Vec<TensorSpec>,
+    outputs: Vec<TensorSpec>,
+}
+
+/// A request's tensors that were found to fit.
+#[derive(Debug)]
+pub struct Checked {
+    /// The inputs in the order of the signature, shapes as the model file sees them.
+    pub inputs: Vec<Tensor>,
+    /// The size of the batch dimension; 1 for a model without one.
+    pub rows: usize,
+    /// Indices of the wanted outputs in the order asked for; `None` for all in the model's order.
+    pub outputs: Option<Vec<usize>>,
+}
+
+impl Signature {
+    /// The signature of a configuration.
+    pub fn new(config: &ModelConfig) -> Self {
+        Self {
+            model: config.name.clone(),
+            max_batch_rows: config.max_batch_rows,
+            inputs: config.inputs.clone(),
+            outputs: config.outputs.clone(),
+        }
+    }
+
+    /// The outputs in the model's order.
+    pub fn outputs(&self) -> &[TensorSpec] {
+        &self.outputs
+    }
+
+    /// Checks names, counts, types, shapes and sizes, and puts the inputs in order.
+    ///
+    /// `outputs` are the names that the request asks for; none means all.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::InvalidArgument`] with what was expected and what came.
+    pub fn check<'a>(
+        &self,
+        inputs: Vec<NamedTensor>,
+        outputs: impl ExactSizeIterator<Item = &'a str>,
+    ) -> Result<Checked> {
+        let mut inputs = self.in_order(inputs)?;
+        let mut rows = None;
+        for (spec, tensor) in self.inputs.iter().zip(&mut inputs) {
+            self.check_input(spec, tensor, &mut rows)?;
+        }
+        let outputs = self.select_outputs(outputs)?;
+        Ok(Checked { inputs, rows: rows.unwrap_or(1), outputs })
+    }
+
+    fn in_order(&self, inputs: Vec<NamedTensor>) -> Result<Vec<Tensor>> {
+        let same_order = inputs.len() == self.inputs.len()
+            && inputs.iter().zip(&self.inputs).all(|(input, spec)| *input.name == *spec.name);
+        if same_order {
+            return Ok(inputs.into_iter().map(|input| input.tensor).collect());
+        }
+        for (index, input) in inputs.iter().enumerate() {
+            if inputs[..index].iter().any(|other| other.name == input.name) {
+                return Err(Error::invalid(format!("input '{}' already exists in request", input.name)));
+            }
+            if inputs.len() == self.inputs.len() && !self.inputs.iter().any(|spec| *spec.name == *input.name) {
+                return Err(Error::invalid(format!(
+                    "unexpected inference input '{}' for model '{}'",
+                    input.name, self.model
+                )));
+            }
+        }
+        if inputs.len() != self.inputs.len() {
+            return Err(self.wrong_count(&inputs));
+        }
+        let mut inputs: Vec<Option<NamedTensor>> = inputs.into_iter().map(Some).collect();
+        let ordered = self.inputs.iter().filter_map(|spec| {
+            let found = inputs.iter_mut().find(|i| i.as_ref().is_some_and(|i| *i.name == *spec.name))?;
+            found.take().map(|input| input.tensor)
+        });
+        Ok(ordered.collect())
+    }
+
+    fn wrong_count(&self, inputs: &[NamedTensor]) -> Error {
+        let mut message = format!(
+            "expected {} inputs but got {} inputs for model '{}'. Got input(s) [",
+            self.inputs.len(),
+            inputs.len(),
+            self.model
+        );
+        push_names(&mut message, inputs.iter().map(|input| input.name.as_str()));
+        message.push_str("], but missing required input(s) [");
+        let missing = self.inputs.iter().filter(|spec| !inputs.iter().any(|input| *input.name == *spec.name));
+        push_names(&mut message, missing.map(|spec| &*spec.name));
+        message.push_str("]. Please provide all required input(s).");
+        Error::invalid(message)
+    }
+
+    fn check_input(&self, spec: &TensorSpec, tensor: &mut Tensor, rows: &mut Option<usize>) -> Result<()> {
+        if let Some(expected) = spec.dtype
+            && expected != tensor.dtype
+        {
+            return Err(Error::invalid(format!(
+                "inference input '{}' data-type is '{}', but model '{}' expects '{}'",
+                spec.name, tensor.dtype, self.model, expected
+            )));
+        }
+        if tensor.shape.iter().any(|&dim| dim < 0) {
+            return Err(Error::invalid(format!(
+                "All input dimensions should be specified for input '{}' for model '{}', got {}",
+                spec.name, self.model, tensor.shape
+            )));
+        }
+        self.check_shape(spec, &tensor.shape)?;
+        if self.max_batch_rows > 0 {
+            self.check_rows(spec, tensor.shape.first().copied().unwrap_or(0), rows)?;
+        }
+        check_size(&self.model, spec, tensor)?;
+        if let Some(reshape) = &spec.reshape {
+            tensor.shape = self.reshaped(spec, reshape, &tensor.shape);
+        }
+        Ok(())
+    }
+
+    fn check_shape(&self, spec: &TensorSpec, shape: &Shape) -> Result<()> {
+        let batching = usize::from(self.max_batch_rows > 0);
+        let fits = match &spec.dims {
+            None => shape.len() >= batching,
+            Some(dims) => {
+                shape.len() == dims.len() + batching
+                    && dims.iter().zip(&shape[batching..]).all(|(&want, &got)| want == -1 || want == got)
+            }
+        };
+        if fits {
+            return Ok(());
+        }
+        let expected = spec.dims.clone().unwrap_or_default();
+        let expected = if batching == 1 { expected.with_rows(-1) } else { expected };
+        let mut message = format!(
+            "unexpected shape for input '{}' for model '{}'. Expected {}, got {}.",
+            spec.name, self.model, expected, shape
+        );
+        if batching == 1 {
+            message.push_str(
+                " NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be \
+                 prepended to each input shape.",
+            );
+        }
+        Err(Error::invalid(message))
+    }
+
+    fn check_rows(&self, spec: &TensorSpec, got: i64, rows: &mut Option<usize>) -> Result<()> {
+        let got = usize::try_from(got).unwrap_or(0);
+        if rows.is_some_and(|rows| rows != got) {
+            return Err(Error::invalid(format!(
+                "input '{}' batch size does not match other inputs for '{}'",
+                spec.name, self.model
+            )));
+        }
+        if got == 0 || got > self.max_batch_rows {
+            return Err(Error::invalid(format!(
+                "inference request batch-size must be <= {} for '{}'",
+                self.max_batch_rows, self.model
+            )));
+        }
+        *rows = Some(got);
+        Ok(())
+    }
+
+    /// `shape` with the dimensions of `reshape`; each -1 takes the size of the matching -1 of the configured dims.
+    fn reshaped(&self, spec: &TensorSpec, reshape: &Shape, shape: &Shape) -> Shape {
+        let batching = usize::from(self.max_batch_rows > 0);
+        let dims = spec.dims.clone().unwrap_or_default();
+        let mut free = dims.iter().zip(&shape[batching..]).filter(|(want, _)| **want == -1).map(|(_, got)| *got);
+        let inner: Vec<i64> =
+            reshape.iter().map(|&dim| if dim == -1 { free.next().unwrap_or(1) } else { dim }).collect();
+        let inner = Shape::from(inner);
+        if batching == 1 { inner.with_rows(shape[0]) } else { inner }
+    }
+
+    fn select_outputs<'a>(&self, names: impl ExactSizeIterator<Item = &'a str>) -> Result<Option<Vec<usize>>> {
+        if names.len() == 0 {
+            return Ok(None);
+        }
+        let mut selected = Vec::with_capacity(names.len());
+        for name in names {
+            let Some(index) = self.outputs.iter().position(|spec| *spec.name == *name) else {
+                return Err(Error::invalid(format!(
+                    "unexpected inference output '{}' for model '{}'",
+                    name, self.model
+                )));
+            };
+            if selected.contains(&index) {
+                return Err(Error::invalid(format!("output '{name}' already exists in request")));
+            }
+            selected.push(index);
+        }
+        Ok(Some(selected))
+    }
+}
+
+fn push_names<'a>(message: &mut String, names: impl Iterator<Item = &'a str>) {
+    for (index, name) in names.enumerate() {
+        let _ = write!(message, "{}'{name}'", if index > 0 { "," } else { "" });
+    }
+}
+
+fn check_size(model: &str, spec: &TensorSpec, tensor: &Tensor) -> Result<()> {
+    let Some(elements) = tensor.shape.elements() else {
+        return Err(Error::invalid(format!(
+            "input '{}' of shape {} for model '{model}' has more elements than can be counted",
+            spec.name, tensor.shape
+        )));
+    };
+    let got = tensor.data.len();
+    if let Some(size) = tensor.dtype.size() {
+        return match elements.checked_mul(size) {
+            Some(expected) if expected == got => Ok(()),
+            expected => Err(Error::invalid(format!(
+                "input byte size mismatch for input '{}' for model '{model}'. Expected {}, got {got}",
+                spec.name,
+                expected.map_or_else(|| "more than fits in memory".to_owned(), |bytes| bytes.to_string()),
+            ))),
+        };
+    }
+    strings::check(&tensor.data, elements).map_err(|framing| {
+        Error::invalid(match framing {
+            strings::Framing::IncompleteLength => format!(
+                "incomplete string length indicator for inference input '{}' for model '{model}', expecting \
+                 {elements} string elements",
+                spec.name
+            ),
+            strings::Framing::IncompleteElement => format!(
+                "incomplete string data for inference input '{}' for model '{model}', expecting {elements} string \
+                 elements",
+                spec.name
+            ),
+            strings::Framing::Count { found } if found > elements => format!(
+                "unexpected number of string elements {found} for inference input '{}' for model '{model}', \
+                 expecting {elements}",
+                spec.name
+            ),
+            strings::Framing::Count { found } => format!(
+                "expected {elements} string elements for inference input '{}' for model '{model}', got {found}",
+                spec.name
+            ),
+        })
+    })
+}
+
+/// Names the element type for messages: the protocol's name, or `any`.
+impl TensorSpec {
+    /// The protocol's name of the element type, or the reference server's word for an unknown one.
+    pub fn dtype_name(&self) -> &'static str {
+        self.dtype.map_or("<invalid>", DataType::name)
+    }
+}

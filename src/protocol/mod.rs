@@ -1,0 +1,3 @@
+//! The wire protocols: decode, hand to the gateway, encode. Wire types live only here.
+
+pub mod grpc;

@@ -1,0 +1,5 @@
+//! What the server tells about itself: statistics, metrics, logs.
+//!
+//! A measure is recorded once, where it happens; every metric's name stands in [`metrics`].
+
+pub mod stats;
