@@ -1,0 +1,60 @@
+# Two commands matter: `make run` and `make test`. `make help` lists the rest.
+
+PYTHON ?= python3
+CARGO ?= cargo
+# Cargo's own default is one job per core; JOBS=1 helps a machine with little memory.
+JOBS ?=
+cargo_jobs := $(if $(JOBS),-j $(JOBS))
+# More flags for the server that `make run` starts, such as ARGS="--grpc-port 9001".
+ARGS ?=
+# More flags for pytest, such as PYTEST_ARGS="-k stream".
+PYTEST_ARGS ?=
+
+minilm := model_repository/minilm/1/model.pt
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check clients bench setup clean distclean
+
+help: ## say what there is
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+
+run: setup-run ## build the server and serve model_repository/
+	$(CARGO) build --release $(cargo_jobs)
+	@scripts/prepare-minilm target/release/nereid
+	@exec target/release/nereid serve --model-repository model_repository $(ARGS)
+
+test: check clients ## all that CI checks
+
+check: setup-run ## format, lints, house rules, unit and integration tests
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets $(cargo_jobs) -- -D warnings
+	$(CARGO) test $(cargo_jobs)
+
+clients: setup-run ## Triton's own clients against the server, and the embeddings against numpy
+	@$(PYTHON) scripts/setup-clients
+	$(CARGO) build $(cargo_jobs)
+	@scripts/prepare-minilm target/debug/nereid
+	.venv/bin/python -m pytest tests/clients -q $(PYTEST_ARGS)
+
+bench: setup-run ## CPU and latency per request, by perf_analyzer
+	@$(PYTHON) scripts/setup-perf-analyzer
+	$(CARGO) build --release $(cargo_jobs)
+	@scripts/prepare-minilm target/release/nereid
+	@$(PYTHON) scripts/bench
+
+setup: setup-run ## download everything that the other targets need
+	@$(PYTHON) scripts/setup-clients
+	@$(PYTHON) scripts/setup-perf-analyzer
+
+# libtorch and the weights of the example model; a stamp makes the second time free.
+.PHONY: setup-run
+setup-run:
+	@$(PYTHON) scripts/setup-libtorch
+	@$(PYTHON) scripts/setup-minilm
+
+clean: ## remove what was built
+	$(CARGO) clean
+	rm -rf $(minilm) bench-results
+
+distclean: clean ## remove what was downloaded, too
+	rm -rf third_party .venv
