@@ -1,1 +1,439 @@
-//! To be written.
+//! The settings as meant: validated once, complete, in the server's own types.
+//!
+//! [`Config::read`] is a pure function of the command line, the environment and the file; [`Config::from_process`] is
+//! the only place that looks at the process's environment. All mistakes are reported at once. Begin with [`flags`].
+
+pub mod flags;
+pub mod typed;
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use self::flags::Value;
+use self::typed::{Environment, File, Given, Origin, Typed};
+use crate::telemetry::logging;
+
+/// Everything that `nereid serve` can be told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The server's name in its metadata.
+    pub id: String,
+    /// The longest time a stop waits for requests in flight.
+    pub exit_timeout: Duration,
+    /// Whether a model that fails to load at the start ends the process.
+    pub exit_on_error: bool,
+    /// Whether the server is ready only when every model is.
+    pub strict_readiness: bool,
+    /// Threads for the network; at least one.
+    pub threads: usize,
+    /// Where models come from.
+    pub repository: Repository,
+    /// The gRPC front end; `None` for none.
+    pub grpc: Option<Grpc>,
+    /// The metrics front end; `None` for none.
+    pub metrics: Option<Metrics>,
+    /// How to log.
+    pub log: logging::Settings,
+    /// What was given and ignored; to be logged once logging is there.
+    pub warnings: Vec<String>,
+}
+
+/// Where models come from, and how they are loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repository {
+    /// The directories of models; at least one, all of them exist.
+    pub roots: Vec<PathBuf>,
+    /// Who decides what is loaded.
+    pub control: Control,
+    /// Whether configurations are completed from the model files.
+    pub auto_complete: bool,
+    /// The name of the configuration to prefer: `configs/NAME.pbtxt`.
+    pub config_name: Option<String>,
+    /// Models that load at the same time; at least one.
+    pub load_threads: usize,
+    /// How often a failed load is tried again.
+    pub load_retries: u32,
+    /// Requests that wait per model whose configuration gives no limit; at least one.
+    pub queue_size_default: usize,
+}
+
+/// Who decides what is loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// Everything at the start, nothing later.
+    None,
+    /// The directory, looked at in this interval.
+    Poll(Duration),
+    /// The callers; these models at the start.
+    Explicit(Startup),
+}
+
+/// The models to load at the start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Startup {
+    /// Every model of the repository.
+    All,
+    /// The models of these names.
+    Named(Vec<String>),
+}
+
+/// The gRPC front end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grpc {
+    /// Where to listen; port 0 for any that is free.
+    pub address: SocketAddr,
+    /// The largest request message in bytes.
+    pub request_bytes_max: usize,
+    /// The largest response message in bytes.
+    pub response_bytes_max: usize,
+    /// Whether the responses of inference are compressed.
+    pub compress_responses: bool,
+    /// Time without traffic before a ping.
+    pub keepalive_time: Duration,
+    /// Time until an unanswered ping ends the connection.
+    pub keepalive_timeout: Duration,
+    /// Time until a connection is asked to end; `None` for never.
+    pub connection_age_max: Option<Duration>,
+    /// Time from then until it is ended; `None` for no limit.
+    pub connection_age_grace: Option<Duration>,
+    /// Calls in flight on one connection.
+    pub streams_max: u32,
+}
+
+/// The metrics front end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Metrics {
+    /// Where to listen; port 0 for any that is free.
+    pub address: SocketAddr,
+    /// Time between samples of the host; `None` for no samples.
+    pub host_interval: Option<Duration>,
+}
+
+/// Everything that is wrong with the settings, one line each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistakes(pub Vec<String>);
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for Mistakes {}
+
+impl Config {
+    /// The settings of this process: `args` are the words after `serve`.
+    ///
+    /// # Errors
+    /// Every mistake, the unreadable file of `--config` included.
+    pub fn from_process(args: &[String]) -> Result<Self, Mistakes> {
+        let lossy = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+        let environment = std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value))).collect();
+        let path = Typed::read(args, &environment, None).texts("config").and_then(|mut texts| texts.pop());
+        let Some(path) = path else { return Self::read(args, &environment, None) };
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Self::read(args, &environment, Some(File { path: &path, text: &text })),
+            Err(error) => {
+                let mut mistakes = vec![format!("{path}: {error}")];
+                mistakes.extend(Self::read(args, &environment, None).err().map(|others| others.0).unwrap_or_default());
+                Err(Mistakes(mistakes))
+            }
+        }
+    }
+
+    /// The settings that these words, variables and file mean. Looks at nothing else, but whether directories exist.
+    ///
+    /// # Errors
+    /// Every mistake, with the place where it was made.
+    pub fn read(args: &[String], environment: &Environment, file: Option<File<'_>>) -> Result<Self, Mistakes> {
+        let mut reader = Reader::new(Typed::read(args, environment, file));
+        let config = Self {
+            id: reader.text("id"),
+            exit_timeout: Duration::from_secs(reader.number("exit-timeout-secs")),
+            exit_on_error: reader.truth("exit-on-error"),
+            strict_readiness: reader.truth("strict-readiness"),
+            threads: threads(reader.number("threads")),
+            repository: Repository::read(&mut reader),
+            grpc: Grpc::read(&mut reader),
+            metrics: Metrics::read(&mut reader),
+            log: log_settings(&mut reader),
+            warnings: std::mem::take(&mut reader.typed.warnings),
+        };
+        config.check_ports(&mut reader);
+        if reader.typed.mistakes.is_empty() { Ok(config) } else { Err(Mistakes(reader.typed.mistakes)) }
+    }
+
+    fn check_ports(&self, reader: &mut Reader) {
+        let (Some(grpc), Some(metrics)) = (&self.grpc, &self.metrics) else {
+            if self.grpc.is_none() {
+                let origin = reader.typed.origin("allow-grpc");
+                reader.mistake(&origin, "no protocol is left to serve inference with");
+            }
+            return;
+        };
+        let (one, other) = (grpc.address, metrics.address);
+        let overlap = one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified();
+        if one.port() == other.port() && one.port() != 0 && overlap {
+            let (one, other) = (reader.typed.origin("grpc-port"), reader.typed.origin("metrics-port"));
+            reader.mistake(&one, format!("{} is also the port of {other}", grpc.address.port()));
+        }
+    }
+}
+
+/// The network needs few threads: the models' own threads do the work.
+fn threads(given: u64) -> usize {
+    match given {
+        0 => std::thread::available_parallelism().map_or(1, |count| count.get().min(4)),
+        given => given as usize,
+    }
+}
+
+impl Repository {
+    fn read(reader: &mut Reader) -> Self {
+        let startup = reader.list("load-model");
+        let control = match reader.text("model-control-mode").as_str() {
+            "poll" => Control::Poll(Duration::from_secs(reader.number("repository-poll-secs"))),
+            "explicit" if startup.iter().any(|name| name == "*") => Control::Explicit(Startup::All),
+            "explicit" => Control::Explicit(Startup::Named(startup.clone())),
+            _ => Control::None,
+        };
+        if !startup.is_empty() && !matches!(control, Control::Explicit(_)) {
+            let origin = reader.typed.origin("load-model");
+            reader.mistake(&origin, "needs --model-control-mode=explicit");
+        }
+        Self {
+            roots: roots(reader),
+            control,
+            auto_complete: !reader.truth("disable-auto-complete-config"),
+            config_name: reader.optional("model-config-name"),
+            load_threads: reader.number("model-load-thread-count") as usize,
+            load_retries: reader.number("model-load-retry-count") as u32,
+            queue_size_default: reader.number("queue-size-default") as usize,
+        }
+    }
+}
+
+fn roots(reader: &mut Reader) -> Vec<PathBuf> {
+    let roots: Vec<PathBuf> = reader.list("model-repository").into_iter().map(PathBuf::from).collect();
+    let origin = reader.typed.origin("model-repository");
+    if roots.is_empty() {
+        reader.mistake(&origin, "is required: a directory with one directory for each model");
+    }
+    for (at, root) in roots.iter().enumerate() {
+        if !root.is_dir() {
+            reader.mistake(&origin, format!("'{}' is not a directory", root.display()));
+        }
+        if roots[..at].contains(root) {
+            reader.mistake(&origin, format!("'{}' is given twice", root.display()));
+        }
+    }
+    roots
+}
+
+impl Grpc {
+    fn read(reader: &mut Reader) -> Option<Self> {
+        let grpc = Self {
+            address: reader.address("grpc-address", "grpc-port"),
+            request_bytes_max: reader.number("grpc-max-request-bytes") as usize,
+            response_bytes_max: reader.number("grpc-max-response-bytes") as usize,
+            compress_responses: reader.text("grpc-infer-response-compression-level") != "none",
+            keepalive_time: Duration::from_millis(reader.number("grpc-keepalive-time")),
+            keepalive_timeout: Duration::from_millis(reader.number("grpc-keepalive-timeout")),
+            connection_age_max: reader.maybe_number("grpc-max-connection-age").map(Duration::from_millis),
+            connection_age_grace: reader.maybe_number("grpc-max-connection-age-grace").map(Duration::from_millis),
+            streams_max: reader.number("grpc-max-concurrent-streams") as u32,
+        };
+        reader.truth("allow-grpc").then_some(grpc)
+    }
+}
+
+impl Metrics {
+    fn read(reader: &mut Reader) -> Option<Self> {
+        let own_address = reader.optional("metrics-address").is_some();
+        let address = if own_address { "metrics-address" } else { "http-address" };
+        let interval = Duration::from_millis(reader.number("metrics-interval-ms"));
+        let metrics = Self {
+            address: reader.address(address, "metrics-port"),
+            host_interval: reader.truth("allow-cpu-metrics").then_some(interval),
+        };
+        reader.truth("allow-metrics").then_some(metrics)
+    }
+}
+
+fn log_settings(reader: &mut Reader) -> logging::Settings {
+    use logging::{Format, Level};
+    let level = match reader.number("log-verbose") {
+        2.. => Level::Trace,
+        1 => Level::Debug,
+        0 if reader.truth("log-info") => Level::Info,
+        0 if reader.truth("log-warning") => Level::Warn,
+        0 if reader.truth("log-error") => Level::Error,
+        0 => Level::Off,
+    };
+    let directives = reader.optional("log-level").unwrap_or_default();
+    if let Err(reason) = logging::check_directives(&directives) {
+        let origin = reader.typed.origin("log-level");
+        reader.mistake(&origin, format!("'{directives}': {reason}"));
+    }
+    let format = if reader.text("log-format") == "json" { Format::Json } else { Format::Text };
+    logging::Settings { format, level, directives, file: reader.optional("log-file").map(PathBuf::from) }
+}
+
+/// Turns texts into values; a text that is none becomes a mistake and a placeholder, so that reading goes on.
+struct Reader {
+    typed: Typed,
+}
+
+impl Reader {
+    fn new(typed: Typed) -> Self {
+        let mut reader = Self { typed };
+        for flag in flags::FLAGS {
+            if let Some(given) = reader.typed.get(flag) {
+                reader.check(flag.value, &given);
+            }
+        }
+        reader
+    }
+
+    fn mistake(&mut self, origin: &Origin, what: impl fmt::Display) {
+        self.typed.mistakes.push(format!("{origin}: {what}"));
+    }
+
+    fn check(&mut self, value: Value, given: &Given) {
+        let [text] = given.texts.as_slice() else {
+            if !matches!(value, Value::List(_)) {
+                self.mistake(&given.origin, format!("takes one value, not {}", given.texts.len()));
+            }
+            return;
+        };
+        let wrong = match value {
+            Value::Bool if typed::parse_bool(text).is_none() => "is not true or false".to_owned(),
+            Value::Number(min, max) if !u64::from_str(text).is_ok_and(|number| (min..=max).contains(&number)) => {
+                format!("is not a whole number from {min} to {max}")
+            }
+            Value::Choice(words) if !words.contains(&text.as_str()) => format!("is not one of {}", words.join(", ")),
+            Value::Text(_) if text.is_empty() => "is empty".to_owned(),
+            _ => return,
+        };
+        self.mistake(&given.origin, format!("'{text}' {wrong}"));
+    }
+
+    fn list(&self, name: &'static str) -> Vec<String> {
+        self.typed.texts(name).unwrap_or_default()
+    }
+
+    fn optional(&self, name: &'static str) -> Option<String> {
+        self.typed.texts(name).and_then(|mut texts| texts.pop())
+    }
+
+    fn text(&self, name: &'static str) -> String {
+        self.optional(name).unwrap_or_default()
+    }
+
+    fn truth(&self, name: &'static str) -> bool {
+        typed::parse_bool(&self.text(name)).unwrap_or_default()
+    }
+
+    fn maybe_number(&self, name: &'static str) -> Option<u64> {
+        self.optional(name)?.parse().ok()
+    }
+
+    fn number(&self, name: &'static str) -> u64 {
+        self.maybe_number(name).unwrap_or_default()
+    }
+
+    fn address(&mut self, address: &'static str, port: &'static str) -> SocketAddr {
+        let text = self.text(address);
+        let host = if text == "localhost" { "127.0.0.1" } else { text.trim_matches(['[', ']']) };
+        let ip = host.parse().unwrap_or_else(|_| {
+            let origin = self.typed.origin(address);
+            self.mistake(&origin, format!("'{text}' is not an IP address"));
+            IpAddr::from([0, 0, 0, 0])
+        });
+        SocketAddr::new(ip, self.number(port) as u16)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The settings of a command line, with an existing directory for `DIR`.
+    fn read(line: &str) -> Result<Config, Vec<String>> {
+        let args: Vec<String> = line.replace("DIR", env!("CARGO_MANIFEST_DIR")).split(' ').map(str::to_owned).collect();
+        Config::read(&args, &Environment::new(), None).map_err(|mistakes| mistakes.0)
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_reference_server() {
+        let config = read("--model-repository=DIR").expect("nothing else is required");
+        let grpc = config.grpc.expect("on by default");
+        assert_eq!(grpc.address.to_string(), "0.0.0.0:8001");
+        assert_eq!((grpc.request_bytes_max, grpc.response_bytes_max), (i32::MAX as usize, i32::MAX as usize));
+        let metrics = config.metrics.expect("on by default");
+        assert_eq!(metrics.address.to_string(), "0.0.0.0:8002");
+        assert_eq!(metrics.host_interval, Some(Duration::from_secs(2)));
+        assert_eq!(config.repository.control, Control::None);
+        assert!(config.repository.auto_complete && config.strict_readiness && config.exit_on_error);
+        assert_eq!(config.exit_timeout, Duration::from_secs(30));
+    }
+
+    #[test]
+    fn every_mistake_of_every_kind_is_reported_at_once() {
+        let line = "--grpc-port=70000 --strict-readiness=maybe --model-control-mode=sometimes \
+                    --grpc-address=nowhere --model-repository=/nonexistent --log-level=nereid=loud";
+        let mistakes = read(line).expect_err("six mistakes");
+        let expected = [
+            "--strict-readiness: 'maybe' is not true or false",
+            "--model-control-mode: 'sometimes' is not one of none, poll, explicit",
+            "--grpc-port: '70000' is not a whole number from 0 to 65535",
+            "--model-repository: '/nonexistent' is not a directory",
+            "--grpc-address: 'nowhere' is not an IP address",
+        ];
+        assert_eq!(mistakes[..5], expected);
+        assert!(mistakes[5].starts_with("--log-level: 'nereid=loud'"), "{}", mistakes[5]);
+        assert_eq!(mistakes.len(), 6);
+    }
+
+    #[test]
+    fn a_mistake_names_the_variable_or_the_line_that_made_it() {
+        let environment = Environment::from([("NEREID_GRPC_PORT".to_owned(), "many".to_owned())]);
+        let file = File { path: "nereid.toml", text: "\nlog-verbose = -1\n" };
+        let mistakes = Config::read(&[], &environment, Some(file)).expect_err("three mistakes").0;
+        let expected = [
+            "environment variable NEREID_GRPC_PORT: 'many' is not a whole number from 0 to 65535",
+            "nereid.toml:2: log-verbose: '-1' is not a whole number from 0 to 9",
+            "--model-repository: is required: a directory with one directory for each model",
+        ];
+        assert_eq!(mistakes, expected);
+    }
+
+    #[test]
+    fn two_servers_cannot_share_a_port() {
+        let mistakes = read("--model-repository=DIR --grpc-port=9 --metrics-port=9").expect_err("the same port");
+        assert_eq!(mistakes, ["--grpc-port: 9 is also the port of --metrics-port"]);
+        assert!(read("--model-repository=DIR --grpc-port=0 --metrics-port=0").is_ok());
+        let apart =
+            "--model-repository=DIR --grpc-port=9 --metrics-port=9 --grpc-address=127.0.0.1 --metrics-address=::1";
+        assert!(read(apart).is_ok());
+    }
+
+    #[test]
+    fn models_to_load_belong_to_explicit_mode() {
+        assert!(read("--model-repository=DIR --load-model=a").is_err());
+        let config = read("--model-repository=DIR --model-control-mode=explicit --load-model=a --load-model=b");
+        let named = Startup::Named(vec!["a".to_owned(), "b".to_owned()]);
+        assert_eq!(config.expect("valid").repository.control, Control::Explicit(named));
+        let config = read("--model-repository=DIR --model-control-mode=explicit --load-model=*");
+        assert_eq!(config.expect("valid").repository.control, Control::Explicit(Startup::All));
+    }
+
+    #[test]
+    fn metrics_listen_where_http_does_unless_told() {
+        let config = read("--model-repository=DIR --http-address=127.0.0.1").expect("valid");
+        assert_eq!(config.metrics.expect("on").address.to_string(), "127.0.0.1:8002");
+    }
+}

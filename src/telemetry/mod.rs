@@ -2,4 +2,7 @@
 //!
 //! A measure is recorded once, where it happens; every metric's name stands in [`metrics`].
 
+pub mod host;
+pub mod logging;
+pub mod metrics;
 pub mod stats;

@@ -1,14 +1,17 @@
 //! The statistics of one model version: exact counts and durations, cumulative since its load.
 //!
 //! The instance records each batch once, for all protocols alike; who waits for a request records its failure.
-//! Readers take a [`Snapshot`].
+//! Readers take a [`Snapshot`]. The model's metrics are counted at the same places; unlike the statistics they go on
+//! through a reload, so a new [`ModelStats`] of the same version continues the same series.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
+use super::metrics::{Metrics, ModelMetrics};
 use crate::error::Kind;
+use crate::model::Version;
 
 /// How often and for how long in all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,7 +44,7 @@ pub struct BatchTimes {
 }
 
 /// One answered request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RequestTimes {
     /// Rows of the request.
     pub rows: usize,
@@ -94,13 +97,37 @@ pub struct Snapshot {
 pub struct ModelStats {
     /// Written once per batch by an instance and once per failure by a waiter; held for a few adds only.
     totals: Mutex<Snapshot>,
+    /// Count nowhere by default.
+    metrics: ModelMetrics,
 }
 
 impl ModelStats {
+    /// Statistics at zero that also count in the series of `model`'s `version`; `tags` are further labels.
+    pub fn new(metrics: &Metrics, model: &str, version: Version, tags: &BTreeMap<String, String>) -> Self {
+        Self { totals: Mutex::default(), metrics: metrics.model(model, version, tags) }
+    }
+
+    /// Records how long the load took, from the command to the first instance that could run.
+    pub fn loaded(&self, took: Duration) {
+        self.metrics.loaded(took);
+    }
+
+    /// Records that a request began to wait; each is counted once more in [`ModelStats::requests_left`].
+    pub fn request_waits(&self) {
+        self.metrics.pending.increment(1.0);
+    }
+
+    /// Records that `count` requests wait no longer: taken for execution, or taken back.
+    pub fn requests_left(&self, count: usize) {
+        self.metrics.pending.decrement(count as f64);
+    }
+
     /// Records one execution and the requests that it answered.
     pub fn batch_finished(&self, batch: &BatchTimes, requests: impl IntoIterator<Item = RequestTimes>) {
         let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        let metrics = &self.metrics;
         let mut totals = self.totals.lock();
+        let before = Sums::of(&totals);
         totals.last_inference_ms = now_ms;
         totals.execution_count += 1;
         let by_rows = totals.batches.entry(batch.rows).or_default();
@@ -113,14 +140,26 @@ impl ModelStats {
             totals.inference_count += request.rows as u64;
             totals.success.add(1, request.total);
             totals.queue.add(1, request.queue);
+            metrics.request_seconds.record(request.total.as_secs_f64());
+            metrics.queue_seconds.record(request.queue.as_secs_f64());
         }
         totals.compute_input.add(answered, batch.compute_input);
         totals.compute_infer.add(answered, batch.compute_infer);
         totals.compute_output.add(answered, batch.compute_output);
+        let after = Sums::of(&totals);
+        drop(totals);
+
+        metrics.executions.increment(1);
+        metrics.batch_rows.record(batch.rows as f64);
+        metrics
+            .compute_seconds
+            .record((batch.compute_input + batch.compute_infer + batch.compute_output).as_secs_f64());
+        after.count_since(&before, metrics);
     }
 
     /// Records a request that failed after its checks, `total` after its arrival.
     pub fn request_failed(&self, kind: Kind, total: Duration) {
+        self.metrics.failed(kind);
         let mut totals = self.totals.lock();
         totals.fail.add(1, total);
         *totals.failures.entry(kind).or_default() += 1;
@@ -128,6 +167,7 @@ impl ModelStats {
 
     /// Records a request that the model's checks refused; `fail` does not count it, as in the reference server.
     pub fn request_refused(&self, kind: Kind) {
+        self.metrics.failed(kind);
         *self.totals.lock().failures.entry(kind).or_default() += 1;
     }
 
@@ -137,9 +177,93 @@ impl ModelStats {
     }
 }
 
+/// The sums behind the metrics' counters, in the metrics' units: what is added to a counter is the difference of two,
+/// so that rounding to microseconds is done on the sum and loses nothing however short the single times are.
+struct Sums {
+    success: u64,
+    rows: u64,
+    times_us: [u64; 5],
+}
+
+impl Sums {
+    fn of(totals: &Snapshot) -> Self {
+        let times = [totals.success, totals.queue, totals.compute_input, totals.compute_infer, totals.compute_output];
+        Self { success: totals.success.count, rows: totals.inference_count, times_us: times.map(|time| time.ns / 1000) }
+    }
+
+    fn count_since(&self, before: &Sums, metrics: &ModelMetrics) {
+        metrics.success.increment(self.success - before.success);
+        metrics.inferences.increment(self.rows - before.rows);
+        let counters =
+            [&metrics.request_us, &metrics.queue_us, &metrics.input_us, &metrics.infer_us, &metrics.output_us];
+        for (counter, (after, before)) in counters.into_iter().zip(self.times_us.iter().zip(before.times_us)) {
+            counter.increment(after - before);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The values of all series whose line starts with `prefix`.
+    fn values(metrics: &Metrics, prefix: &str) -> Vec<f64> {
+        let text = metrics.render();
+        let lines = text.lines().filter(|line| line.starts_with(prefix));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect()
+    }
+
+    fn answer_one(stats: &ModelStats, total: Duration) {
+        let batch = BatchTimes { rows: 1, compute_infer: total, ..BatchTimes::default() };
+        stats.batch_finished(&batch, [RequestTimes { rows: 1, queue: Duration::ZERO, total }]);
+    }
+
+    #[test]
+    fn counters_go_on_through_a_reload_while_statistics_start_again() {
+        let metrics = Metrics::new();
+        let stats = || ModelStats::new(&metrics, "m", 1, &BTreeMap::new());
+        answer_one(&stats(), Duration::from_millis(1));
+        let reloaded = stats();
+        answer_one(&reloaded, Duration::from_millis(1));
+        assert_eq!(reloaded.snapshot().success.count, 1);
+        assert_eq!(values(&metrics, "nv_inference_request_success{"), [2.0]);
+    }
+
+    #[test]
+    fn times_below_a_microsecond_add_up() {
+        let metrics = Metrics::new();
+        let stats = ModelStats::new(&metrics, "m", 1, &BTreeMap::new());
+        for _ in 0..1000 {
+            answer_one(&stats, Duration::from_nanos(300));
+        }
+        assert_eq!(values(&metrics, "nv_inference_compute_infer_duration_us{"), [300.0]);
+    }
+
+    #[test]
+    fn every_request_ends_in_exactly_one_counter() {
+        let metrics = Metrics::new();
+        let stats = ModelStats::new(&metrics, "m", 1, &BTreeMap::new());
+        answer_one(&stats, Duration::from_millis(1));
+        for kind in Kind::ALL {
+            stats.request_failed(kind, Duration::from_millis(1));
+            stats.request_refused(kind);
+        }
+        let failed = 2.0 * Kind::ALL.len() as f64;
+        assert_eq!(values(&metrics, "nv_inference_request_success{"), [1.0]);
+        assert_eq!(values(&metrics, "nv_inference_request_failure{").iter().sum::<f64>(), failed);
+        assert_eq!(values(&metrics, "nereid_request_failures_total{").iter().sum::<f64>(), failed);
+    }
+
+    #[test]
+    fn histograms_have_each_request_and_each_execution() {
+        let metrics = Metrics::new();
+        let stats = ModelStats::new(&metrics, "m", 1, &BTreeMap::new());
+        let request = RequestTimes { rows: 2, ..RequestTimes::default() };
+        stats.batch_finished(&BatchTimes { rows: 4, ..BatchTimes::default() }, [request, request]);
+        assert_eq!(values(&metrics, "nereid_request_duration_seconds_count{"), [2.0]);
+        assert_eq!(values(&metrics, "nereid_compute_duration_seconds_count{"), [1.0]);
+        assert_eq!(values(&metrics, "nereid_batch_rows_sum{"), [4.0]);
+    }
 
     #[test]
     fn a_batch_counts_its_time_once_and_for_each_request() {

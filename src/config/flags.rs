@@ -1,0 +1,161 @@
+//! Every setting of `nereid serve`: one table, read by the command line, the environment, the file and the help.
+
+/// What a setting's text must be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Value {
+    /// true, false, on, off, 1 or 0; alone on the command line it means true.
+    Bool,
+    /// A whole number within the bounds.
+    Number(u64, u64),
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// Any text; the placeholder in the help.
+    Text(&'static str),
+    /// Any number of texts: repeated on the command line, separated by commas in the environment, an array in the file.
+    List(&'static str),
+}
+
+/// One setting.
+#[derive(Clone, Copy, Debug)]
+pub struct Flag {
+    /// The name on the command line, without the leading dashes.
+    pub name: &'static str,
+    /// What its text must be.
+    pub value: Value,
+    /// The text that holds if nobody gives one; `None` for unset.
+    pub default: Option<&'static str>,
+    /// The heading in the help.
+    pub heading: &'static str,
+    /// One sentence for the help.
+    pub help: &'static str,
+}
+
+const MILLISECONDS_MAX: u64 = 7 * 24 * 3_600_000;
+const SECONDS_MAX: u64 = 7 * 24 * 3_600;
+const GENERAL: &str = "General";
+const REPOSITORY: &str = "Models";
+const GRPC: &str = "gRPC";
+const METRICS: &str = "Metrics";
+const LOG: &str = "Log";
+
+const fn flag(
+    heading: &'static str,
+    name: &'static str,
+    value: Value,
+    default: &'static str,
+    help: &'static str,
+) -> Flag {
+    let default = if default.is_empty() { None } else { Some(default) };
+    Flag { name, value, default, heading, help }
+}
+
+/// All settings, by heading. A long table on purpose: one line each.
+#[rustfmt::skip]
+pub const FLAGS: &[Flag] = &[
+    flag(GENERAL, "config", Value::Text("FILE"), "", "TOML file with settings under the same names"),
+    flag(GENERAL, "id", Value::Text("NAME"), "nereid", "The server's name in its metadata"),
+    flag(GENERAL, "exit-timeout-secs", Value::Number(0, SECONDS_MAX), "30", "The longest time a stop waits for requests in flight"),
+    flag(GENERAL, "exit-on-error", Value::Bool, "true", "End if a model fails to load at the start"),
+    flag(GENERAL, "strict-readiness", Value::Bool, "true", "Ready only when every model is"),
+    flag(GENERAL, "threads", Value::Number(0, 1024), "0", "Threads for the network; 0 for one per processor, at most 4"),
+
+    flag(REPOSITORY, "model-repository", Value::List("DIR"), "", "Directory of models; required, repeatable"),
+    flag(REPOSITORY, "model-control-mode", Value::Choice(&["none", "poll", "explicit"]), "none", "Who decides what is loaded: the start, the directory, or the callers"),
+    flag(REPOSITORY, "repository-poll-secs", Value::Number(1, SECONDS_MAX), "15", "How often mode poll looks at the directory"),
+    flag(REPOSITORY, "load-model", Value::List("NAME"), "", "Model to load at the start in mode explicit; repeatable, * for all"),
+    flag(REPOSITORY, "disable-auto-complete-config", Value::Bool, "false", "Take configurations as they are written"),
+    flag(REPOSITORY, "model-config-name", Value::Text("NAME"), "", "Prefer configs/NAME.pbtxt over config.pbtxt"),
+    flag(REPOSITORY, "model-load-thread-count", Value::Number(1, 256), "4", "Models that load at the same time"),
+    flag(REPOSITORY, "model-load-retry-count", Value::Number(0, 1000), "0", "How often a failed load is tried again"),
+    flag(REPOSITORY, "queue-size-default", Value::Number(1, 10_000_000), "4096", "Requests that wait per model whose max_queue_size is 0"),
+
+    flag(GRPC, "allow-grpc", Value::Bool, "true", "Serve gRPC"),
+    flag(GRPC, "grpc-address", Value::Text("ADDRESS"), "0.0.0.0", "Address to listen on"),
+    flag(GRPC, "grpc-port", Value::Number(0, 65535), "8001", "Port to listen on; 0 for any that is free"),
+    flag(GRPC, "grpc-max-request-bytes", Value::Number(1024, i32::MAX as u64), "2147483647", "The largest request message"),
+    flag(GRPC, "grpc-max-response-bytes", Value::Number(1024, i32::MAX as u64), "2147483647", "The largest response message"),
+    flag(GRPC, "grpc-infer-response-compression-level", Value::Choice(&["none", "low", "medium", "high"]), "none", "Compress the responses of inference"),
+    flag(GRPC, "grpc-keepalive-time", Value::Number(1, i32::MAX as u64), "7200000", "Milliseconds without traffic before a ping"),
+    flag(GRPC, "grpc-keepalive-timeout", Value::Number(1, i32::MAX as u64), "20000", "Milliseconds until an unanswered ping ends the connection"),
+    flag(GRPC, "grpc-max-connection-age", Value::Number(1, MILLISECONDS_MAX), "", "Milliseconds until a connection is asked to end"),
+    flag(GRPC, "grpc-max-connection-age-grace", Value::Number(1, MILLISECONDS_MAX), "", "Milliseconds more until it is ended"),
+    flag(GRPC, "grpc-max-concurrent-streams", Value::Number(1, u32::MAX as u64), "100000", "Calls in flight on one connection"),
+
+    flag(METRICS, "allow-metrics", Value::Bool, "true", "Serve /metrics"),
+    flag(METRICS, "allow-cpu-metrics", Value::Bool, "true", "Sample the host's processors and memory"),
+    flag(METRICS, "http-address", Value::Text("ADDRESS"), "0.0.0.0", "Where metrics-address is not given"),
+    flag(METRICS, "metrics-address", Value::Text("ADDRESS"), "", "Address to listen on; http-address by default"),
+    flag(METRICS, "metrics-port", Value::Number(0, 65535), "8002", "Port to listen on; 0 for any that is free"),
+    flag(METRICS, "metrics-interval-ms", Value::Number(10, MILLISECONDS_MAX), "2000", "Milliseconds between samples of the host"),
+
+    flag(LOG, "log-format", Value::Choice(&["default", "ISO8601", "json"]), "default", "Form of the log lines"),
+    flag(LOG, "log-level", Value::Text("LEVELS"), "", "Levels by module, such as info,nereid::engine=debug"),
+    flag(LOG, "log-verbose", Value::Number(0, 9), "0", "1 for debug lines, more for trace lines"),
+    flag(LOG, "log-info", Value::Bool, "true", "Log state changes"),
+    flag(LOG, "log-warning", Value::Bool, "true", "Log warnings"),
+    flag(LOG, "log-error", Value::Bool, "true", "Log errors"),
+    flag(LOG, "log-file", Value::Text("FILE"), "", "File to append to instead of standard error"),
+];
+
+/// Other names of settings.
+pub const ALIASES: &[(&str, &str)] = &[("model-store", "model-repository")];
+
+/// Settings that the reference server has and this one has not, or not yet: named, so that the message can be plain.
+#[rustfmt::skip]
+pub const UNSUPPORTED: &[&str] = &[
+    "model-namespacing", "enable-peer-access", "allow-http", "http-port", "reuse-http-port",
+    "http-header-forward-pattern", "http-thread-count", "http-max-input-size", "http-restricted-api",
+    "reuse-grpc-port", "grpc-header-forward-pattern", "grpc-infer-thread-count", "grpc-infer-allocation-pool-size",
+    "grpc-max-response-pool-size", "grpc-use-ssl", "grpc-use-ssl-mutual", "grpc-server-cert", "grpc-server-key",
+    "grpc-root-cert", "grpc-keepalive-permit-without-calls", "grpc-http2-max-pings-without-data",
+    "grpc-http2-min-recv-ping-interval-without-data", "grpc-http2-max-ping-strikes", "grpc-restricted-protocol",
+    "allow-sagemaker", "sagemaker-port", "sagemaker-safe-port-range", "sagemaker-thread-count", "allow-vertex-ai",
+    "vertex-ai-port", "vertex-ai-thread-count", "vertex-ai-default-model", "allow-gpu-metrics", "metrics-config",
+    "trace-config", "cache-config", "cache-directory", "rate-limit", "rate-limit-resource",
+    "pinned-memory-pool-byte-size", "cuda-memory-pool-byte-size", "cuda-virtual-address-size",
+    "min-supported-compute-capability", "buffer-manager-thread-count", "host-policy", "model-load-gpu-limit",
+    "allow-client-shm", "backend-directory", "backend-config", "repoagent-directory", "strict-model-config",
+    "response-cache-byte-size", "trace-file", "trace-level", "trace-rate", "trace-count", "trace-log-frequency",
+];
+
+/// The setting of that name, written with dashes or underscores, alias names included.
+pub fn find(name: &str) -> Option<&'static Flag> {
+    let name = name.replace('_', "-");
+    let name = ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name.as_str(), |(_, meant)| meant);
+    FLAGS.iter().find(|flag| flag.name == name)
+}
+
+/// Why there is no setting of that name: not supported, or unknown with the nearest name there is.
+pub fn why_unknown(name: &str) -> String {
+    let dashed = name.replace('_', "-");
+    if UNSUPPORTED.contains(&dashed.as_str()) {
+        return "is not supported by this server version".to_owned();
+    }
+    let distance = |flag: &&Flag| strsim::damerau_levenshtein(flag.name, &dashed);
+    match FLAGS.iter().min_by_key(distance).filter(|flag| distance(flag) <= dashed.len().div_ceil(3)) {
+        Some(nearest) => format!("is unknown; did you mean {}?", nearest.name),
+        None => "is unknown; nereid serve --help lists all settings".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_stands_twice() {
+        let mut names: Vec<_> = FLAGS.iter().map(|flag| flag.name).chain(UNSUPPORTED.iter().copied()).collect();
+        names.extend(ALIASES.iter().map(|(alias, _)| alias));
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+
+    #[test]
+    fn an_unknown_name_is_answered_with_the_nearest() {
+        assert_eq!(why_unknown("grpc-prot"), "is unknown; did you mean grpc-port?");
+        assert!(why_unknown("trace_config").contains("not supported"));
+        assert!(why_unknown("xyzzy").contains("--help"));
+    }
+}

@@ -1,0 +1,404 @@
+//! Every metric's name, type, labels and help, and the handles that count.
+//!
+//! A [`Metrics`] is one server's own registry (never a global one), so that several servers can live in one process.
+//! It does not know who counts: [`super::stats`] does for models, `server.rs` for the host. Names that start with
+//! `nv_` are those of the reference server, with its meanings and units; ours start with `nereid_` and use seconds.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, NoopRecorder, Recorder};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+
+use crate::error::Kind;
+use crate::model::Version;
+
+/// A metric's name and what it counts.
+struct Family(&'static str, &'static str);
+
+// Per model version; labels `model`, `version` and the model's own tags.
+const SUCCESS: Family = Family("nv_inference_request_success", "Requests answered");
+const FAILURE: Family = Family("nv_inference_request_failure", "Requests refused or failed, by reason");
+const INFERENCES: Family = Family("nv_inference_count", "Inferences performed: the rows of all answered requests");
+const EXECUTIONS: Family = Family("nv_inference_exec_count", "Model executions: a batch counts once");
+const REQUEST_US: Family =
+    Family("nv_inference_request_duration_us", "Time from arrival to response of answered requests, in microseconds");
+const QUEUE_US: Family = Family("nv_inference_queue_duration_us", "Time answered requests waited, in microseconds");
+const INPUT_US: Family =
+    Family("nv_inference_compute_input_duration_us", "Time to prepare inputs of answered requests, in microseconds");
+const INFER_US: Family =
+    Family("nv_inference_compute_infer_duration_us", "Time to execute answered requests, in microseconds");
+const OUTPUT_US: Family =
+    Family("nv_inference_compute_output_duration_us", "Time to hand over responses, in microseconds");
+const PENDING: Family = Family("nv_inference_pending_request_count", "Requests that wait for execution");
+const LOAD_SECS: Family = Family("nv_model_load_duration_secs", "Duration of the version's last load, in seconds");
+const REQUEST_SECONDS: Family =
+    Family("nereid_request_duration_seconds", "Time from arrival to response of answered requests");
+const QUEUE_SECONDS: Family = Family("nereid_queue_duration_seconds", "Time answered requests waited");
+const COMPUTE_SECONDS: Family =
+    Family("nereid_compute_duration_seconds", "Time of executions from preparing inputs to handing over responses");
+const BATCH_ROWS: Family = Family("nereid_batch_rows", "Rows of executions");
+const FAILURES: Family =
+    Family("nereid_request_failures_total", "Requests refused or failed, by exact reason; each counts once");
+
+// Of the server as a whole.
+const RECEIVED: Family =
+    Family("nereid_requests_received_total", "Inference requests that arrived, whatever became of them");
+const IN_FLIGHT: Family = Family("nereid_requests_in_flight", "Inference requests that have no final answer yet");
+const UNROUTED: Family =
+    Family("nereid_unrouted_requests_total", "Requests refused before a model version was found for them, by reason");
+const LOADS: Family = Family("nereid_model_loads_total", "Loads of model versions, by result");
+const UNLOADS: Family = Family("nereid_model_unloads_total", "Unloads of model versions");
+const BUILD: Family = Family("nereid_build_info", "Always 1; the labels say what is running");
+
+// Of the host and the process.
+const CPU_UTILIZATION: Family = Family("nv_cpu_utilization", "CPU utilization of the host (0.0 - 1.0)");
+const MEMORY_TOTAL: Family = Family("nv_cpu_memory_total_bytes", "Memory of the host in bytes");
+const MEMORY_USED: Family = Family("nv_cpu_memory_used_bytes", "Memory in use on the host in bytes");
+const PROCESS_RESIDENT: Family = Family("process_resident_memory_bytes", "Resident memory of the server");
+const PROCESS_FDS: Family = Family("process_open_fds", "Open file descriptors of the server");
+const PROCESS_THREADS: Family = Family("process_threads", "Threads of the server");
+
+/// Upper bounds of the histograms of durations, in seconds.
+const SECONDS: [f64; 17] =
+    [5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// Upper bounds of the histogram of rows.
+const ROWS: [f64; 11] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+
+/// The values of the label `reason` by exact kind, in the order of [`Kind::ALL`].
+fn reason(kind: Kind) -> &'static str {
+    match kind {
+        Kind::InvalidArgument => "invalid",
+        Kind::NotFound => "not_found",
+        Kind::AlreadyExists => "already_exists",
+        Kind::Unimplemented => "unimplemented",
+        Kind::Unavailable => "unavailable",
+        Kind::QueueFull => "queue_full",
+        Kind::BudgetExceeded => "budget",
+        Kind::TimedOut => "timeout",
+        Kind::DeadlineExceeded => "deadline",
+        Kind::Cancelled => "cancelled",
+        Kind::Backend => "backend",
+        Kind::Internal => "internal",
+    }
+}
+
+/// The reference server's four reasons of `nv_inference_request_failure`.
+const COARSE_REASONS: [&str; 4] = ["REJECTED", "CANCELED", "BACKEND", "OTHER"];
+
+/// The index of the kind in [`COARSE_REASONS`].
+fn coarse_reason(kind: Kind) -> usize {
+    match kind {
+        Kind::InvalidArgument | Kind::Unimplemented | Kind::QueueFull | Kind::BudgetExceeded | Kind::TimedOut => 0,
+        Kind::DeadlineExceeded | Kind::Cancelled => 1,
+        Kind::Backend => 2,
+        Kind::NotFound | Kind::AlreadyExists | Kind::Unavailable | Kind::Internal => 3,
+    }
+}
+
+/// The metrics of one server. Cloning shares them.
+#[derive(Clone)]
+pub struct Metrics {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+    received: Counter,
+    in_flight: Gauge,
+    /// One for each of [`Kind::ALL`].
+    unrouted: [Counter; Kind::ALL.len()],
+    loads: Counter,
+    load_failures: Counter,
+    unloads: Counter,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// A registry of its own with the server's counters at zero.
+    pub fn new() -> Self {
+        let recorder = PrometheusBuilder::new()
+            .set_buckets(&SECONDS)
+            .and_then(|builder| builder.set_buckets_for_metric(Matcher::Full(BATCH_ROWS.0.to_owned()), &ROWS))
+            .expect("neither list of bounds is empty")
+            .build_recorder();
+        let server = Series::new(&recorder, Vec::new());
+        server.with("version", env!("CARGO_PKG_VERSION")).gauge(&BUILD).set(1.0);
+        let shared = Shared {
+            received: server.counter(&RECEIVED),
+            in_flight: server.gauge(&IN_FLIGHT),
+            unrouted: Kind::ALL.map(|kind| server.with("reason", reason(kind)).counter(&UNROUTED)),
+            loads: server.with("result", "success").counter(&LOADS),
+            load_failures: server.with("result", "failure").counter(&LOADS),
+            unloads: server.counter(&UNLOADS),
+            handle: recorder.handle(),
+            recorder,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Everything in the Prometheus text format, version 0.0.4.
+    pub fn render(&self) -> String {
+        self.shared.handle.render()
+    }
+
+    /// Moves recorded samples into their histograms; call it about once a second, whether anybody scrapes or not.
+    pub fn upkeep(&self) {
+        self.shared.handle.run_upkeep();
+    }
+
+    /// Counts an inference request's arrival; it is in flight until the result is dropped.
+    pub fn request_received(&self) -> InFlight {
+        self.shared.received.increment(1);
+        self.shared.in_flight.increment(1.0);
+        InFlight(self.shared.in_flight.clone())
+    }
+
+    /// Counts a request that was refused before a model version was found: undecodable, unknown model, not ready.
+    ///
+    /// No model label: the name is the caller's to invent, and every new one would be a series for ever.
+    pub fn request_unrouted(&self, kind: Kind) {
+        self.shared.unrouted[index(kind)].increment(1);
+    }
+
+    /// Counts a version that became ready.
+    pub fn version_loaded(&self) {
+        self.shared.loads.increment(1);
+    }
+
+    /// Counts a version that could not be loaded.
+    pub fn version_load_failed(&self) {
+        self.shared.load_failures.increment(1);
+    }
+
+    /// Counts a version that was unloaded.
+    pub fn version_unloaded(&self) {
+        self.shared.unloads.increment(1);
+    }
+
+    /// The gauges of the host and the process.
+    pub(super) fn host(&self) -> HostGauges {
+        let server = Series::new(&self.shared.recorder, Vec::new());
+        HostGauges {
+            cpu_utilization: server.gauge(&CPU_UTILIZATION),
+            memory_total: server.gauge(&MEMORY_TOTAL),
+            memory_used: server.gauge(&MEMORY_USED),
+            process_resident: server.gauge(&PROCESS_RESIDENT),
+            process_fds: server.gauge(&PROCESS_FDS),
+            process_threads: server.gauge(&PROCESS_THREADS),
+        }
+    }
+
+    /// The series of one model version; the same series again after a reload, so that counters never go back.
+    pub(super) fn model(&self, model: &str, version: Version, tags: &BTreeMap<String, String>) -> ModelMetrics {
+        let own = [("model".to_owned(), model.to_owned()), ("version".to_owned(), version.to_string())];
+        let tags = tags.iter().map(|(name, value)| (name.clone(), value.clone()));
+        let labels = own.into_iter().chain(tags).map(|(name, value)| Label::new(name, value)).collect();
+        ModelMetrics::register(&Series::new(&self.shared.recorder, labels))
+    }
+}
+
+/// A request that has no final answer yet; dropping it is the answer.
+#[must_use = "the request counts as answered when this is dropped"]
+pub struct InFlight(Gauge);
+
+impl fmt::Debug for InFlight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("InFlight")
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
+/// The gauges that [`super::host`] sets.
+pub(super) struct HostGauges {
+    pub cpu_utilization: Gauge,
+    pub memory_total: Gauge,
+    pub memory_used: Gauge,
+    pub process_resident: Gauge,
+    pub process_fds: Gauge,
+    pub process_threads: Gauge,
+}
+
+/// The handles of one model version's series; [`super::stats`] counts with them.
+pub(super) struct ModelMetrics {
+    pub success: Counter,
+    pub inferences: Counter,
+    pub executions: Counter,
+    pub request_us: Counter,
+    pub queue_us: Counter,
+    pub input_us: Counter,
+    pub infer_us: Counter,
+    pub output_us: Counter,
+    pub pending: Gauge,
+    pub request_seconds: Histogram,
+    pub queue_seconds: Histogram,
+    pub compute_seconds: Histogram,
+    pub batch_rows: Histogram,
+    load_secs: Gauge,
+    coarse_failures: [Counter; 4],
+    failures: [Counter; Kind::ALL.len()],
+}
+
+impl fmt::Debug for ModelMetrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ModelMetrics").finish_non_exhaustive()
+    }
+}
+
+impl Default for ModelMetrics {
+    /// Handles that count nowhere.
+    fn default() -> Self {
+        Self::register(&Series::new(&NoopRecorder, Vec::new()))
+    }
+}
+
+impl ModelMetrics {
+    fn register(series: &Series<'_>) -> Self {
+        Self {
+            success: series.counter(&SUCCESS),
+            inferences: series.counter(&INFERENCES),
+            executions: series.counter(&EXECUTIONS),
+            request_us: series.counter(&REQUEST_US),
+            queue_us: series.counter(&QUEUE_US),
+            input_us: series.counter(&INPUT_US),
+            infer_us: series.counter(&INFER_US),
+            output_us: series.counter(&OUTPUT_US),
+            pending: series.gauge(&PENDING),
+            request_seconds: series.histogram(&REQUEST_SECONDS),
+            queue_seconds: series.histogram(&QUEUE_SECONDS),
+            compute_seconds: series.histogram(&COMPUTE_SECONDS),
+            batch_rows: series.histogram(&BATCH_ROWS),
+            load_secs: series.gauge(&LOAD_SECS),
+            coarse_failures: COARSE_REASONS.map(|reason| series.with("reason", reason).counter(&FAILURE)),
+            failures: Kind::ALL.map(|kind| series.with("reason", reason(kind)).counter(&FAILURES)),
+        }
+    }
+
+    /// Counts one refused or failed request, once by its exact kind and once by the reference server's reason.
+    pub fn failed(&self, kind: Kind) {
+        self.coarse_failures[coarse_reason(kind)].increment(1);
+        self.failures[index(kind)].increment(1);
+    }
+
+    /// Sets the duration of the last load.
+    pub fn loaded(&self, took: Duration) {
+        self.load_secs.set(took.as_secs_f64());
+    }
+}
+
+/// Where to register, and the labels that all series of one owner have.
+struct Series<'a> {
+    recorder: &'a dyn Recorder,
+    labels: Vec<Label>,
+}
+
+impl<'a> Series<'a> {
+    const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, None);
+
+    fn new(recorder: &'a dyn Recorder, labels: Vec<Label>) -> Self {
+        Self { recorder, labels }
+    }
+
+    fn with(&self, name: &'static str, value: &'static str) -> Self {
+        let mut labels = self.labels.clone();
+        labels.push(Label::from_static_parts(name, value));
+        Self { recorder: self.recorder, labels }
+    }
+
+    fn key(&self, family: &Family) -> Key {
+        Key::from_parts(family.0, self.labels.clone())
+    }
+
+    fn counter(&self, family: &Family) -> Counter {
+        self.recorder.describe_counter(family.0.into(), None, family.1.into());
+        self.recorder.register_counter(&self.key(family), &Self::METADATA)
+    }
+
+    fn gauge(&self, family: &Family) -> Gauge {
+        self.recorder.describe_gauge(family.0.into(), None, family.1.into());
+        self.recorder.register_gauge(&self.key(family), &Self::METADATA)
+    }
+
+    fn histogram(&self, family: &Family) -> Histogram {
+        self.recorder.describe_histogram(family.0.into(), None, family.1.into());
+        self.recorder.register_histogram(&self.key(family), &Self::METADATA)
+    }
+}
+
+/// The position of the kind in [`Kind::ALL`], which is in declaration order.
+fn index(kind: Kind) -> usize {
+    kind as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_is_at_its_index() {
+        for (at, kind) in Kind::ALL.into_iter().enumerate() {
+            assert_eq!(index(kind), at);
+        }
+    }
+
+    #[test]
+    fn two_servers_in_one_process_count_apart() {
+        let (one, other) = (Metrics::new(), Metrics::new());
+        one.request_unrouted(Kind::NotFound);
+        let line = |metrics: &Metrics, value| {
+            let expected = format!("{}{{reason=\"not_found\"}} {value}", UNROUTED.0);
+            assert!(metrics.render().lines().any(|line| line == expected), "{expected}");
+        };
+        line(&one, 1);
+        line(&other, 0);
+    }
+
+    #[test]
+    fn a_request_is_in_flight_until_its_guard_is_dropped() {
+        let metrics = Metrics::new();
+        let in_flight = |metrics: &Metrics| {
+            let text = metrics.render();
+            let value = text.lines().find_map(|line| line.strip_prefix(IN_FLIGHT.0)?.strip_prefix(' '));
+            value.map(str::to_owned)
+        };
+        let guard = metrics.request_received();
+        assert_eq!(in_flight(&metrics).as_deref(), Some("1"));
+        drop(guard);
+        assert_eq!(in_flight(&metrics).as_deref(), Some("0"));
+    }
+
+    #[test]
+    fn every_series_has_help_and_type() {
+        let metrics = Metrics::new();
+        let _host = metrics.host();
+        let _model = metrics.model("m", 1, &BTreeMap::from([("_team".to_owned(), "search".to_owned())]));
+        let text = metrics.render();
+        for line in text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
+            let name = line.split(['{', ' ']).next().unwrap_or_default();
+            let family = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix));
+            let described =
+                |name: &str| text.contains(&format!("# HELP {name} ")) && text.contains(&format!("# TYPE {name} "));
+            assert!(described(name) || family.is_some_and(described), "{line}");
+        }
+        assert!(text.contains("_team=\"search\""));
+    }
+}
