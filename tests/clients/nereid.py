@@ -1,0 +1,104 @@
+"""A server process for tests: started on free ports of the loopback address, ended by SIGTERM.
+
+Begin at `Nereid`; `write_model` makes a repository for it.
+"""
+
+import os
+import re
+import selectors
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BINARY = Path(os.environ.get("NEREID_BIN", ROOT / "target" / "debug" / "nereid"))
+READY = re.compile(r"^nereid ready: (?P<addresses>.+)$")
+START_MAX_S = 60
+STOP_MAX_S = 30
+
+
+class Nereid:
+    """A running server; a context manager."""
+
+    def __init__(self, repository, *flags):
+        self.repository = Path(repository)
+        self.log = tempfile.NamedTemporaryFile("w+", prefix="nereid-", suffix=".log")
+        command = [BINARY, "serve", "--model-repository", repository]
+        command += ["--grpc-address", "127.0.0.1", "--grpc-port", "0"]
+        command += ["--metrics-address", "127.0.0.1", "--metrics-port", "0", *flags]
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("NEREID_")}
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment)
+        try:
+            self.addresses = self._wait_until_ready()
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+    @property
+    def grpc(self):
+        """The gRPC address, as clients take it."""
+        return self.addresses["grpc"]
+
+    @property
+    def metrics(self):
+        """The URL of the metrics."""
+        return f"http://{self.addresses['metrics']}/metrics"
+
+    def stop(self):
+        """Asks the server to end, and returns its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(STOP_MAX_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"the server did not end in {STOP_MAX_S} s\n{self._log_end()}") from None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def _wait_until_ready(self):
+        selector = selectors.DefaultSelector()
+        selector.register(self.process.stdout, selectors.EVENT_READ)
+        deadline = time.monotonic() + START_MAX_S
+        while selector.select(max(0, deadline - time.monotonic())):
+            line = self.process.stdout.readline()
+            if not line:
+                raise AssertionError(f"the server ended with {self.process.wait()}\n{self._log_end()}")
+            ready = READY.match(line)
+            if ready:
+                return dict(pair.split("=", 1) for pair in ready["addresses"].split())
+        raise AssertionError(f"the server was not ready in {START_MAX_S} s\n{self._log_end()}")
+
+    def _log_end(self):
+        return "".join(Path(self.log.name).read_text().splitlines(keepends=True)[-30:])
+
+
+def write_model(repository, name, config, versions=(1,)):
+    """Writes a model without a model file: a configuration and empty version folders."""
+    folder = Path(repository) / name
+    for version in versions:
+        (folder / str(version)).mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(config)
+    return folder
+
+
+def identity_config(dtypes, max_batch_size=8, dims="-1", extra=""):
+    """The configuration of an identity model with one input and output of each of `dtypes`."""
+    inputs, outputs = [], []
+    for index, dtype in enumerate(dtypes):
+        dtype = "STRING" if dtype == "BYTES" else dtype
+        inputs.append(f'{{ name: "INPUT{index}" data_type: TYPE_{dtype} dims: [ {dims} ] }}')
+        outputs.append(f'{{ name: "OUTPUT{index}" data_type: TYPE_{dtype} dims: [ {dims} ] }}')
+    return (
+        f'backend: "identity"\nmax_batch_size: {max_batch_size}\n'
+        f"input [ {', '.join(inputs)} ]\noutput [ {', '.join(outputs)} ]\n"
+        f"instance_group [ {{ count: 1 kind: KIND_CPU }} ]\n{extra}\n"
+    )
