@@ -1,4 +1,6 @@
-"""Arrays of every type of the protocol, and the client's inputs made of them."""
+"""Arrays of every type of the protocol, the client's inputs made of them, and many requests at once."""
+
+import queue
 
 import numpy as np
 import tritonclient.grpc as grpcclient
@@ -26,3 +28,19 @@ def sample(dtype, shape):
 def tensor(name, dtype, array):
     """The client's input of `array`."""
     return grpcclient.InferInput(name, list(array.shape), dtype).set_data_from_numpy(array)
+
+
+def infer_at_once(client, model, requests):
+    """Sends all `requests`, each a list of inputs, before it waits; returns their results in the same order."""
+    answers = queue.Queue()
+    for number, inputs in enumerate(requests):
+        client.async_infer(
+            model, inputs, callback=lambda result, error: answers.put((result, error)), request_id=str(number)
+        )
+    results = {}
+    for _ in requests:
+        result, error = answers.get(timeout=30)
+        if error is not None:
+            raise error
+        results[int(result.get_response().id)] = result
+    return [results[number] for number in range(len(requests))]

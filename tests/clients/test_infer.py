@@ -1,12 +1,10 @@
 """Inference over the synchronous client."""
 
-import queue
-
 import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
-from arrays import DTYPES, sample, tensor
+from arrays import DTYPES, infer_at_once, sample, tensor
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 
@@ -107,19 +105,7 @@ def test_the_parameters_of_a_request_are_accepted(client):
 
 
 def test_many_requests_at_once_get_their_own_answers(client):
-    answers = queue.Queue()
-    for number in range(64):
-        client.async_infer(
-            "batched_INT64",
-            [tensor("INPUT0", "INT64", np.full([1, 3], number, dtype=np.int64))],
-            callback=lambda result, error: answers.put((result, error)),
-            request_id=str(number),
-        )
-    seen = set()
-    for _ in range(64):
-        result, error = answers.get(timeout=30)
-        assert error is None
-        number = int(result.get_response().id)
-        assert (result.as_numpy("OUTPUT0") == number).all()
-        seen.add(number)
-    assert seen == set(range(64))
+    sent = [np.full([1, 3], number, dtype=np.int64) for number in range(64)]
+    results = infer_at_once(client, "batched_INT64", [[tensor("INPUT0", "INT64", each)] for each in sent])
+    for each, result in zip(sent, results, strict=True):
+        assert (result.as_numpy("OUTPUT0") == each).all()
