@@ -1,1 +1,200 @@
-//! To be written.
+//! The command line as typed: which command, and what it prints.
+//!
+//! Knows words and exit codes, not servers. The settings of `nereid serve` are read by [`Config`]; here they are only
+//! listed for the help. Exit codes: 0 done, 1 failed, 2 wrong words.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Arg, ArgMatches, Command, value_parser};
+
+use crate::config::{Config, flags};
+use crate::error::{Error, Result};
+use crate::protocol::grpc::probe;
+use crate::server;
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    // clap ends at the first mistake; `Config` reports all of them, so clap sees `serve` only to print its help.
+    let wants_help = words.iter().skip(2).any(|word| word == "--help" || word == "-h");
+    if words.get(1).is_some_and(|command| command == "serve") && !wants_help {
+        return serve(&words[2..]);
+    }
+    match dispatch(&command().get_matches_from(words)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("nereid: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(args: &[String]) -> ExitCode {
+    let config = match Config::from_process(args) {
+        Ok(config) => config,
+        Err(mistakes) => {
+            for mistake in &mistakes.0 {
+                eprintln!("nereid: {mistake}");
+            }
+            return ExitCode::from(2);
+        }
+    };
+    let result = runtime(config.threads).and_then(|runtime| runtime.block_on(server::run(config)));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("nereid: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(matches: &ArgMatches) -> Result<()> {
+    match matches.subcommand() {
+        Some(("check", given)) => check(&paths(given, "DIR")),
+        Some(("inspect", given)) => inspect(&path(given, "FILE")),
+        Some(("torchscript", given)) => {
+            torchscript(&path(given, "SOURCE"), &path(given, "WEIGHTS"), &path(given, "OUT"))
+        }
+        Some(("health", given)) => health(given),
+        _ => Err(Error::invalid("no command")),
+    }
+}
+
+fn health(given: &ArgMatches) -> Result<()> {
+    let address = match given.get_one::<String>("grpc") {
+        Some(address) => address.clone(),
+        None => format!("127.0.0.1:{}", Config::grpc_port_of_process()),
+    };
+    let timeout = Duration::from_millis(*given.get_one::<u64>("timeout-ms").unwrap_or(&1000));
+    runtime(1)?.block_on(probe::ready(&address, timeout))?;
+    println!("{address} is ready");
+    Ok(())
+}
+
+fn runtime(threads: usize) -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name("network")
+        .enable_all()
+        .build()
+        .map_err(|error| Error::internal(format!("threads of the network: {error}")))
+}
+
+fn path(given: &ArgMatches, name: &str) -> PathBuf {
+    given.get_one::<PathBuf>(name).cloned().unwrap_or_default()
+}
+
+fn paths(given: &ArgMatches, name: &str) -> Vec<PathBuf> {
+    given.get_many::<PathBuf>(name).into_iter().flatten().cloned().collect()
+}
+
+fn path_arg(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).required(true).value_parser(value_parser!(PathBuf)).help(help)
+}
+
+fn command() -> Command {
+    Command::new("nereid")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(env!("CARGO_PKG_DESCRIPTION"))
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(serve_command())
+        .subcommand(
+            Command::new("check")
+                .about("Validate model repositories without serving: every mistake with file and line; exit 1 if any")
+                .arg(path_arg("DIR", "Directory of models").num_args(1..)),
+        )
+        .subcommand(
+            Command::new("inspect")
+                .about("Say what a TorchScript file takes and gives, what it weighs, and a config.pbtxt to start from")
+                .arg(path_arg("FILE", "TorchScript file, such as model.pt")),
+        )
+        .subcommand(
+            Command::new("torchscript")
+                .about("Make a TorchScript file from source text and weights")
+                .arg(path_arg("SOURCE", "TorchScript source of the module's methods"))
+                .arg(path_arg("WEIGHTS", "safetensors file with the module's parameters"))
+                .arg(path_arg("OUT", "File to write")),
+        )
+        .subcommand(
+            Command::new("health")
+                .about("Ask a server whether it is ready; exit 0 if so")
+                .arg(
+                    Arg::new("grpc").long("grpc").value_name("HOST:PORT").help(
+                        "Where the server's gRPC is [default: 127.0.0.1 and the port of NEREID_GRPC_PORT or 8001]",
+                    ),
+                )
+                .arg(
+                    Arg::new("timeout-ms")
+                        .long("timeout-ms")
+                        .default_value("1000")
+                        .value_parser(value_parser!(u64).range(1..=600_000))
+                        .help("How long to wait for the answer"),
+                ),
+        )
+}
+
+/// `serve` for the help only: one line for each setting.
+fn serve_command() -> Command {
+    let serve = Command::new("serve")
+        .about("Serve model repositories")
+        .override_usage("nereid serve --model-repository DIR [--SETTING=VALUE]...")
+        .after_help(
+            "Each setting is also read from the environment (NEREID_GRPC_PORT for --grpc-port) and from a TOML file \
+             (--config FILE, or NEREID_CONFIG). The command line goes before the environment, the environment before \
+             the file. Names may be written with dashes or underscores.",
+        );
+    flags::FLAGS.iter().fold(serve, |serve, flag| serve.arg(help_of(flag)))
+}
+
+fn help_of(flag: &'static flags::Flag) -> Arg {
+    let (value, words) = match flag.value {
+        flags::Value::Bool => ("BOOL", String::new()),
+        flags::Value::Number(..) => ("N", String::new()),
+        flags::Value::Choice(words) => ("WORD", format!(": {}", words.join(", "))),
+        flags::Value::Text(name) | flags::Value::List(name) => (name, String::new()),
+    };
+    let default = flag.default.map(|default| format!(" [default: {default}]")).unwrap_or_default();
+    let help = format!("{}{words}{default}", flag.help);
+    Arg::new(flag.name).long(flag.name).value_name(value).help(help).help_heading(flag.heading)
+}
+
+fn check(_roots: &[PathBuf]) -> Result<()> {
+    Err(Error::internal("not built yet"))
+}
+
+fn inspect(_file: &Path) -> Result<()> {
+    Err(Error::internal("not built yet"))
+}
+
+fn torchscript(_source: &Path, _weights: &Path, _out: &Path) -> Result<()> {
+    Err(Error::internal("not built yet"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_commands_are_well_formed() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_of_serve_lists_every_setting_with_its_default() {
+        let help = serve_command().render_help().to_string();
+        for flag in flags::FLAGS {
+            assert!(help.contains(&format!("--{} ", flag.name)), "{}", flag.name);
+        }
+        assert!(help.contains("[default: 8001]"), "{help}");
+    }
+
+    #[test]
+    fn a_file_to_inspect_is_required() {
+        assert!(command().try_get_matches_from(["nereid", "inspect"]).is_err());
+        assert!(command().try_get_matches_from(["nereid", "inspect", "model.pt"]).is_ok());
+    }
+}

@@ -89,8 +89,12 @@ pub struct Grpc {
     pub request_bytes_max: usize,
     /// The largest response message in bytes.
     pub response_bytes_max: usize,
-    /// Whether the responses of inference are compressed.
-    pub compress_responses: bool,
+    /// Connections at a time; more wait until one closes.
+    pub connections_max: usize,
+    /// Calls at a time on one connection.
+    pub calls_max: u32,
+    /// Requests at a time on one stream; more are not read until one is answered.
+    pub stream_requests_max: usize,
     /// Time without traffic before a ping.
     pub keepalive_time: Duration,
     /// Time until an unanswered ping ends the connection.
@@ -99,8 +103,6 @@ pub struct Grpc {
     pub connection_age_max: Option<Duration>,
     /// Time from then until it is ended; `None` for no limit.
     pub connection_age_grace: Option<Duration>,
-    /// Calls in flight on one connection.
-    pub streams_max: u32,
 }
 
 /// The metrics front end.
@@ -130,8 +132,7 @@ impl Config {
     /// # Errors
     /// Every mistake, the unreadable file of `--config` included.
     pub fn from_process(args: &[String]) -> Result<Self, Mistakes> {
-        let lossy = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
-        let environment = std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value))).collect();
+        let environment = environment();
         let path = Typed::read(args, &environment, None).texts("config").and_then(|mut texts| texts.pop());
         let Some(path) = path else { return Self::read(args, &environment, None) };
         match std::fs::read_to_string(&path) {
@@ -142,6 +143,12 @@ impl Config {
                 Err(Mistakes(mistakes))
             }
         }
+    }
+
+    /// The gRPC port that a server with this process's environment listens on, for asking it.
+    pub fn grpc_port_of_process() -> u16 {
+        let typed = Typed::read(&[], &environment(), None);
+        typed.texts("grpc-port").and_then(|texts| texts.first()?.parse().ok()).unwrap_or(8001)
     }
 
     /// The settings that these words, variables and file mean. Looks at nothing else, but whether directories exist.
@@ -181,6 +188,11 @@ impl Config {
             reader.mistake(&one, format!("{} is also the port of {other}", grpc.address.port()));
         }
     }
+}
+
+fn environment() -> Environment {
+    let lossy = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+    std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value))).collect()
 }
 
 /// The network needs few threads: the models' own threads do the work.
@@ -239,12 +251,13 @@ impl Grpc {
             address: reader.address("grpc-address", "grpc-port"),
             request_bytes_max: reader.number("grpc-max-request-bytes") as usize,
             response_bytes_max: reader.number("grpc-max-response-bytes") as usize,
-            compress_responses: reader.text("grpc-infer-response-compression-level") != "none",
+            connections_max: reader.number("grpc-max-connections") as usize,
+            calls_max: reader.number("grpc-max-concurrent-streams") as u32,
+            stream_requests_max: reader.number("grpc-max-stream-requests") as usize,
             keepalive_time: Duration::from_millis(reader.number("grpc-keepalive-time")),
             keepalive_timeout: Duration::from_millis(reader.number("grpc-keepalive-timeout")),
             connection_age_max: reader.maybe_number("grpc-max-connection-age").map(Duration::from_millis),
             connection_age_grace: reader.maybe_number("grpc-max-connection-age-grace").map(Duration::from_millis),
-            streams_max: reader.number("grpc-max-concurrent-streams") as u32,
         };
         reader.truth("allow-grpc").then_some(grpc)
     }

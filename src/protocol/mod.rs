@@ -1,3 +1,4 @@
 //! The wire protocols: decode, hand to the gateway, encode. Wire types live only here.
 
 pub mod grpc;
+pub mod metrics;

@@ -1,5 +1,7 @@
 //! KServe v2 over gRPC, with Triton's extensions.
 
+pub mod probe;
+
 /// The messages and services of `proto/grpc_service.proto`, generated.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
 pub mod wire {

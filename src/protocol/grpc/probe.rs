@@ -1,0 +1,71 @@
+//! Asks a server on another address for its health, as container health checks do.
+
+use std::time::Duration;
+
+use tonic::transport::Endpoint;
+
+use super::health_wire::HealthCheckRequest;
+use super::health_wire::health_check_response::ServingStatus;
+use super::health_wire::health_client::HealthClient;
+use crate::error::{Error, Kind, Result};
+
+/// Whether the server at `address` (`HOST:PORT`) is ready; answers within `timeout`.
+///
+/// # Errors
+/// [`Kind::Unavailable`] if nobody answers there in time, or it says that it is not ready; the message says which.
+pub async fn ready(address: &str, timeout: Duration) -> Result<()> {
+    let asked = tokio::time::timeout(timeout, ask(address));
+    match asked.await {
+        Ok(answer) => answer,
+        Err(_) => Err(Error::unavailable(format!("{address} did not answer within {timeout:?}"))),
+    }
+}
+
+async fn ask(address: &str) -> Result<()> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .map_err(|error| Error::invalid(format!("'{address}' is not HOST:PORT: {error}")))?;
+    let channel = endpoint
+        .connect()
+        .await
+        .map_err(|error| Error::unavailable(format!("nobody answers at {address}: {}", innermost(&error))))?;
+    let answer = HealthClient::new(channel)
+        .check(HealthCheckRequest::default())
+        .await
+        .map_err(|status| Error::new(Kind::Unavailable, format!("{address} answers {status}")))?;
+    match answer.into_inner().status() {
+        ServingStatus::Serving => Ok(()),
+        other => Err(Error::unavailable(format!("{address} is {}", other.as_str_name()))),
+    }
+}
+
+/// The message of the deepest cause: the outer ones only say that there was a transport.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(cause) = error.source() {
+        error = cause;
+    }
+    error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nobody_there_is_said_at_once() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("it is bound").to_string();
+        drop(listener);
+        let error = ready(&address, Duration::from_secs(5)).await.expect_err("nobody listens there now");
+        assert_eq!(error.kind(), Kind::Unavailable);
+        assert!(error.message().contains(&address), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_silent_server_is_given_up_after_the_timeout() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound").to_string();
+        let error = ready(&address, Duration::from_millis(50)).await.expect_err("nobody accepts");
+        assert!(error.message().contains("did not answer within 50ms"), "{error}");
+    }
+}
