@@ -172,8 +172,7 @@ fn collect_heads(rest: &str, heads: &mut BTreeSet<String>) {
         return;
     };
     let (mut depth, mut at_head) = (0usize, true);
-    let mut chars = list.char_indices();
-    while let Some((at, c)) = chars.next() {
+    for (at, c) in list.char_indices() {
         match c {
             '}' if depth == 0 => return,
             '{' => depth += 1,
