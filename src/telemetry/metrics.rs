@@ -105,8 +105,8 @@ pub struct Metrics {
 }
 
 struct Shared {
-    recorder: PrometheusRecorder,
-    handle: PrometheusHandle,
+    /// `None` counts nowhere.
+    registry: Option<(PrometheusRecorder, PrometheusHandle)>,
     received: Counter,
     in_flight: Gauge,
     /// One for each of [`Kind::ALL`].
@@ -129,14 +129,24 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// A registry of its own with the server's counters at zero.
+    /// A registry of its own with the server's counters at zero. Needs [`Metrics::upkeep`] from time to time.
     pub fn new() -> Self {
         let recorder = PrometheusBuilder::new()
             .set_buckets(&SECONDS)
             .and_then(|builder| builder.set_buckets_for_metric(Matcher::Full(BATCH_ROWS.0.to_owned()), &ROWS))
             .expect("neither list of bounds is empty")
             .build_recorder();
-        let server = Series::new(&recorder, Vec::new());
+        let handle = recorder.handle();
+        Self::with(Some((recorder, handle)))
+    }
+
+    /// Counts nowhere and holds nothing: for a server that serves no metrics, so that no samples heap up.
+    pub fn off() -> Self {
+        Self::with(None)
+    }
+
+    fn with(registry: Option<(PrometheusRecorder, PrometheusHandle)>) -> Self {
+        let server = Series::new(recorder_of(registry.as_ref()), Vec::new());
         server.with("version", env!("CARGO_PKG_VERSION")).gauge(&BUILD).set(1.0);
         let shared = Shared {
             received: server.counter(&RECEIVED),
@@ -145,20 +155,21 @@ impl Metrics {
             loads: server.with("result", "success").counter(&LOADS),
             load_failures: server.with("result", "failure").counter(&LOADS),
             unloads: server.counter(&UNLOADS),
-            handle: recorder.handle(),
-            recorder,
+            registry,
         };
         Self { shared: Arc::new(shared) }
     }
 
     /// Everything in the Prometheus text format, version 0.0.4.
     pub fn render(&self) -> String {
-        self.shared.handle.render()
+        self.shared.registry.as_ref().map(|(_, handle)| handle.render()).unwrap_or_default()
     }
 
     /// Moves recorded samples into their histograms; call it about once a second, whether anybody scrapes or not.
     pub fn upkeep(&self) {
-        self.shared.handle.run_upkeep();
+        if let Some((_, handle)) = &self.shared.registry {
+            handle.run_upkeep();
+        }
     }
 
     /// Counts an inference request's arrival; it is in flight until the result is dropped.
@@ -192,7 +203,7 @@ impl Metrics {
 
     /// The gauges of the host and the process.
     pub(super) fn host(&self) -> HostGauges {
-        let server = Series::new(&self.shared.recorder, Vec::new());
+        let server = self.series(Vec::new());
         HostGauges {
             cpu_utilization: server.gauge(&CPU_UTILIZATION),
             memory_total: server.gauge(&MEMORY_TOTAL),
@@ -208,7 +219,18 @@ impl Metrics {
         let own = [("model".to_owned(), model.to_owned()), ("version".to_owned(), version.to_string())];
         let tags = tags.iter().map(|(name, value)| (name.clone(), value.clone()));
         let labels = own.into_iter().chain(tags).map(|(name, value)| Label::new(name, value)).collect();
-        ModelMetrics::register(&Series::new(&self.shared.recorder, labels))
+        ModelMetrics::register(&self.series(labels))
+    }
+
+    fn series(&self, labels: Vec<Label>) -> Series<'_> {
+        Series::new(recorder_of(self.shared.registry.as_ref()), labels)
+    }
+}
+
+fn recorder_of(registry: Option<&(PrometheusRecorder, PrometheusHandle)>) -> &dyn Recorder {
+    match registry {
+        Some((recorder, _)) => recorder,
+        None => &NoopRecorder,
     }
 }
 
@@ -384,6 +406,13 @@ mod tests {
         assert_eq!(in_flight(&metrics).as_deref(), Some("1"));
         drop(guard);
         assert_eq!(in_flight(&metrics).as_deref(), Some("0"));
+    }
+
+    #[test]
+    fn metrics_that_are_off_hold_nothing() {
+        let metrics = Metrics::off();
+        metrics.request_unrouted(Kind::NotFound);
+        assert_eq!(metrics.render(), "");
     }
 
     #[test]
