@@ -85,8 +85,8 @@ impl Source {
 
 /// Test support inside `src/`: a file of its own that only tests compile.
 fn is_test_file(path: &str) -> bool {
-    path.starts_with("src/")
-        && (path.ends_with("/tests.rs") || path.contains("/tests/") || path.ends_with("/puppet.rs"))
+    let ends = ["/tests.rs", "_tests.rs", "/puppet.rs"];
+    path.starts_with("src/") && (ends.iter().any(|end| path.ends_with(end)) || path.contains("/tests/"))
 }
 
 fn before_tests(text: &str) -> &str {
