@@ -55,9 +55,11 @@ fn dispatch(matches: &ArgMatches) -> Result<()> {
     match matches.subcommand() {
         Some(("check", given)) => check(&paths(given, "DIR")),
         Some(("inspect", given)) => inspect(&path(given, "FILE")),
-        Some(("torchscript", given)) => {
-            torchscript(&path(given, "SOURCE"), &path(given, "WEIGHTS"), &path(given, "OUT"))
-        }
+        Some(("torchscript", given)) => match paths(given, "FILE").as_slice() {
+            [source, out] => torchscript(source, None, out),
+            [source, weights, out] => torchscript(source, Some(weights), out),
+            _ => Err(Error::invalid("torchscript takes two or three files")),
+        },
         Some(("health", given)) => health(given),
         _ => Err(Error::invalid("no command")),
     }
@@ -115,9 +117,11 @@ fn command() -> Command {
         .subcommand(
             Command::new("torchscript")
                 .about("Make a TorchScript file from source text and weights")
-                .arg(path_arg("SOURCE", "TorchScript source of the module's methods"))
-                .arg(path_arg("WEIGHTS", "safetensors file with the module's parameters"))
-                .arg(path_arg("OUT", "File to write")),
+                .override_usage("nereid torchscript SOURCE [WEIGHTS] OUT")
+                .arg(
+                    path_arg("FILE", "TorchScript source; safetensors with its parameters; file to write")
+                        .num_args(2..=3),
+                ),
         )
         .subcommand(
             Command::new("health")
@@ -170,7 +174,7 @@ fn inspect(_file: &Path) -> Result<()> {
     Err(Error::internal("not built yet"))
 }
 
-fn torchscript(_source: &Path, _weights: &Path, _out: &Path) -> Result<()> {
+fn torchscript(_source: &Path, _weights: Option<&PathBuf>, _out: &Path) -> Result<()> {
     Err(Error::internal("not built yet"))
 }
 
