@@ -4,6 +4,7 @@
 //! nothing else. Durations are durations, absent limits are `None`.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +36,8 @@ pub struct ModelConfig {
     pub parameters: BTreeMap<String, String>,
     /// Labels of the model's metrics, already with their leading underscore.
     pub metric_tags: BTreeMap<String, String>,
+    /// What every instance runs before it takes requests.
+    pub warmup: Vec<WarmupSample>,
     /// The normalised configuration as clients read it.
     pub schema: Arc<schema::ModelConfig>,
 }
@@ -126,4 +129,41 @@ pub enum TimeoutAction {
 pub struct LatencyBudget {
     /// The longest time from a request's arrival to its response.
     pub total: Duration,
+}
+
+/// A made-up request that warms an instance up.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WarmupSample {
+    /// The name in messages.
+    pub name: String,
+    /// The size of the batch dimension; 1 for a model without one.
+    pub rows: usize,
+    /// The inputs, by name.
+    pub inputs: Vec<WarmupInput>,
+    /// How often it runs; at least once.
+    pub runs: usize,
+}
+
+/// One input of a warm-up sample.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WarmupInput {
+    /// The input's name.
+    pub name: String,
+    /// The element type.
+    pub dtype: DataType,
+    /// The dimensions without the batch dimension, each known.
+    pub dims: Shape,
+    /// What is in it.
+    pub data: WarmupData,
+}
+
+/// The contents of a warm-up input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WarmupData {
+    /// Zeros, or empty strings.
+    Zero,
+    /// Random bytes, or empty strings.
+    Random,
+    /// The tensor's bytes lie in this file.
+    File(PathBuf),
 }

@@ -11,6 +11,7 @@ mod signature;
 
 pub use config::{
     DynamicBatching, Instances, LatencyBudget, ModelConfig, QueuePolicy, Scheduling, TensorSpec, TimeoutAction,
+    WarmupData, WarmupInput, WarmupSample,
 };
 pub use files::VersionFiles;
 pub use footprint::Footprint;

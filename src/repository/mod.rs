@@ -1,1 +1,32 @@
-//! To be written.
+//! The model repository: what lies on disk, and what its configurations mean.
+//!
+//! [`scan`] finds the models; [`read`] reads one's `config.pbtxt` (or a JSON override), the backend completes it, and
+//! [`Written::finish`] checks it and makes it a [`crate::model::ModelConfig`]. All mistakes are found at once, each
+//! with its place. Knows neither backends nor devices: what it must know of them comes as [`Facts`].
+//! Inside: lexer -> pbtxt (or json) -> tree -> bind -> normalise -> validate -> normalise -> meant.
+
+mod bind;
+mod facts;
+mod files;
+mod json;
+mod lexer;
+mod meant;
+mod mistakes;
+mod normalise;
+mod pbtxt;
+mod scalar;
+mod scan;
+mod suggest;
+mod tree;
+mod validate;
+mod version_policy;
+mod written;
+
+#[cfg(test)]
+mod tests;
+
+pub use facts::{BackendFacts, CheckParameters, Facts, LATENCY_BUDGET};
+pub use mistakes::{Mistake, Mistakes, Position, Positions};
+pub use scan::{Changes, ModelDir, Scan, Stamp, changes, check_name, find, look, scan};
+pub use version_policy::{Selected, select};
+pub use written::{CONFIG_BYTES_MAX, Finished, Source, Written, read};

@@ -1,0 +1,61 @@
+//! What a configuration is held against: the machine, the backends and the server's own limits.
+//!
+//! The engine fills this in, because the repository sees neither backends nor devices.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::model::schema;
+
+/// The parameter that gives a model a latency budget, in microseconds.
+pub const LATENCY_BUDGET: &str = "latency.budget_us";
+
+/// What the server has and allows.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// The indices of the CUDA devices that may be used, ascending.
+    pub cuda_devices: Vec<u32>,
+    /// The backends that are registered.
+    pub backends: Vec<BackendFacts>,
+    /// Keys of `parameters{}` that the server itself understands, besides [`LATENCY_BUDGET`].
+    pub parameter_keys: Vec<String>,
+    /// The bound of a queue whose configuration gives none.
+    pub queue_requests_max: usize,
+}
+
+/// What a configuration needs to know of a backend.
+#[derive(Clone)]
+pub struct BackendFacts {
+    /// The name in the `backend` field.
+    pub name: String,
+    /// The model file where the configuration names none; `None` if there is no file.
+    pub default_model_filename: Option<String>,
+    /// Whether instances can run on a CUDA device.
+    pub uses_cuda: bool,
+    /// The keys of `parameters{}` that it understands.
+    pub parameter_keys: Vec<String>,
+    /// Says for each parameter key whose value is wrong, why.
+    pub check_parameters: CheckParameters,
+}
+
+/// A check of the values of `parameters{}`: the keys that are wrong, each with its reason.
+pub type CheckParameters = Arc<dyn Fn(&schema::ModelConfig) -> Vec<(String, String)> + Send + Sync>;
+
+impl fmt::Debug for BackendFacts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BackendFacts").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Facts {
+    /// The backend of this name.
+    pub fn backend(&self, name: &str) -> Option<&BackendFacts> {
+        self.backends.iter().find(|backend| backend.name == name)
+    }
+
+    /// The backends' names as a list for messages.
+    pub(super) fn backend_names(&self) -> String {
+        let names: Vec<_> = self.backends.iter().map(|backend| backend.name.as_str()).collect();
+        names.join(", ")
+    }
+}

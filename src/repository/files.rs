@@ -1,0 +1,26 @@
+//! The files that a configuration names: they stay inside the model's directory.
+
+use std::fs;
+use std::path::{Component, Path};
+
+/// The largest label file that is read.
+const LABEL_BYTES_MAX: u64 = 64 << 20;
+
+/// Whether `name` is a relative path that leads nowhere above where it begins.
+pub(super) fn is_inside(name: &str) -> bool {
+    !name.is_empty()
+        && !name.contains('\0')
+        && Path::new(name).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+}
+
+/// The lines of a label file; an error says what is wrong with it.
+pub(super) fn labels(directory: &Path, name: &str) -> Result<Vec<String>, String> {
+    let path = directory.join(name);
+    let cannot = |error: std::io::Error| format!("cannot read label file '{}': {error}", path.display());
+    let bytes = fs::metadata(&path).map_err(cannot)?.len();
+    if bytes > LABEL_BYTES_MAX {
+        return Err(format!("label file '{}' is larger than {LABEL_BYTES_MAX} bytes", path.display()));
+    }
+    let text = fs::read_to_string(&path).map_err(cannot)?;
+    Ok(text.lines().map(|line| line.trim_end_matches('\r').to_owned()).collect())
+}

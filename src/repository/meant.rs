@@ -1,0 +1,183 @@
+//! Turns a checked, normalised configuration into the server's own types.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::facts::LATENCY_BUDGET;
+use super::{Facts, files};
+use crate::model::schema::model_config::SchedulingChoice;
+use crate::model::schema::model_instance_group::Kind;
+use crate::model::schema::model_queue_policy::TimeoutAction as WrittenAction;
+use crate::model::schema::model_warmup::input::InputDataType;
+use crate::model::schema::{self, ModelDynamicBatching, ModelQueuePolicy, ModelTensorReshape};
+use crate::model::{
+    Device, DynamicBatching, Instances, LatencyBudget, ModelConfig, QueuePolicy, Scheduling, TensorSpec, TimeoutAction,
+    WarmupData, WarmupInput, WarmupSample,
+};
+use crate::tensor::{DataType, Shape};
+
+/// The configuration as meant; an error is a key and what is wrong with it.
+pub(super) fn config(
+    schema: &schema::ModelConfig,
+    directory: &Path,
+    facts: &Facts,
+) -> Result<ModelConfig, (String, String)> {
+    let inputs = schema.input.iter().map(|input| TensorSpec {
+        name: input.name.as_str().into(),
+        dtype: data_type(input.data_type()),
+        dims: dims(&input.dims),
+        reshape: reshape(input.reshape.as_ref()),
+        optional: input.optional,
+        labels: Arc::new([]),
+    });
+    Ok(ModelConfig {
+        name: schema.name.as_str().into(),
+        backend: schema.backend.clone(),
+        max_batch_rows: usize::try_from(schema.max_batch_size).unwrap_or(0),
+        inputs: inputs.collect(),
+        outputs: outputs(schema, directory)?,
+        instances: instances(schema),
+        scheduling: scheduling(schema, facts),
+        budget: budget(schema),
+        decoupled: schema.model_transaction_policy.is_some_and(|policy| policy.decoupled),
+        parameters: schema.parameters.iter().map(|(key, value)| (key.clone(), value.string_value.clone())).collect(),
+        metric_tags: schema.metric_tags.iter().map(|(key, value)| (format!("_{key}"), value.clone())).collect(),
+        warmup: warmup(schema, directory),
+        schema: Arc::new(schema.clone()),
+    })
+}
+
+/// The element type; `None` for `TYPE_INVALID`.
+pub(super) fn data_type(written: schema::DataType) -> Option<DataType> {
+    Some(match written {
+        schema::DataType::TypeInvalid => return None,
+        schema::DataType::TypeBool => DataType::Bool,
+        schema::DataType::TypeUint8 => DataType::Uint8,
+        schema::DataType::TypeUint16 => DataType::Uint16,
+        schema::DataType::TypeUint32 => DataType::Uint32,
+        schema::DataType::TypeUint64 => DataType::Uint64,
+        schema::DataType::TypeInt8 => DataType::Int8,
+        schema::DataType::TypeInt16 => DataType::Int16,
+        schema::DataType::TypeInt32 => DataType::Int32,
+        schema::DataType::TypeInt64 => DataType::Int64,
+        schema::DataType::TypeFp16 => DataType::Fp16,
+        schema::DataType::TypeFp32 => DataType::Fp32,
+        schema::DataType::TypeFp64 => DataType::Fp64,
+        schema::DataType::TypeString => DataType::Bytes,
+        schema::DataType::TypeBf16 => DataType::Bf16,
+    })
+}
+
+fn dims(written: &[i64]) -> Option<Shape> {
+    (!written.is_empty()).then(|| Shape::new(written))
+}
+
+fn reshape(written: Option<&ModelTensorReshape>) -> Option<Shape> {
+    written.map(|reshape| Shape::new(&reshape.shape))
+}
+
+fn outputs(schema: &schema::ModelConfig, directory: &Path) -> Result<Vec<TensorSpec>, (String, String)> {
+    let each = schema.output.iter().enumerate().map(|(index, output)| {
+        let labels = match output.label_filename.as_str() {
+            "" => Vec::new(),
+            name => files::labels(directory, name).map_err(|why| (format!("output[{index}].label_filename"), why))?,
+        };
+        Ok(TensorSpec {
+            name: output.name.as_str().into(),
+            dtype: data_type(output.data_type()),
+            dims: dims(&output.dims),
+            reshape: reshape(output.reshape.as_ref()),
+            optional: false,
+            labels: labels.into(),
+        })
+    });
+    each.collect()
+}
+
+fn instances(schema: &schema::ModelConfig) -> Vec<Instances> {
+    let active = schema.instance_group.iter().filter(|group| !group.passive);
+    let each = active.flat_map(|group| {
+        let count = usize::try_from(group.count).unwrap_or(1).max(1);
+        let devices: Vec<Device> = match group.kind() {
+            Kind::Gpu => group.gpus.iter().filter_map(|gpu| u32::try_from(*gpu).ok()).map(Device::Cuda).collect(),
+            Kind::Auto | Kind::Cpu | Kind::Model => vec![Device::Cpu],
+        };
+        devices.into_iter().map(move |device| Instances { group: group.name.clone(), device, count })
+    });
+    each.collect()
+}
+
+fn scheduling(schema: &schema::ModelConfig, facts: &Facts) -> Scheduling {
+    let Some(SchedulingChoice::DynamicBatching(batching)) = &schema.scheduling_choice else {
+        return Scheduling::Single(queue_policy(None, facts));
+    };
+    let queue = queue_policy(queue_of(batching), facts);
+    if schema.max_batch_size < 1 {
+        return Scheduling::Single(queue);
+    }
+    let mut preferred_rows: Vec<usize> =
+        batching.preferred_batch_size.iter().filter_map(|rows| usize::try_from(*rows).ok()).collect();
+    preferred_rows.sort_unstable();
+    preferred_rows.dedup();
+    Scheduling::Dynamic(DynamicBatching {
+        preferred_rows,
+        queue_delay_max: Duration::from_micros(batching.max_queue_delay_microseconds),
+        preserve_ordering: batching.preserve_ordering,
+        queue,
+    })
+}
+
+/// The policy of the only priority level that there is.
+fn queue_of(batching: &ModelDynamicBatching) -> Option<&ModelQueuePolicy> {
+    let of_level = batching.priority_queue_policy.get(&1).filter(|_| batching.priority_levels == 1);
+    of_level.or(batching.default_queue_policy.as_ref())
+}
+
+fn queue_policy(written: Option<&ModelQueuePolicy>, facts: &Facts) -> QueuePolicy {
+    let written = written.copied().unwrap_or_default();
+    let timeout = written.default_timeout_microseconds;
+    QueuePolicy {
+        timeout_action: match written.timeout_action() {
+            WrittenAction::Reject => TimeoutAction::Reject,
+            WrittenAction::Delay => TimeoutAction::Delay,
+        },
+        timeout: (timeout > 0).then(|| Duration::from_micros(timeout)),
+        allow_timeout_override: written.allow_timeout_override,
+        requests_max: match written.max_queue_size {
+            0 => facts.queue_requests_max,
+            size => usize::try_from(size).unwrap_or(usize::MAX),
+        },
+    }
+}
+
+fn budget(schema: &schema::ModelConfig) -> Option<LatencyBudget> {
+    let micros = schema.parameters.get(LATENCY_BUDGET)?.string_value.parse().ok()?;
+    Some(LatencyBudget { total: Duration::from_micros(micros) })
+}
+
+fn warmup(schema: &schema::ModelConfig, directory: &Path) -> Vec<WarmupSample> {
+    // A sample without rows has nothing to run in a model with a batch dimension.
+    let runs = schema.model_warmup.iter().filter(|sample| schema.max_batch_size == 0 || sample.batch_size > 0);
+    let each = runs.map(|sample| {
+        let inputs = sample.inputs.iter().map(|(name, input)| WarmupInput {
+            name: name.clone(),
+            dtype: data_type(input.data_type()).unwrap_or(DataType::Fp32),
+            dims: Shape::new(&input.dims),
+            data: match &input.input_data_type {
+                None | Some(InputDataType::ZeroData(_)) => WarmupData::Zero,
+                Some(InputDataType::RandomData(_)) => WarmupData::Random,
+                Some(InputDataType::InputDataFile(file)) => WarmupData::File(directory.join("warmup").join(file)),
+            },
+        });
+        let mut inputs: Vec<_> = inputs.collect();
+        inputs.sort_by(|a, b| a.name.cmp(&b.name));
+        WarmupSample {
+            name: sample.name.clone(),
+            rows: if schema.max_batch_size == 0 { 1 } else { usize::try_from(sample.batch_size).unwrap_or(1) },
+            inputs,
+            runs: usize::try_from(sample.count).unwrap_or(1).max(1),
+        }
+    });
+    each.collect()
+}

@@ -1,0 +1,233 @@
+//! Looks at the model repositories: which models are there, which versions, and what changed.
+//!
+//! Reads names, sizes and times, never contents. Begin with [`scan`]; [`changes`] compares two looks.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::model::Version;
+
+/// Directories of a model that are not versions and are no cause for a warning.
+const KNOWN_DIRECTORIES: [&str; 3] = ["warmup", "initial_state", "configs"];
+
+/// How deep a model directory is looked into for changes.
+const DEPTH_MAX: usize = 6;
+
+/// How many files of one model are watched for changes.
+const FILES_MAX: usize = 10_000;
+
+/// One look at all repositories.
+#[derive(Clone, Debug, Default)]
+pub struct Scan {
+    /// The models by name.
+    pub models: BTreeMap<String, ModelDir>,
+    /// Models that cannot be loaded, by name, each with the reason.
+    pub unavailable: BTreeMap<String, String>,
+    /// What was ignored and may be a mistake, one sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// One model's directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelDir {
+    /// The directory's name, which is the model's.
+    pub name: String,
+    /// The directory.
+    pub path: PathBuf,
+    /// The versions that have a directory, ascending.
+    pub versions: Vec<Version>,
+    /// Changes when a file of the model changes.
+    pub stamp: Stamp,
+}
+
+/// The times, sizes and identities of a model's files; equal as long as nothing was touched.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stamp {
+    files: BTreeMap<PathBuf, FileStamp>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FileStamp {
+    modified: (i64, i64),
+    bytes: u64,
+    inode: (u64, u64),
+}
+
+/// What a new look found different.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Models that were not there before.
+    pub added: Vec<String>,
+    /// Models with a changed file.
+    pub changed: Vec<String>,
+    /// Models that are gone.
+    pub removed: Vec<String>,
+}
+
+/// Looks at every root; a model that is in two of them is unavailable.
+///
+/// # Errors
+/// [`crate::error::Kind::InvalidArgument`] if a root cannot be read.
+pub fn scan(roots: &[PathBuf]) -> Result<Scan> {
+    let mut found = Scan::default();
+    let mut places: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+    for root in roots {
+        for (name, path) in model_directories(root, &mut found.warnings)? {
+            places.entry(name).or_default().push(path);
+        }
+    }
+    for (name, paths) in places {
+        if let [path] = paths.as_slice() {
+            match look(&name, path, &mut found.warnings) {
+                Ok(model) => {
+                    found.models.insert(name, model);
+                }
+                Err(error) => {
+                    found.unavailable.insert(name, format!("cannot read '{}': {error}", path.display()));
+                }
+            }
+        } else {
+            let paths: Vec<_> = paths.iter().map(|path| format!("'{}'", path.display())).collect();
+            let reason = format!("model '{name}' is in more than one repository: {}", paths.join(", "));
+            found.unavailable.insert(name, reason);
+        }
+    }
+    Ok(found)
+}
+
+/// The directory of one model in the roots, without looking at the others.
+///
+/// # Errors
+/// [`crate::error::Kind::InvalidArgument`] if `name` is no plain directory name or is in several roots,
+/// [`crate::error::Kind::NotFound`] if it is in none, [`crate::error::Kind::Unavailable`] if it cannot be read.
+pub fn find(roots: &[PathBuf], name: &str, warnings: &mut Vec<String>) -> Result<ModelDir> {
+    check_name(name)?;
+    let mut paths = roots.iter().map(|root| root.join(name)).filter(|path| path.is_dir());
+    let Some(path) = paths.next() else {
+        return Err(Error::not_found(format!("model '{name}' is in no model repository")));
+    };
+    if let Some(other) = paths.next() {
+        return Err(Error::invalid(format!(
+            "model '{name}' is in more than one repository: '{}', '{}'",
+            path.display(),
+            other.display()
+        )));
+    }
+    look(name, &path, warnings)
+        .map_err(|error| Error::unavailable(format!("cannot read '{}': {error}", path.display())))
+}
+
+/// Looks at one model's directory; what is ignored goes to `warnings`.
+///
+/// # Errors
+/// If the directory cannot be read.
+pub fn look(name: &str, path: &Path, warnings: &mut Vec<String>) -> io::Result<ModelDir> {
+    let mut versions = Vec::new();
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let file_name = entry.file_name().to_string_lossy().into_owned();
+        if file_name.starts_with('.') || !entry.path().is_dir() || KNOWN_DIRECTORIES.contains(&file_name.as_str()) {
+            continue;
+        }
+        match version(&file_name) {
+            Some(version) => versions.push(version),
+            None => warnings.push(format!(
+                "'{}' is ignored: a version directory is a positive integer without leading zero",
+                entry.path().display()
+            )),
+        }
+    }
+    versions.sort_unstable();
+    let mut stamp = Stamp::default();
+    stamp.add(path, Path::new(""), 0);
+    Ok(ModelDir { name: name.to_owned(), path: path.to_owned(), versions, stamp })
+}
+
+/// Refuses names that are not the name of one directory.
+///
+/// # Errors
+/// [`crate::error::Kind::InvalidArgument`] for an empty name, one with a separator, or a hidden one.
+pub fn check_name(name: &str) -> Result<()> {
+    if name.is_empty() || name.starts_with('.') || name.contains(['/', '\\', '\0']) {
+        let shown = name.escape_debug();
+        return Err(Error::invalid(format!("invalid model name '{shown}': expected the name of a model directory")));
+    }
+    Ok(())
+}
+
+/// How the models of `scan` differ from those with the stamps `before`.
+pub fn changes(before: &BTreeMap<String, Stamp>, scan: &Scan) -> Changes {
+    let mut changes = Changes::default();
+    for (name, model) in &scan.models {
+        match before.get(name) {
+            None => changes.added.push(name.clone()),
+            Some(stamp) if *stamp != model.stamp => changes.changed.push(name.clone()),
+            Some(_) => {}
+        }
+    }
+    changes.removed.extend(before.keys().filter(|name| !scan.models.contains_key(*name)).cloned());
+    changes
+}
+
+impl Stamp {
+    fn add(&mut self, directory: &Path, relative: &Path, depth: usize) {
+        // What cannot be read is left out; it comes in, as a change, once it can be.
+        let Ok(entries) = fs::read_dir(directory) else { return };
+        for entry in entries.flatten() {
+            if entry.file_name().to_string_lossy().starts_with('.') || self.files.len() >= FILES_MAX {
+                continue;
+            }
+            // Follows links, so that replacing the target of one is a change.
+            let Ok(metadata) = fs::metadata(entry.path()) else { continue };
+            let relative = relative.join(entry.file_name());
+            if metadata.is_dir() {
+                // A directory's own entry tells of versions that are empty.
+                self.files.insert(relative.clone(), FileStamp { modified: (0, 0), bytes: 0, inode: (0, 0) });
+                if depth < DEPTH_MAX {
+                    self.add(&entry.path(), &relative, depth + 1);
+                }
+            } else {
+                let stamp = FileStamp {
+                    modified: (metadata.mtime(), metadata.mtime_nsec()),
+                    bytes: metadata.len(),
+                    inode: (metadata.dev(), metadata.ino()),
+                };
+                self.files.insert(relative, stamp);
+            }
+        }
+    }
+}
+
+fn model_directories(root: &Path, warnings: &mut Vec<String>) -> Result<Vec<(String, PathBuf)>> {
+    let cannot_read =
+        |error: io::Error| Error::invalid(format!("cannot read model repository '{}': {error}", root.display()));
+    let mut models = Vec::new();
+    for entry in fs::read_dir(root).map_err(cannot_read)? {
+        let entry = entry.map_err(cannot_read)?;
+        let path = entry.path();
+        let Ok(name) = entry.file_name().into_string() else {
+            warnings.push(format!("'{}' is ignored: a model name is valid UTF-8", path.display()));
+            continue;
+        };
+        if name.starts_with('.') {
+            continue;
+        }
+        if path.is_dir() {
+            models.push((name, path));
+        } else {
+            warnings.push(format!("'{}' is ignored: a model repository holds one directory per model", path.display()));
+        }
+    }
+    models.sort();
+    Ok(models)
+}
+
+fn version(name: &str) -> Option<Version> {
+    let digits = !name.starts_with('0') && name.bytes().all(|byte| byte.is_ascii_digit());
+    // Versions are signed 64-bit integers in the configuration and on the wire.
+    name.parse::<i64>().ok().filter(|version| digits && *version > 0)?.try_into().ok()
+}

@@ -1,0 +1,69 @@
+//! `parameters{}`: known keys, their values, and keys that look like a misspelt known one.
+
+use super::super::facts::LATENCY_BUDGET;
+use super::super::suggest::misspelt;
+use super::super::tree::shorten;
+use super::Check;
+use crate::model::schema::model_config::SchedulingChoice;
+
+/// A longer budget is a mistake in the unit: one hour.
+const BUDGET_MICROSECONDS_MAX: u64 = 3_600_000_000;
+
+pub(super) fn check(check: &mut Check<'_>) {
+    keys(check);
+    budget(check);
+    let Some(backend) = check.facts.backend(&check.config.backend) else { return };
+    let mut wrong = (backend.check_parameters)(check.config);
+    wrong.sort();
+    for (key, message) in wrong {
+        check.mistake(format!("parameters[{key}]"), message);
+    }
+}
+
+fn keys(check: &mut Check<'_>) {
+    let facts = check.facts;
+    let backend = facts.backend(&check.config.backend);
+    let of_backend = backend.map_or([].as_slice(), |backend| backend.parameter_keys.as_slice());
+    let of_server = [LATENCY_BUDGET].into_iter().chain(facts.parameter_keys.iter().map(String::as_str));
+    let known: Vec<&str> = of_backend.iter().map(String::as_str).chain(of_server).collect();
+    let mut keys: Vec<&String> = check.config.parameters.keys().collect();
+    keys.sort();
+    for key in keys {
+        if known.contains(&key.as_str()) {
+            continue;
+        }
+        let path = format!("parameters[{key}]");
+        match misspelt(key, known.iter().copied()) {
+            Some(meant) => {
+                check.mistake_near(&path, format!("unknown parameter '{}'", shorten(key)), Some(meant.to_owned()));
+            }
+            None => {
+                check.warn(path, format!("parameter '{}' is not known to this server, and is ignored", shorten(key)))
+            }
+        }
+    }
+}
+
+fn budget(check: &mut Check<'_>) {
+    let Some(written) = check.config.parameters.get(LATENCY_BUDGET) else { return };
+    let key = format!("parameters[{LATENCY_BUDGET}]");
+    let text = &written.string_value;
+    let micros = text.parse::<u64>().ok().filter(|micros| (1..=BUDGET_MICROSECONDS_MAX).contains(micros));
+    let Some(micros) = micros else {
+        let message = format!(
+            "'{LATENCY_BUDGET}' must be a positive integer of microseconds, at most an hour, got '{}'",
+            shorten(text)
+        );
+        check.mistake(key, message);
+        return;
+    };
+    if let Some(SchedulingChoice::DynamicBatching(batching)) = &check.config.scheduling_choice
+        && batching.max_queue_delay_microseconds >= micros
+    {
+        let message = format!(
+            "the queue delay of {} microseconds uses up the whole latency budget of {micros}",
+            batching.max_queue_delay_microseconds
+        );
+        check.warn("dynamic_batching.max_queue_delay_microseconds", message);
+    }
+}

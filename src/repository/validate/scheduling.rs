@@ -1,0 +1,149 @@
+//! Dynamic batching and its queues; the outline of ensembles.
+
+use super::Check;
+use crate::model::schema::model_queue_policy::TimeoutAction;
+use crate::model::schema::{ModelDynamicBatching, ModelEnsembling, ModelQueuePolicy};
+
+/// A longer wait for a batch is a mistake in the unit: one hour.
+const DELAY_MICROSECONDS_MAX: u64 = 3_600_000_000;
+
+/// A longer wait for a batch is unusual: one second.
+const DELAY_MICROSECONDS_USUAL: u64 = 1_000_000;
+
+/// More priority levels than this are a mistake.
+const LEVELS_MAX: u64 = 1024;
+
+const KEY: &str = "dynamic_batching";
+
+pub(super) fn check(check: &mut Check<'_>, batching: &ModelDynamicBatching) {
+    preferred(check, KEY, &batching.preferred_batch_size);
+    delay(check, KEY, batching.max_queue_delay_microseconds);
+    if check.config.max_batch_size == 0 {
+        check.warn(KEY, "'dynamic_batching' combines nothing, because 'max_batch_size' is 0");
+    }
+    priorities(check, batching);
+    if let Some(policy) = &batching.default_queue_policy {
+        queue(check, &format!("{KEY}.default_queue_policy"), policy, batching.preserve_ordering);
+    }
+    let mut levels: Vec<_> = batching.priority_queue_policy.iter().collect();
+    levels.sort_by_key(|(level, _)| **level);
+    for (level, policy) in levels {
+        let key = format!("{KEY}.priority_queue_policy[{level}]");
+        if *level < 1 || *level > batching.priority_levels {
+            check.mistake(
+                &key,
+                format!(
+                    "priority queue policy must have priority level in range [1, {}], got {level}",
+                    batching.priority_levels
+                ),
+            );
+        }
+        queue(check, &key, policy, batching.preserve_ordering);
+    }
+}
+
+/// Preferred sizes, for sequences too.
+pub(super) fn preferred(check: &mut Check<'_>, key: &str, sizes: &[i32]) {
+    let (max, name) = (check.config.max_batch_size, check.config.name.clone());
+    for (index, size) in sizes.iter().enumerate() {
+        let key = format!("{key}.preferred_batch_size[{index}]");
+        if *size < 1 {
+            let message = format!("dynamic batching preferred size must be positive for {name}, got {size}");
+            check.mistake(key, message);
+        } else if *size > max && max >= 0 {
+            let message = format!(
+                "dynamic batching preferred size must be <= max batch size for {name}, got {size} with max_batch_size {max}"
+            );
+            check.mistake(key, message);
+        }
+    }
+}
+
+/// The wait for a batch, for sequences too.
+pub(super) fn delay(check: &mut Check<'_>, key: &str, micros: u64) {
+    let key = format!("{key}.max_queue_delay_microseconds");
+    if micros > DELAY_MICROSECONDS_MAX {
+        let message = format!("a queue delay of {micros} microseconds is longer than an hour: is the unit right?");
+        check.mistake(key, message);
+    } else if micros > DELAY_MICROSECONDS_USUAL {
+        let message = format!("a queue delay of {micros} microseconds holds requests back for more than a second");
+        check.warn(key, message);
+    }
+}
+
+fn priorities(check: &mut Check<'_>, batching: &ModelDynamicBatching) {
+    let (levels, default) = (batching.priority_levels, batching.default_priority_level);
+    let name = check.config.name.clone();
+    if levels > LEVELS_MAX {
+        check.mistake(format!("{KEY}.priority_levels"), format!("more than {LEVELS_MAX} priority levels"));
+    }
+    if levels == 0 && default != 0 {
+        let message = "'default_priority_level' has no meaning without 'priority_levels'";
+        check.mistake(format!("{KEY}.default_priority_level"), message);
+    } else if levels > 0 && (default < 1 || default > levels) {
+        let message = format!("default priority level must be in range [1, {levels}] for {name}, got {default}");
+        check.mistake(format!("{KEY}.default_priority_level"), message);
+    }
+    if levels > 1 && batching.preserve_ordering {
+        let message = "Only one priority level is allowed when 'preserve_ordering' is true";
+        check.mistake(format!("{KEY}.priority_levels"), message);
+    }
+}
+
+fn queue(check: &mut Check<'_>, key: &str, policy: &ModelQueuePolicy, preserve_ordering: bool) {
+    if preserve_ordering && policy.timeout_action() == TimeoutAction::Delay {
+        let message = "Queue policy can not have DELAY as timeout action when 'preserve_ordering' is true";
+        check.mistake(format!("{key}.timeout_action"), message);
+    }
+    let max_batch = u32::try_from(check.config.max_batch_size).unwrap_or(0);
+    if policy.max_queue_size != 0 && policy.max_queue_size < max_batch {
+        let message = format!(
+            "a queue of {} requests cannot fill a batch of {max_batch} unless requests bring several rows",
+            policy.max_queue_size
+        );
+        check.warn(format!("{key}.max_queue_size"), message);
+    }
+    if policy.timeout_action() == TimeoutAction::Delay && policy.default_timeout_microseconds == 0 {
+        let message = "'timeout_action' DELAY has no effect without 'default_timeout_microseconds'";
+        check.warn(format!("{key}.timeout_action"), message);
+    }
+}
+
+/// What an ensemble's configuration must have, whatever its members are.
+pub(super) fn ensemble(check: &mut Check<'_>, ensemble: &ModelEnsembling) {
+    const KEY: &str = "ensemble_scheduling";
+    let config = check.config;
+    if !config.backend.is_empty() {
+        check.mistake("backend", "an ensemble must not specify 'backend'");
+    }
+    if !config.platform.is_empty() && config.platform != "ensemble" {
+        check.mistake("platform", format!("an ensemble must have platform 'ensemble', got '{}'", config.platform));
+    }
+    let not_allowed = [
+        ("instance_group", !config.instance_group.is_empty()),
+        ("optimization", config.optimization.is_some()),
+        ("model_warmup", !config.model_warmup.is_empty()),
+    ];
+    for (name, _) in not_allowed.into_iter().filter(|(_, given)| *given) {
+        check.mistake(name, format!("an ensemble must not specify '{name}'"));
+    }
+    if ensemble.step.is_empty() {
+        check.mistake(KEY, "must specify one or more 'step'");
+    }
+    for (index, step) in ensemble.step.iter().enumerate() {
+        let key = format!("{KEY}.step[{index}]");
+        if step.model_name.is_empty() {
+            check.mistake(format!("{key}.model_name"), "a step must specify 'model_name'");
+        }
+        if step.model_version < -1 || step.model_version == 0 && check.positions.wrote(&format!("{key}.model_version"))
+        {
+            let message =
+                format!("'model_version' must be a version >= 1, or -1 for the latest, got {}", step.model_version);
+            check.mistake(format!("{key}.model_version"), message);
+        }
+        let maps = [("input_map", step.input_map.is_empty()), ("output_map", step.output_map.is_empty())];
+        for (name, _) in maps.into_iter().filter(|(_, empty)| *empty) {
+            check.mistake(format!("{key}.{name}"), format!("a step must specify '{name}'"));
+        }
+    }
+}

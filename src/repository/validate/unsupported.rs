@@ -1,0 +1,46 @@
+//! The one list of what a configuration may ask for and this server version does not do.
+
+use super::Check;
+use crate::model::schema::model_config::SchedulingChoice;
+
+pub(super) fn check(check: &mut Check<'_>) {
+    let config = check.config;
+    let mut asked: Vec<(String, &str)> = Vec::new();
+    match &config.scheduling_choice {
+        Some(SchedulingChoice::SequenceBatching(_)) => asked.push(("sequence_batching".into(), "sequence batching")),
+        Some(SchedulingChoice::EnsembleScheduling(_)) => asked.push(("ensemble_scheduling".into(), "an ensemble")),
+        Some(SchedulingChoice::DynamicBatching(batching)) if batching.priority_levels > 1 => {
+            asked.push(("dynamic_batching.priority_levels".into(), "more than one priority level"));
+        }
+        None if config.platform == "ensemble" => asked.push(("platform".into(), "an ensemble")),
+        _ => {}
+    }
+    let ragged = config.input.iter().enumerate().filter(|(_, input)| input.allow_ragged_batch);
+    asked.extend(ragged.map(|(index, _)| (format!("input[{index}].allow_ragged_batch"), "ragged batching")));
+    let groups = config.instance_group.iter().enumerate().filter(|(_, group)| group.rate_limiter.is_some());
+    asked.extend(groups.map(|(index, _)| (format!("instance_group[{index}].rate_limiter"), "a rate limiter")));
+    let whole = [
+        ("batch_input", "a ragged batch input", !config.batch_input.is_empty()),
+        ("batch_output", "a ragged batch output", !config.batch_output.is_empty()),
+        ("response_cache", "a response cache", config.response_cache.is_some_and(|cache| cache.enable)),
+        (
+            "model_transaction_policy.decoupled",
+            "a decoupled model",
+            config.model_transaction_policy.is_some_and(|policy| policy.decoupled),
+        ),
+        (
+            "model_repository_agents",
+            "a repository agent",
+            config.model_repository_agents.as_ref().is_some_and(|agents| !agents.agents.is_empty()),
+        ),
+        (
+            "model_operations",
+            "a custom operation library",
+            config.model_operations.as_ref().is_some_and(|operations| !operations.op_library_filename.is_empty()),
+        ),
+    ];
+    asked.extend(whole.into_iter().filter(|(_, _, given)| *given).map(|(key, what, _)| (key.to_owned(), what)));
+    for (key, what) in asked {
+        check.mistake(key, format!("{what} is not supported by this server version"));
+    }
+}

@@ -1,0 +1,179 @@
+//! One model's configuration on its way: read, completed by its backend, finished.
+//!
+//! [`read`] gives a [`Written`]: names and backend are settled, so that the backend can complete its `schema`;
+//! [`Written::finish`] then checks everything and gives what the server works with.
+
+use std::fs;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use super::bind::{Dialect, bind};
+use super::mistakes::{Mistake, Mistakes, Positions};
+use super::version_policy::{Selected, select};
+use super::{Facts, ModelDir, json, meant, normalise, pbtxt, validate};
+use crate::error::Result;
+use crate::model::{ModelConfig, Version, VersionFiles, schema};
+
+/// The largest configuration that is read.
+pub const CONFIG_BYTES_MAX: usize = 1 << 20;
+
+/// Where a configuration comes from.
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
+    /// `config.pbtxt` of the model's directory; without one, the backend completes everything.
+    File,
+    /// JSON that replaces the file.
+    Json(&'a str),
+}
+
+/// A configuration that was read and not yet checked.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// The configuration; for the backend to complete.
+    pub schema: schema::ModelConfig,
+    /// What is suspicious but allowed.
+    pub warnings: Vec<Mistake>,
+    positions: Positions,
+    directory: PathBuf,
+}
+
+/// A finished configuration.
+#[derive(Debug)]
+pub struct Finished {
+    /// What the server works with.
+    pub config: ModelConfig,
+    /// What is suspicious but allowed, from reading on.
+    pub warnings: Vec<Mistake>,
+}
+
+/// Reads the configuration of `model` and settles its name, platform and backend.
+///
+/// # Errors
+/// All mistakes of syntax, names and types, and of the backend's choice.
+pub fn read(model: &ModelDir, source: Source<'_>, facts: &Facts) -> Result<Written, Mistakes> {
+    let (written, mistakes) = read_all(model, source, facts);
+    match written {
+        Some(written) => mistakes.into_result(written),
+        None => mistakes.into_result(()).and_then(|()| Err(Mistakes::default())),
+    }
+}
+
+/// As [`read`], but what could be understood is there beside the mistakes; `None` if the syntax itself is wrong.
+pub(super) fn read_all(model: &ModelDir, source: Source<'_>, facts: &Facts) -> (Option<Written>, Mistakes) {
+    let (schema, positions, mut mistakes) = match source {
+        Source::File => read_file(&model.path),
+        Source::Json(text) => read_json(text),
+    };
+    let Some(schema) = schema else { return (None, mistakes) };
+    let mut written = Written { schema, warnings: Vec::new(), positions, directory: model.path.clone() };
+    mistakes.extend(normalise::names(&mut written.schema, model, &written.positions, facts));
+    (Some(written), mistakes)
+}
+
+/// Reads protobuf text; the configuration is `None` if the syntax is wrong.
+pub(super) fn read_text(text: &[u8], file: &Path) -> (Option<schema::ModelConfig>, Positions, Mistakes) {
+    let mut positions = Positions::of_text(file);
+    let (fields, faults) = pbtxt::parse(text);
+    let (schema, mut mistakes) = bind(fields, Dialect::Text, &mut positions);
+    let right = faults.is_empty();
+    for fault in faults {
+        let mistake = positions.mistake("", fault.message);
+        mistakes.push(Mistake { position: Some(fault.at), ..mistake });
+    }
+    mistakes.sort();
+    (right.then_some(schema), positions, mistakes)
+}
+
+fn read_file(directory: &Path) -> (Option<schema::ModelConfig>, Positions, Mistakes) {
+    let path = directory.join("config.pbtxt");
+    let alone = Positions::of(&path);
+    let text = match read_bounded(&path) {
+        Ok(Some(text)) => text,
+        Ok(None) => return (Some(schema::ModelConfig::default()), Positions::of(directory), Mistakes::default()),
+        Err(message) => {
+            let mistake = alone.mistake("", message);
+            return (None, alone, mistake.into());
+        }
+    };
+    read_text(&text, &path)
+}
+
+fn read_json(text: &str) -> (Option<schema::ModelConfig>, Positions, Mistakes) {
+    let mut positions = Positions::of(Path::new("config override"));
+    if text.len() > CONFIG_BYTES_MAX {
+        let message = format!("{} bytes are more than the limit of {CONFIG_BYTES_MAX}", text.len());
+        let mistake = positions.mistake("", message);
+        return (None, positions, mistake.into());
+    }
+    match json::parse(text) {
+        Ok(fields) => {
+            let (schema, mistakes) = bind(fields, Dialect::Json, &mut positions);
+            (Some(schema), positions, mistakes)
+        }
+        Err(message) => {
+            let mistake = positions.mistake("", message);
+            (None, positions, mistake.into())
+        }
+    }
+}
+
+/// The file's bytes; `None` if there is no such file.
+fn read_bounded(path: &Path) -> Result<Option<Vec<u8>>, String> {
+    let file = match fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(format!("cannot be read: {error}")),
+    };
+    let mut text = Vec::new();
+    file.take(CONFIG_BYTES_MAX as u64 + 1)
+        .read_to_end(&mut text)
+        .map_err(|error| format!("cannot be read: {error}"))?;
+    if text.len() > CONFIG_BYTES_MAX {
+        return Err(format!("the file is larger than the limit of {CONFIG_BYTES_MAX} bytes"));
+    }
+    Ok(Some(text))
+}
+
+impl Written {
+    /// The versions to serve of those that are `present`.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::InvalidArgument`] if none is left.
+    pub fn versions(&self, present: &[Version]) -> Result<Selected> {
+        select(&self.schema.name, self.schema.version_policy.as_ref(), present)
+    }
+
+    /// Where the files of a version lie.
+    pub fn files(&self, version: Version, facts: &Facts) -> VersionFiles {
+        let version_dir = self.directory.join(version.to_string());
+        let default = facts.backend(&self.schema.backend).and_then(|backend| backend.default_model_filename.as_deref());
+        let name = match self.schema.default_model_filename.as_str() {
+            "" => default,
+            name => Some(name),
+        };
+        VersionFiles {
+            model_dir: self.directory.clone(),
+            model_file: name.map(|name| version_dir.join(name)),
+            version_dir,
+        }
+    }
+
+    /// Fills in the defaults, checks everything, and gives what the server works with.
+    ///
+    /// # Errors
+    /// All mistakes, in the order of the file.
+    pub fn finish(mut self, facts: &Facts) -> Result<Finished, Mistakes> {
+        let found = self.check(facts);
+        self.warnings.extend(found.warnings);
+        found.mistakes.into_result(())?;
+        normalise::defaults(&mut self.schema, facts);
+        let config = meant::config(&self.schema, &self.directory, facts)
+            .map_err(|(key, message)| Mistakes::from(self.positions.mistake(key, message)))?;
+        Ok(Finished { config, warnings: self.warnings })
+    }
+
+    /// Everything that is wrong or suspicious, as far as the configuration alone tells.
+    pub(super) fn check(&self, facts: &Facts) -> validate::Findings {
+        validate::validate(&self.schema, &self.positions, &self.directory, facts)
+    }
+}
