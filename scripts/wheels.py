@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,11 +37,10 @@ def provide(name, members, *, python, platforms, finish=None):
     with exclusive(name):
         if stamped(folder, stamp):
             return folder
-        wheels = THIRD_PARTY / f".{name}.wheels"
-        partial = THIRD_PARTY / f".{name}.partial"
-        old = THIRD_PARTY / f".{name}.old"
-        for leftover in (wheels, partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        # An interrupted run leaves its folders behind, perhaps with a pip that still writes: they are never used again.
+        remove_leftovers(name)
+        work = Path(tempfile.mkdtemp(prefix=f".{name}.work-", dir=THIRD_PARTY))
+        wheels, partial, old = work / "wheels", work / "partial", work / "old"
         try:
             say(f"{name}: downloading")
             download(requirements, wheels, python, platforms)
@@ -52,11 +52,18 @@ def provide(name, members, *, python, platforms, finish=None):
             if folder.exists():
                 folder.rename(old)
             partial.rename(folder)
+        except KeyboardInterrupt:
+            fail(f"{name}: interrupted. A second run starts afresh")
         finally:
-            for leftover in (wheels, partial, old):
-                shutil.rmtree(leftover, ignore_errors=True)
+            remove_leftovers(name)
         say(f"{name}: ready in {folder.relative_to(ROOT)}")
     return folder
+
+
+def remove_leftovers(name):
+    """Removes what set-ups of `name` keep while they work."""
+    for leftover in THIRD_PARTY.glob(f".{name}.work-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def stamped(folder, stamp):
