@@ -12,8 +12,8 @@ use prost::Message as _;
 fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     generate_wire_types(&out)?;
-    compile_shim();
-    link_search_paths();
+    compile_shim(&out)?;
+    run_time_search_paths();
     Ok(())
 }
 
@@ -41,10 +41,39 @@ fn top_level_names(file: &prost_types::FileDescriptorProto) -> Vec<String> {
     messages.chain(enums).collect()
 }
 
-fn compile_shim() {}
+/// The shim becomes a shared object of its own, which the binary embeds and loads when libtorch was found: so nothing in
+/// the binary itself needs libtorch, and one that is missing is an error message instead of a failure to start.
+fn compile_shim(out: &Path) -> Result<(), Box<dyn Error>> {
+    let folder = Path::new("src/backend/libtorch");
+    for file in ["shim.cpp", "shim.h"] {
+        println!("cargo:rerun-if-changed={}", folder.join(file).display());
+    }
+    println!("cargo:rerun-if-env-changed=LIBTORCH");
+    let libtorch = PathBuf::from(env::var("LIBTORCH")?);
+    if !libtorch.join("include/torch").is_dir() {
+        return Err(format!("no libtorch in {}: run `make setup`, or set LIBTORCH", libtorch.display()).into());
+    }
+    let mut command = cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .opt_level(2)
+        .pic(true)
+        .debug(false)
+        .flag("-fvisibility=hidden")
+        .flag("-Wno-unused-parameter")
+        .try_get_compiler()?
+        .to_command();
+    for include in ["include", "include/torch/csrc/api/include"] {
+        command.arg("-isystem").arg(libtorch.join(include));
+    }
+    command.arg(folder.join("shim.cpp")).args(["-shared", "-s", "-o"]).arg(out.join("shim.so"));
+    command.arg("-L").arg(libtorch.join("lib")).args(["-ltorch_cpu", "-lc10", "-Wl,-z,defs"]);
+    let status = command.status()?;
+    if status.success() { Ok(()) } else { Err(format!("the shim does not compile: {status}").into()) }
+}
 
-/// A binary finds libtorch beside itself when installed, and in `third_party/` when run from `target/`.
-fn link_search_paths() {
+/// A binary looks for libtorch beside itself when installed, and in `third_party/` when run from `target/`.
+fn run_time_search_paths() {
     let relative = "third_party/libtorch/torch/lib";
     let paths =
         ["$ORIGIN/../lib".to_owned(), format!("$ORIGIN/../../{relative}"), format!("$ORIGIN/../../../{relative}")];

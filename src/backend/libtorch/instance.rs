@@ -1,0 +1,179 @@
+//! One thread's executions of a module: gather, run, take the outputs apart, check them.
+//!
+//! Knows the batch and the configuration; does not know how the module came to be, nor who asked.
+
+use std::sync::Arc;
+
+use super::binding::{Binding, type_name};
+use super::handle::{self, Effects, Handle, Input, Module, Output, OutputValue, Run};
+use super::message;
+use super::options::Options;
+use crate::backend::{Instance, Replies};
+use crate::error::{Error, Kind, Result};
+use crate::model::{Device, ModelConfig, TensorSpec};
+use crate::tensor::{Batch, DataType, Shape, Tensor, strings};
+
+/// Everything that an execution needs besides its batch.
+pub struct TorchInstance {
+    /// The weights and graph, shared with other instances unless it writes to its own state.
+    pub module: Arc<Module>,
+    /// The model's configuration.
+    pub config: Arc<ModelConfig>,
+    /// Which input is which argument.
+    pub binding: Arc<Binding>,
+    /// What an execution may write to.
+    pub effects: Effects,
+    /// The model's parameters.
+    pub options: Options,
+    /// Where it runs.
+    pub device: Device,
+}
+
+impl Instance for TorchInstance {
+    fn run(&mut self, batch: &Batch, replies: &mut dyn Replies) -> Result<()> {
+        let inputs = self.gather(batch)?;
+        replies.inputs_ready();
+        let returned =
+            self.module.run(&self.how(), &inputs).map_err(|error| error.context("PyTorch execute failure"))?;
+        drop(inputs);
+        replies.outputs_ready();
+        let outputs = self.collect(returned.outputs()?, batch.rows())?;
+        drop(returned);
+        if self.options.cache_cleaning && self.device != Device::Cpu {
+            handle::empty_cuda_cache()?;
+        }
+        replies.batch(outputs)
+    }
+}
+
+impl TorchInstance {
+    /// How this model is run.
+    pub fn how(&self) -> Run {
+        Run {
+            device: self.device,
+            inference_mode: self.options.inference_mode,
+            optimized_executor: self.options.optimized_executor,
+            as_dictionary: self.binding.as_dictionary,
+        }
+    }
+
+    /// The batch as `forward`'s arguments.
+    pub fn gather<'a>(&'a self, batch: &'a Batch) -> Result<Vec<(&'a str, Input<'a>)>> {
+        let mut inputs = Vec::with_capacity(self.binding.inputs.len());
+        for &index in &self.binding.inputs {
+            let input = if batch.dtype(index) == DataType::Bytes {
+                // The framing was checked when the request came in.
+                Input::Strings(batch.parts(index).flat_map(|part| strings::iter(part).flatten()).collect())
+            } else {
+                let host = Handle::gathered(batch, index, !self.effects.inputs, self.device)?;
+                Input::Tensor(if self.device == Device::Cpu { host } else { host.to(self.device)? })
+            };
+            inputs.push((&*self.config.inputs[index].name, input));
+        }
+        Ok(inputs)
+    }
+
+    /// The configured outputs among what was returned, checked against the configuration.
+    fn collect(&self, returned: Vec<Output>, rows: usize) -> Result<Vec<Tensor>> {
+        let names: Vec<String> = returned.iter().map(|output| output.name.clone()).collect();
+        let mut values: Vec<Option<OutputValue>> = returned.into_iter().map(|output| Some(output.value)).collect();
+        let specs = &self.config.outputs;
+        let mut outputs = Vec::with_capacity(specs.len());
+        for (spec, position) in specs.iter().zip(self.binding.locate(specs, &names)) {
+            let Some(position) = position else {
+                let message = format!(
+                    "The output {} in the model configuration refers to an output index which doesn't exist. This \
+                     model has {} outputs",
+                    spec.name,
+                    values.len()
+                );
+                return Err(Error::new(Kind::Backend, message));
+            };
+            let value = values[position].take().ok_or_else(|| {
+                Error::new(Kind::Backend, format!("output '{}' refers to the same value as another output", spec.name))
+            })?;
+            outputs.push(self.output(spec, position, value, rows)?);
+        }
+        Ok(outputs)
+    }
+
+    fn output(&self, spec: &TensorSpec, position: usize, value: OutputValue, rows: usize) -> Result<Tensor> {
+        let batching = self.config.max_batch_rows > 0;
+        let mut tensor = match value {
+            OutputValue::Tensor(handle) => handle
+                .into_tensor(self.effects.state)
+                .map_err(|error| error.context(format_args!("output '{}'", spec.name)))?,
+            OutputValue::Strings(elements) => {
+                let shape = strings_shape(spec, elements.len(), batching.then_some(rows));
+                let data = strings::encode(elements.iter().map(Vec::as_slice));
+                Tensor { dtype: DataType::Bytes, shape, data }
+            }
+            OutputValue::Other(kind) => {
+                let message =
+                    format!("output at index {position} must be of type Tensor or List[str], received {kind}");
+                return Err(Error::new(Kind::Backend, message));
+            }
+        };
+        if let Some(expected) = spec.dtype
+            && expected != tensor.dtype
+        {
+            return Err(Error::invalid(format!(
+                "configuration expects datatype {} for output '{}', model provides {}",
+                type_name(spec.dtype),
+                spec.name,
+                type_name(Some(tensor.dtype))
+            )));
+        }
+        if tensor.shape.is_empty() && (batching || spec.dims.as_ref().is_some_and(|dims| !dims.is_empty())) {
+            return Err(Error::invalid(format!("output '{}' is a scalar which is not supported.", spec.name)));
+        }
+        if batching && tensor.shape.first().copied() != i64::try_from(rows).ok() {
+            let message = format!(
+                "output '{}' has shape {} for a batch of {rows}, its first dimension must be the batch's",
+                spec.name, tensor.shape
+            );
+            return Err(Error::new(Kind::Backend, message));
+        }
+        if let (Some(dims), Some(_)) = (&spec.dims, &spec.reshape) {
+            tensor.shape = reshaped(dims, &tensor.shape, usize::from(batching));
+        }
+        Ok(tensor)
+    }
+}
+
+/// The shape of a list of strings: as configured if that can hold them, else one dimension.
+fn strings_shape(spec: &TensorSpec, elements: usize, rows: Option<usize>) -> Shape {
+    let elements = elements as i64;
+    let flat = Shape::new(&[elements]);
+    let Some(dims) = &spec.dims else { return flat };
+    let shape = rows.map_or_else(|| dims.clone(), |rows| dims.with_rows(rows as i64));
+    resolved(&shape, elements).unwrap_or(flat)
+}
+
+/// A response's shape from the model's, for an output whose configuration says `reshape`.
+fn reshaped(dims: &Shape, model: &Shape, batch_dims: usize) -> Shape {
+    let wanted = if batch_dims == 1 { dims.with_rows(model[0]) } else { dims.clone() };
+    resolved(&wanted, model.iter().product()).unwrap_or_else(|| model.clone())
+}
+
+/// `shape` with its one -1, if any, replaced such that it holds `elements`; `None` if nothing does.
+fn resolved(shape: &Shape, elements: i64) -> Option<Shape> {
+    let known: i64 = shape.iter().filter(|&&dim| dim >= 0).product();
+    let free = shape.iter().filter(|&&dim| dim < 0).count();
+    match free {
+        0 => (known == elements).then(|| shape.clone()),
+        1 if known > 0 && elements % known == 0 => {
+            let dims: Vec<i64> = shape.iter().map(|&dim| if dim < 0 { elements / known } else { dim }).collect();
+            Some(dims.into())
+        }
+        _ => None,
+    }
+}
+
+/// The libtorch text of a load error, for the model's index entry.
+pub fn load_failure(config: &ModelConfig, error: &Error) -> Error {
+    Error::new(
+        Kind::Internal,
+        format!("failed to load model '{}': {}", config.name, message::one_line(error.message())),
+    )
+}

@@ -1,0 +1,94 @@
+//! The `pytorch` backend: TorchScript models on libtorch.
+//!
+//! From the bottom up: `shim.cpp` calls libtorch and catches what it throws, `ffi` finds and loads both, `handle` makes
+//! them safe; `binding` and `options` read the configuration; `model`, `optimize` and `instance` load and run;
+//! [`script`] makes model files and [`inspect`] describes them. Nothing outside this folder knows libtorch.
+
+mod binding;
+mod ffi;
+mod handle;
+mod inspect;
+mod instance;
+mod message;
+mod model;
+mod optimize;
+mod options;
+pub mod script;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use ffi::purge;
+pub use handle::{cuda_memory, devices};
+pub use inspect::inspect;
+
+use super::{Backend, Model};
+use crate::error::{Error, Result};
+use crate::model::{Device, Footprint, ModelConfig, VersionFiles, schema};
+
+/// Registers as `pytorch`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LibTorch;
+
+/// The platform that clients see.
+const PLATFORM: &str = "pytorch_libtorch";
+
+/// Loads libtorch now instead of with the first model.
+///
+/// # Errors
+/// One line saying what is missing or wrong.
+pub fn start() -> Result<()> {
+    ffi::loaded().map(|_| ())
+}
+
+impl Backend for LibTorch {
+    fn name(&self) -> &'static str {
+        "pytorch"
+    }
+
+    fn default_model_filename(&self) -> Option<&'static str> {
+        Some("model.pt")
+    }
+
+    fn parameter_keys(&self) -> &'static [&'static str] {
+        options::KEYS
+    }
+
+    fn check_parameters(&self, config: &schema::ModelConfig) -> Vec<(String, String)> {
+        options::check(config)
+    }
+
+    fn complete(&self, files: &VersionFiles, config: &mut schema::ModelConfig) -> Result<()> {
+        config.backend = self.name().to_owned();
+        config.platform = PLATFORM.to_owned();
+        if !config.input.is_empty() && !config.output.is_empty() {
+            return Ok(());
+        }
+        let path = model_file(files)?;
+        let schema = handle::Module::load(path, Device::Cpu)
+            .and_then(|module| module.schema())
+            .map_err(|error| Error::internal(format!("failed to load model '{}': {}", config.name, error.message())))?;
+        inspect::complete(&schema, config)
+    }
+
+    fn estimate(&self, files: &VersionFiles, config: &ModelConfig) -> Result<Footprint> {
+        let path = model_file(files)?;
+        let bytes = std::fs::metadata(path).map_err(|_| model::unreadable(path, &config.name))?.len();
+        let mut footprint = Footprint::default();
+        for device in model::devices_wanted(config) {
+            footprint.add(&Footprint::on(device, bytes));
+        }
+        Ok(footprint)
+    }
+
+    fn open(&self, files: &VersionFiles, config: &ModelConfig) -> Result<Arc<dyn Model>> {
+        Ok(Arc::new(model::TorchModel::open(model_file(files)?, config)?))
+    }
+}
+
+fn model_file(files: &VersionFiles) -> Result<&Path> {
+    let file: &Option<PathBuf> = &files.model_file;
+    file.as_deref().ok_or_else(|| Error::invalid("a TorchScript model needs a model file"))
+}

@@ -1,0 +1,141 @@
+//! An open TorchScript model: one module on each device, shared by all instances there.
+//!
+//! Begin with [`TorchModel::open`].
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+
+use super::binding::Binding;
+use super::handle::{self, Effects, Module};
+use super::instance::{TorchInstance, load_failure};
+use super::optimize;
+use super::options::{self, Options};
+use crate::backend::{Instance, Model};
+use crate::error::{Error, Kind, Result};
+use crate::model::{Device, Footprint, ModelConfig};
+
+/// The weights of a model version.
+pub struct TorchModel {
+    config: Arc<ModelConfig>,
+    binding: Arc<Binding>,
+    options: Options,
+    effects: Effects,
+    modules: BTreeMap<Device, Arc<Module>>,
+    footprint: Footprint,
+    threads: usize,
+}
+
+impl TorchModel {
+    /// Loads the file once for each device that has instances.
+    pub fn open(path: &Path, config: &ModelConfig) -> Result<Self> {
+        let options = Options::parse(&config.parameters)?;
+        let ignored = options::without_effect(&config.parameters);
+        if !ignored.is_empty() {
+            tracing::warn!(model = &*config.name, keys = ?ignored, "parameters without effect");
+        }
+        if !path.is_file() {
+            return Err(unreadable(path, &config.name));
+        }
+        let mut model = Self {
+            threads: threads_of(config, &options),
+            config: Arc::new(config.clone()),
+            binding: Arc::new(Binding { inputs: Vec::new(), as_dictionary: false, outputs: Vec::new() }),
+            options,
+            effects: Effects { inputs: true, state: true },
+            modules: BTreeMap::new(),
+            footprint: Footprint::default(),
+        };
+        for device in devices_of(config)? {
+            model.add_device(path, device)?;
+        }
+        Ok(model)
+    }
+
+    fn add_device(&mut self, path: &Path, device: Device) -> Result<()> {
+        let module = Module::load(path, device).map_err(|error| load_failure(&self.config, &error))?;
+        let schema = module.schema().map_err(|error| load_failure(&self.config, &error))?;
+        self.binding = Arc::new(Binding::new(&self.config, &schema)?);
+        self.effects = module.effects().unwrap_or(self.effects);
+        // A module that writes to its state has a copy for each instance, so that no two threads write to one.
+        let copies = if self.effects.state { instances_on(&self.config, device) } else { 1 };
+        self.footprint.add(&Footprint::on(device, weight_bytes(&module)? * copies as u64));
+        handle::begin_thread(device, self.threads)?;
+        let plain = self.instance_of(Arc::new(module), device);
+        let module = optimize::best(plain)?;
+        self.modules.insert(device, module);
+        Ok(())
+    }
+
+    fn instance_of(&self, module: Arc<Module>, device: Device) -> TorchInstance {
+        TorchInstance {
+            module,
+            config: Arc::clone(&self.config),
+            binding: Arc::clone(&self.binding),
+            effects: self.effects,
+            options: self.options,
+            device,
+        }
+    }
+}
+
+impl Model for TorchModel {
+    fn footprint(&self) -> Footprint {
+        self.footprint.clone()
+    }
+
+    fn instance(&self, device: Device) -> Result<Box<dyn Instance>> {
+        handle::begin_thread(device, self.threads)?;
+        let shared = self.modules.get(&device).ok_or_else(|| {
+            Error::new(Kind::Internal, format!("model '{}' was not loaded for device {device}", self.config.name))
+        })?;
+        let module = if self.effects.state { Arc::new(shared.copy()?) } else { Arc::clone(shared) };
+        Ok(Box::new(self.instance_of(module, device)))
+    }
+}
+
+/// The error of a model file that is not there, named from the model's folder on.
+pub fn unreadable(path: &Path, model: &str) -> Error {
+    let file = path.file_name().unwrap_or_default().to_string_lossy();
+    let version = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+    Error::unavailable(format!("unable to find '{model}/{version}/{file}' for model '{model}'"))
+}
+
+/// The devices that the configuration has instances on, each once.
+pub fn devices_wanted(config: &ModelConfig) -> Vec<Device> {
+    let mut wanted: Vec<Device> = config.instances.iter().map(|group| group.device).collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+    wanted
+}
+
+fn devices_of(config: &ModelConfig) -> Result<Vec<Device>> {
+    let wanted = devices_wanted(config);
+    if wanted.iter().any(|device| *device != Device::Cpu) {
+        let present = handle::devices()?;
+        if let Some(absent) = wanted.iter().find(|device| !present.contains(device)) {
+            let message = format!("model '{}' wants device {absent}, which this machine does not have", config.name);
+            return Err(Error::invalid(message));
+        }
+    }
+    Ok(wanted)
+}
+
+fn instances_on(config: &ModelConfig, device: Device) -> usize {
+    config.instances.iter().filter(|group| group.device == device).map(|group| group.count).sum::<usize>().max(1)
+}
+
+/// Cores for one operation of one instance: as configured, else the host's, shared among the model's instances there.
+fn threads_of(config: &ModelConfig, options: &Options) -> usize {
+    options.threads.unwrap_or_else(|| {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        (cores / instances_on(config, Device::Cpu)).max(1)
+    })
+}
+
+/// The bytes of the parameters and buffers; memory that several of them share counts once.
+pub fn weight_bytes(module: &Module) -> Result<u64> {
+    let mut seen = HashSet::new();
+    Ok(module.weights()?.into_iter().filter(|weight| seen.insert(weight.address)).map(|weight| weight.bytes).sum())
+}

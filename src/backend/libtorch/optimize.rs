@@ -1,0 +1,166 @@
+//! Chooses between a module as it was saved and an optimised form of it, by running both on sample inputs.
+//!
+//! libtorch's optimisations help some models (convolutions by half or more), do nothing for others, and fail for a
+//! few. `torch.optimize: auto` keeps the optimised form only if it gives the same numbers and is measurably faster.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::handle::{Module, OutputValue};
+use super::instance::TorchInstance;
+use super::options::Optimize;
+use crate::error::{Error, Result};
+use crate::model::{Device, TensorSpec};
+use crate::tensor::{Batch, DataType, Member, Shape, Tensor};
+
+/// The size of a free dimension in sample inputs.
+const SAMPLE_DIM: i64 = 16;
+/// The most bytes of all sample inputs together.
+const SAMPLE_BYTES_MAX: usize = 64 << 20;
+/// The longest that one form of a module is timed.
+const TIMING_MAX: Duration = Duration::from_millis(150);
+const TIMED_RUNS_MAX: usize = 5;
+/// The optimised form must need less than this part of the plain form's time.
+const WORTH_IT: f64 = 0.95;
+
+/// The form of `plain`'s module to serve with.
+///
+/// # Errors
+/// Only where the configuration asks for an optimisation that fails; `auto` falls back to the plain module.
+pub fn best(plain: TorchInstance) -> Result<Arc<Module>> {
+    let model = Arc::clone(&plain.config);
+    match plain.options.optimize {
+        Optimize::Off => Ok(plain.module),
+        Optimize::Freeze => plain.module.frozen().map(Arc::new).map_err(|error| failed(&model.name, error)),
+        Optimize::Full => plain.module.optimized().map(Arc::new).map_err(|error| failed(&model.name, error)),
+        // On devices it is not known to help, and with state of its own a module must stay as it is.
+        Optimize::Auto if plain.device != Device::Cpu || plain.effects.state => Ok(plain.module),
+        Optimize::Auto => {
+            let module = Arc::clone(&plain.module);
+            match faster(plain) {
+                Ok(Some(optimized)) => Ok(optimized),
+                Ok(None) => Ok(module),
+                Err(error) => {
+                    tracing::debug!(model = &*model.name, %error, "not optimized");
+                    Ok(module)
+                }
+            }
+        }
+    }
+}
+
+fn failed(model: &str, error: Error) -> Error {
+    error.context(format_args!("cannot optimize model '{model}'"))
+}
+
+/// The optimised module, if it is faster and equal on sample inputs.
+fn faster(mut instance: TorchInstance) -> Result<Option<Arc<Module>>> {
+    let Some(sample) = sample(&instance.config.inputs, instance.config.max_batch_rows > 0) else { return Ok(None) };
+    let plain = measure(&instance, &sample)?;
+    instance.module = Arc::new(instance.module.optimized()?);
+    let optimized = measure(&instance, &sample)?;
+    let (before, after) = (plain.time.as_secs_f64(), optimized.time.as_secs_f64());
+    let same = equal(&plain.outputs, &optimized.outputs);
+    let kept = same && after < before * WORTH_IT;
+    let model = &*instance.config.name;
+    tracing::info!(model, before_us = before * 1e6, after_us = after * 1e6, same, kept, "tried to optimize");
+    Ok(kept.then_some(instance.module))
+}
+
+struct Measured {
+    time: Duration,
+    outputs: Vec<Option<Tensor>>,
+}
+
+/// The shortest of a few executions, after two that only warm up.
+fn measure(instance: &TorchInstance, sample: &Batch) -> Result<Measured> {
+    let run = || instance.module.run(&instance.how(), &instance.gather(sample)?);
+    run()?;
+    let values = run()?.outputs()?.into_iter().map(|output| match output.value {
+        OutputValue::Tensor(handle) => handle.into_tensor(true).map(Some),
+        _ => Ok(None),
+    });
+    let outputs = values.collect::<Result<_>>()?;
+    let start = Instant::now();
+    let mut time = Duration::MAX;
+    for _ in 0..TIMED_RUNS_MAX {
+        let before = Instant::now();
+        run()?;
+        time = time.min(before.elapsed());
+        if start.elapsed() > TIMING_MAX {
+            break;
+        }
+    }
+    Ok(Measured { time, outputs })
+}
+
+/// One request's inputs, of ones; `None` if a type or rank is unknown, or for strings.
+fn sample(inputs: &[TensorSpec], batching: bool) -> Option<Batch> {
+    let mut member = Member { rows: 1, inputs: Vec::with_capacity(inputs.len()) };
+    let mut bytes_left = SAMPLE_BYTES_MAX;
+    for spec in inputs {
+        let dtype = spec.dtype?;
+        let dims = spec.reshape.as_ref().or(spec.dims.as_ref())?;
+        let dims: Vec<i64> = dims.iter().map(|&dim| if dim < 0 { SAMPLE_DIM } else { dim }).collect();
+        let shape = if batching { Shape::from(dims).with_rows(1) } else { dims.into() };
+        let bytes = shape.elements()?.checked_mul(dtype.size()?)?;
+        bytes_left = bytes_left.checked_sub(bytes)?;
+        member.inputs.push(Tensor { dtype, data: ones(dtype, bytes)?, shape });
+    }
+    Some(Batch { members: vec![member] })
+}
+
+fn ones(dtype: DataType, bytes: usize) -> Option<Bytes> {
+    let one: &[u8] = match dtype {
+        DataType::Bool | DataType::Uint8 | DataType::Int8 => &[1],
+        DataType::Uint16 | DataType::Int16 => &[1, 0],
+        DataType::Uint32 | DataType::Int32 => &[1, 0, 0, 0],
+        DataType::Uint64 | DataType::Int64 => &[1, 0, 0, 0, 0, 0, 0, 0],
+        DataType::Fp16 => &[0, 0x3c],
+        DataType::Bf16 => &[0x80, 0x3f],
+        DataType::Fp32 => &[0, 0, 0x80, 0x3f],
+        DataType::Fp64 => &[0, 0, 0, 0, 0, 0, 0xf0, 0x3f],
+        DataType::Bytes => return None,
+    };
+    Some(one.repeat(bytes / one.len()).into())
+}
+
+fn equal(left: &[Option<Tensor>], right: &[Option<Tensor>]) -> bool {
+    left.len() == right.len()
+        && left.iter().zip(right).all(|pair| match pair {
+            (Some(left), Some(right)) => {
+                left.dtype == right.dtype && left.shape == right.shape && close(left.dtype, &left.data, &right.data)
+            }
+            (None, None) => true,
+            _ => false,
+        })
+}
+
+/// Floating point within what another order of the same operations explains; all else to the bit.
+fn close(dtype: DataType, left: &[u8], right: &[u8]) -> bool {
+    let near = |tolerance: f64| {
+        move |(left, right): (f64, f64)| {
+            left == right
+                || (left - right).abs() <= tolerance * (1.0 + left.abs().max(right.abs()))
+                || left.is_nan() && right.is_nan()
+        }
+    };
+    match dtype {
+        DataType::Fp32 => floats(left, f32::from_le_bytes).zip(floats(right, f32::from_le_bytes)).all(near(1e-5)),
+        DataType::Fp64 => floats(left, f64::from_le_bytes).zip(floats(right, f64::from_le_bytes)).all(near(1e-9)),
+        DataType::Fp16 => {
+            floats(left, half::f16::from_le_bytes).zip(floats(right, half::f16::from_le_bytes)).all(near(2e-3))
+        }
+        DataType::Bf16 => {
+            floats(left, half::bf16::from_le_bytes).zip(floats(right, half::bf16::from_le_bytes)).all(near(2e-2))
+        }
+        _ => left == right,
+    }
+}
+
+fn floats<const SIZE: usize, T: Into<f64>>(data: &[u8], read: fn([u8; SIZE]) -> T) -> impl Iterator<Item = f64> {
+    data.as_chunks::<SIZE>().0.iter().map(move |each| read(*each).into())
+}

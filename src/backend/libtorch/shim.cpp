@@ -1,0 +1,370 @@
+// The C++ side of shim.h: each function is one libtorch call, with every exception caught.
+#include "shim.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <ATen/DeviceAccelerator.h>
+#include <ATen/Parallel.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/csrc/jit/api/module.h>
+#include <torch/csrc/jit/ir/alias_analysis.h>
+#include <torch/csrc/jit/passes/inliner.h>
+#include <torch/csrc/jit/runtime/graph_executor.h>
+#include <torch/csrc/jit/serialization/import.h>
+#include <torch/cuda.h>
+#include <torch/types.h>
+
+using torch::jit::IValue;
+using torch::jit::Module;
+
+struct nt_tensor {
+  at::Tensor tensor;
+};
+struct nt_module {
+  Module module;
+};
+struct nt_value {
+  IValue value;
+};
+
+namespace {
+
+char* text_new(const char* text) {
+  char* copy = ::strdup(text);
+  // Out of memory while reporting an error: the caller cannot be told, and must not believe in success.
+  if (copy == nullptr) std::abort();
+  return copy;
+}
+
+// Runs `body` and turns whatever it throws into a text. C++ backtraces are left out: symbolising them takes 0.8 ms.
+template <typename Body>
+char* guarded(Body&& body) noexcept {
+  try {
+    body();
+    return nullptr;
+  } catch (const c10::Error& error) {
+    return text_new(error.what_without_backtrace());
+  } catch (const std::exception& error) {
+    return text_new(error.what());
+  } catch (...) {
+    return text_new("an exception of unknown type");
+  }
+}
+
+std::string string_of(nt_text text) { return std::string(text.data, text.len); }
+nt_text text_of(const std::string& text) { return {text.data(), text.size()}; }
+
+at::Device device_of(int32_t device) {
+  return device < 0 ? at::Device(at::kCPU) : at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(device));
+}
+int32_t device_code(const at::Device& device) { return device.is_cuda() ? device.index() : -1; }
+at::TensorOptions options_of(int32_t dtype) { return at::TensorOptions().dtype(static_cast<at::ScalarType>(dtype)); }
+
+// --- process and thread ---------------------------------------------------------------------------------------------
+
+char* configure() {
+  return guarded([] {
+    // The profiling executor measures the first two runs of each shape, which makes both slow and, on a CPU, gains
+    // nothing afterwards.
+    torch::jit::getProfilingMode() = false;
+  });
+}
+
+char* thread_begin(int32_t device, int32_t threads) {
+  return guarded([&] {
+    // A thread takes over the count that any thread set last when it first asks; asking before setting settles that.
+    at::get_num_threads();
+    at::set_num_threads(threads);
+    if (device >= 0) {
+      c10::impl::VirtualGuardImpl guard(at::kCUDA);
+      guard.setDevice(device_of(device));
+      at::accelerator::setCurrentStream(guard.getStreamFromGlobalPool(device_of(device), false));
+    }
+  });
+}
+
+char* cuda_count(int64_t* count) {
+  return guarded([&] { *count = torch::cuda::is_available() ? static_cast<int64_t>(torch::cuda::device_count()) : 0; });
+}
+
+char* cuda_memory(int32_t device, uint64_t* free, uint64_t* total) {
+  return guarded([&] {
+    auto [unused, all] = at::accelerator::getMemoryInfo(static_cast<c10::DeviceIndex>(device));
+    *free = unused;
+    *total = all;
+  });
+}
+
+char* cuda_empty_cache() {
+  return guarded([] { at::accelerator::emptyCache(); });
+}
+
+// --- tensors --------------------------------------------------------------------------------------------------------
+
+char* tensor_over(int32_t dtype, const int64_t* dims, size_t ndim, const void* data, void* context,
+                  void (*release)(void*), nt_tensor** out) {
+  // The maker owns `context` from the start, so that it is released on every path.
+  return guarded([&] {
+    auto made = at::for_blob(const_cast<void*>(data), at::IntArrayRef(dims, ndim))
+                    .context(context, release)
+                    .options(options_of(dtype))
+                    .make_tensor();
+    *out = new nt_tensor{std::move(made)};
+  });
+}
+
+char* tensor_empty(int32_t dtype, const int64_t* dims, size_t ndim, int32_t pinned, nt_tensor** out, void** data) {
+  return guarded([&] {
+    auto made = at::empty(at::IntArrayRef(dims, ndim), options_of(dtype).pinned_memory(pinned != 0));
+    *data = made.mutable_data_ptr();
+    *out = new nt_tensor{std::move(made)};
+  });
+}
+
+char* tensor_to(const nt_tensor* self, int32_t device, nt_tensor** out) {
+  return guarded([&] { *out = new nt_tensor{self->tensor.to(device_of(device), /*non_blocking=*/true)}; });
+}
+
+char* tensor_host(const nt_tensor* self, int32_t copy, nt_tensor** out) {
+  return guarded([&] {
+    c10::InferenceMode guard;
+    auto dense = self->tensor;
+    TORCH_CHECK(dense.layout() == at::kStrided, "a ", dense.layout(), " tensor cannot be sent, only a dense one");
+    TORCH_CHECK(!dense.is_quantized(), "a quantized tensor cannot be sent");
+    dense = dense.to(at::kCPU).resolve_conj().resolve_neg().contiguous();
+    const bool shared = dense.has_storage() && dense.storage().is_alias_of(self->tensor.storage());
+    *out = new nt_tensor{copy != 0 && shared ? dense.clone() : dense};
+  });
+}
+
+char* tensor_view(const nt_tensor* self, nt_view* out) {
+  return guarded([&] {
+    const auto& tensor = self->tensor;
+    auto dims = tensor.sizes();
+    *out = {static_cast<int32_t>(tensor.scalar_type()), device_code(tensor.device()), tensor.dim(), dims.data(),
+            tensor.const_data_ptr(),                    tensor.nbytes()};
+  });
+}
+
+void tensor_free(nt_tensor* self) { delete self; }
+
+// --- modules --------------------------------------------------------------------------------------------------------
+
+char* module_new(nt_text name, nt_module** out) {
+  return guarded([&] { *out = new nt_module{Module(string_of(name))}; });
+}
+
+char* module_register(nt_module* self, nt_text name, const nt_tensor* tensor, int32_t buffer) {
+  return guarded([&] { self->module.register_parameter(string_of(name), tensor->tensor, buffer != 0); });
+}
+
+char* module_define(nt_module* self, nt_text source) {
+  return guarded([&] { self->module.define(string_of(source)); });
+}
+
+char* module_save(const nt_module* self, nt_text path) {
+  return guarded([&] { self->module.save(string_of(path)); });
+}
+
+char* module_load(nt_text path, int32_t device, nt_module** out) {
+  return guarded([&] {
+    auto module = torch::jit::load(string_of(path), device_of(device), /*load_debug_files=*/false);
+    if (module.hasattr("training")) module.eval();
+    *out = new nt_module{std::move(module)};
+  });
+}
+
+char* module_copy(const nt_module* self, nt_module** out) {
+  return guarded([&] { *out = new nt_module{self->module.deepcopy()}; });
+}
+
+char* module_freeze(const nt_module* self, nt_module** out) {
+  return guarded([&] {
+    c10::InferenceMode guard(false);
+    *out = new nt_module{torch::jit::freeze(self->module)};
+  });
+}
+
+char* module_optimize(const nt_module* self, nt_module** out) {
+  return guarded([&] {
+    Module frozen = torch::jit::freeze(self->module);
+    *out = new nt_module{torch::jit::optimize_for_inference(frozen)};
+  });
+}
+
+char* module_schema(const nt_module* self, void* context, void (*each)(void*, const nt_argument*)) {
+  return guarded([&] {
+    const auto method = self->module.get_method("forward");
+    const auto& schema = method.function().getSchema();
+    const auto send = [&](const std::string& name, const c10::Type& type, const std::string* fallback, int returned) {
+      const std::string written = type.annotation_str();
+      const nt_argument argument{text_of(name), text_of(written), fallback ? text_of(*fallback) : nt_text{nullptr, 0},
+                                 returned};
+      each(context, &argument);
+    };
+    for (size_t i = 1; i < schema.arguments().size(); ++i) {  // The first is the module itself.
+      const auto& argument = schema.arguments()[i];
+      std::string fallback;
+      if (argument.default_value()) {
+        std::ostringstream text;
+        text << *argument.default_value();
+        fallback = text.str();
+      }
+      send(argument.name(), *argument.type(), argument.default_value() ? &fallback : nullptr, 0);
+    }
+    for (const auto& returned : schema.returns()) {
+      const auto tuple = returned.type()->cast<c10::TupleType>();
+      if (!tuple) {
+        send("", *returned.type(), nullptr, 1);
+        continue;
+      }
+      for (size_t i = 0; i < tuple->elements().size(); ++i) {
+        send(tuple->schema() ? tuple->schema()->arguments()[i].name() : "", *tuple->elements()[i], nullptr, 1);
+      }
+    }
+  });
+}
+
+char* module_weights(const nt_module* self, void* context, void (*each)(void*, const nt_weight*)) {
+  return guarded([&] {
+    const auto send = [&](const std::string& name, const at::Tensor& tensor, int32_t buffer) {
+      const bool plain = tensor.defined() && tensor.has_storage();
+      const nt_weight weight{text_of(name),
+                             plain ? tensor.storage().data() : nullptr,
+                             plain ? tensor.storage().nbytes() : 0,
+                             static_cast<int32_t>(tensor.scalar_type()),
+                             device_code(tensor.device()),
+                             buffer};
+      each(context, &weight);
+    };
+    for (const auto& item : self->module.named_parameters()) send(item.name, item.value, 0);
+    for (const auto& item : self->module.named_buffers()) send(item.name, item.value, 1);
+  });
+}
+
+void find_state_writes(torch::jit::Block* block, const torch::jit::AliasDb& aliases, bool& found) {
+  for (auto* node : block->nodes()) {
+    found |= node->kind() == c10::prim::SetAttr;
+    if (node->kind() == c10::prim::GetAttr) found |= aliases.hasWriters(node->output());
+    for (auto* inner : node->blocks()) find_state_writes(inner, aliases, found);
+  }
+}
+
+char* module_effects(const nt_module* self, int32_t* inputs, int32_t* state) {
+  *inputs = *state = 1;
+  return guarded([&] {
+    auto graph = self->module.get_method("forward").graph()->copy();
+    torch::jit::Inline(*graph);
+    const torch::jit::AliasDb aliases(graph);
+    bool writes_state = aliases.hasWriters(graph->inputs()[0]);
+    find_state_writes(graph->block(), aliases, writes_state);
+    bool writes_inputs = false;
+    for (size_t i = 1; i < graph->inputs().size(); ++i) writes_inputs |= aliases.hasWriters(graph->inputs()[i]);
+    *inputs = writes_inputs;
+    *state = writes_state;
+  });
+}
+
+void module_free(nt_module* self) { delete self; }
+
+// --- running --------------------------------------------------------------------------------------------------------
+
+IValue value_of(const nt_input& input, const at::Device& device) {
+  if (input.tensor != nullptr) {
+    const auto& tensor = input.tensor->tensor;
+    return device.is_cpu() ? tensor : tensor.to(device, /*non_blocking=*/true);
+  }
+  c10::List<std::string> strings;
+  strings.reserve(input.strings_len);
+  for (size_t i = 0; i < input.strings_len; ++i) strings.push_back(string_of(input.strings[i]));
+  return strings;
+}
+
+char* run(const nt_module* self, const nt_run* how, const nt_input* inputs, size_t inputs_len, nt_value** out) {
+  return guarded([&] {
+    const c10::InferenceMode inference(how->inference_mode != 0);
+    const at::NoGradGuard no_grad;
+    const torch::jit::GraphOptimizerEnabledGuard optimizer(how->optimized_executor != 0);
+    const auto device = device_of(how->device);
+    std::vector<IValue> stack;
+    if (how->as_dictionary != 0) {
+      c10::Dict<std::string, at::Tensor> dictionary;
+      for (size_t i = 0; i < inputs_len; ++i) {
+        dictionary.insert(string_of(inputs[i].name), value_of(inputs[i], device).toTensor());
+      }
+      stack.emplace_back(std::move(dictionary));
+    } else {
+      stack.reserve(inputs_len + 1);  // forward() puts the module in front.
+      for (size_t i = 0; i < inputs_len; ++i) stack.push_back(value_of(inputs[i], device));
+    }
+    auto result = self->module.get_method("forward")(std::move(stack));
+    if (device.is_cuda()) at::accelerator::synchronizeDevice(device.index());
+    *out = new nt_value{std::move(result)};
+  });
+}
+
+struct Receiver {
+  void* context;
+  void (*each)(void*, const nt_output*);
+
+  void other(const std::string& name, const std::string& type) const {
+    const nt_output output{text_of(name), nullptr, nullptr, 0, text_of(type)};
+    each(context, &output);
+  }
+
+  void strings(const std::string& name, const IValue& value) const {
+    std::vector<nt_text> texts;
+    texts.reserve(value.toListRef().size());
+    for (const IValue& item : value.toListRef()) texts.push_back(text_of(item.toStringRef()));
+    const nt_output output{text_of(name), nullptr, texts.data(), texts.size(), {nullptr, 0}};
+    each(context, &output);
+  }
+
+  void flatten(const std::string& name, const IValue& value, int depth) const {
+    if (value.isTensor()) {
+      const nt_output output{text_of(name), new nt_tensor{value.toTensor()}, nullptr, 0, {nullptr, 0}};
+      each(context, &output);
+    } else if (value.isList() && value.toList().elementType()->kind() == c10::TypeKind::StringType) {
+      strings(name, value);
+    } else if (depth == 2) {
+      other(name, value.tagKind());
+    } else if (value.isTuple()) {
+      const auto tuple = value.toTuple();
+      const auto type = tuple->type();
+      for (size_t i = 0; i < tuple->elements().size(); ++i) {
+        flatten(type->schema() ? type->schema()->arguments()[i].name() : "", tuple->elements()[i], depth + 1);
+      }
+    } else if (value.isList()) {
+      for (const IValue& item : value.toList().vec()) flatten("", item, depth + 1);
+    } else if (value.isGenericDict() && value.toGenericDict().keyType()->kind() == c10::TypeKind::StringType) {
+      for (const auto& item : value.toGenericDict()) flatten(item.key().toStringRef(), item.value(), depth + 1);
+    } else {
+      other(name, value.tagKind());
+    }
+  }
+};
+
+char* value_outputs(const nt_value* self, void* context, void (*each)(void*, const nt_output*)) {
+  return guarded([&] { Receiver{context, each}.flatten("", self->value, 0); });
+}
+
+void value_free(nt_value* self) { delete self; }
+
+void text_free(char* text) { std::free(text); }
+
+}  // namespace
+
+const nt_api* nereid_torch() {
+  static const nt_api api{
+      sizeof(nt_api), text_free,     configure,     thread_begin,    cuda_count,    cuda_memory,    cuda_empty_cache,
+      tensor_over,    tensor_empty,  tensor_to,     tensor_host,     tensor_view,   tensor_free,    module_new,
+      module_register, module_define, module_save,  module_load,     module_copy,   module_freeze,  module_optimize,
+      module_schema,  module_weights, module_effects, module_free,   run,           value_outputs,  value_free,
+  };
+  return &api;
+}
