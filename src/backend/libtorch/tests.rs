@@ -107,6 +107,7 @@ fn config(inputs: &[(&str, DataType, &[i64])], outputs: &[(&str, DataType, &[i64
         }),
         budget: None,
         decoupled: false,
+        warmup: Vec::new(),
         parameters: BTreeMap::new(),
         metric_tags: BTreeMap::new(),
         schema: Arc::new(schema::ModelConfig::default()),
