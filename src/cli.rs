@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use clap::{Arg, ArgMatches, Command, value_parser};
 
-use crate::backend::libtorch;
 use crate::config::{Config, flags};
 use crate::error::{Error, Result};
 use crate::protocol::grpc::probe;
@@ -171,9 +170,8 @@ fn check(_roots: &[PathBuf]) -> Result<()> {
     Err(Error::internal("not built yet"))
 }
 
-fn inspect(file: &Path) -> Result<()> {
-    print!("{}", libtorch::inspect(file)?);
-    Ok(())
+fn inspect(_file: &Path) -> Result<()> {
+    Err(Error::internal("not built yet"))
 }
 
 fn torchscript(_source: &Path, _weights: Option<&PathBuf>, _out: &Path) -> Result<()> {

@@ -1,7 +1,15 @@
-//! To be written.
+//! Puts the rooms together; not complete yet.
 
+use std::sync::Arc;
+
+use crate::backend::{Backend, identity};
 use crate::config::Config;
 use crate::error::{Error, Result};
+
+/// The kinds of model files that this server runs.
+pub fn backends() -> Vec<Arc<dyn Backend>> {
+    vec![Arc::new(identity::Identity)]
+}
 
 /// Serves until it is told to stop.
 ///

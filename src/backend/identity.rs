@@ -71,6 +71,10 @@ impl Model for IdentityModel {
         Footprint::default()
     }
 
+    fn warms_up(&self) -> bool {
+        false
+    }
+
     fn instance(&self, _device: Device) -> Result<Box<dyn Instance>> {
         Ok(Box::new(IdentityInstance { delay: self.delay }))
     }

@@ -21,6 +21,11 @@ pub trait Backend: Send + Sync {
     /// The model file's name where the configuration gives none; `None` if there is no file.
     fn default_model_filename(&self) -> Option<&'static str>;
 
+    /// Whether instances can run on a CUDA device.
+    fn uses_cuda(&self) -> bool {
+        false
+    }
+
     /// The keys of `parameters{}` that mean something to this backend.
     fn parameter_keys(&self) -> &'static [&'static str];
 
@@ -50,6 +55,11 @@ pub trait Backend: Send + Sync {
 pub trait Model: Send + Sync {
     /// The memory held, as measured.
     fn footprint(&self) -> Footprint;
+
+    /// Whether executions with zeros before serving make the first requests faster.
+    fn warms_up(&self) -> bool {
+        true
+    }
 
     /// A new instance, for the calling thread.
     ///

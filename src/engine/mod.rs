@@ -1,1 +1,246 @@
-//! To be written.
+//! The models that are served: loading, unloading, finding and running them.
+//!
+//! The manager task owns which versions are wanted and which are there; loader threads open them; the [`Catalog`] shows
+//! readers the result with one atomic read. [`Engine`] is what the rooms above see. Knows no protocol.
+
+mod catalog;
+mod handle;
+mod lifecycle;
+mod loader;
+mod manager;
+mod overrides;
+mod poll;
+mod warmup;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::sync::watch;
+
+use self::catalog::Catalog;
+use self::loader::Loader;
+use self::manager::Manager;
+use crate::backend::Backend;
+use crate::error::{Error, Kind, Result};
+use crate::infer::{Infer, Instant, Request, Responses};
+use crate::model::Version;
+use crate::repository::{self, Facts};
+use crate::telemetry::metrics::Metrics;
+
+pub use catalog::IndexEntry;
+pub use handle::Handle;
+pub use lifecycle::State;
+pub use loader::facts;
+pub use overrides::Overrides;
+
+/// Who decides what is loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// Everything at the start, nothing later.
+    None,
+    /// The repository, looked at in this interval.
+    Poll(Duration),
+    /// The callers; at the start these models, or all if the list is `None`.
+    Explicit(Option<Vec<String>>),
+}
+
+/// What the engine is told once.
+pub struct Settings {
+    /// The directories of models.
+    pub roots: Vec<PathBuf>,
+    /// Who decides what is loaded.
+    pub control: Control,
+    /// Models that load at the same time.
+    pub load_threads: usize,
+    /// How often a failed load is tried again.
+    pub load_retries: u32,
+    /// Whether configurations are completed from the model files.
+    pub auto_complete: bool,
+    /// Whether the engine is ready only when every wanted model is.
+    pub strict_readiness: bool,
+    /// What configurations are held against.
+    pub facts: Facts,
+    /// The backends by their names.
+    pub backends: Vec<Arc<dyn Backend>>,
+}
+
+/// The models of one server.
+pub struct Engine {
+    catalog: Arc<Catalog>,
+    manager: Manager,
+    metrics: Metrics,
+    roots: Vec<PathBuf>,
+    control: Control,
+}
+
+impl Engine {
+    /// An engine without models; its manager task runs until [`Engine::stop`].
+    ///
+    /// Must be called inside a tokio runtime.
+    pub fn new(settings: Settings, metrics: Metrics) -> Self {
+        let catalog = Arc::new(Catalog::new(settings.strict_readiness));
+        let loader = Loader::new(&settings, metrics.clone());
+        let manager = Manager::start(loader, catalog.clone(), settings.load_threads);
+        Self { catalog, manager, metrics, roots: settings.roots, control: settings.control }
+    }
+
+    /// Loads what the control mode asks for at the start, and waits until that is done. Then begins to poll, if told.
+    ///
+    /// Returns the models that could not be loaded, each with its reason.
+    ///
+    /// # Errors
+    /// If a repository cannot be read.
+    pub async fn start(&self) -> Result<Vec<(String, Error)>> {
+        let scan = self.scan().await?;
+        for warning in &scan.warnings {
+            tracing::warn!("{warning}");
+        }
+        let names: Vec<String> = match &self.control {
+            Control::None | Control::Poll(_) | Control::Explicit(None) => {
+                scan.models.keys().chain(scan.unavailable.keys()).cloned().collect()
+            }
+            Control::Explicit(Some(names)) => names.clone(),
+        };
+        let loads = names.into_iter().map(|name| async move {
+            let loaded = self.manager.load(&name, Overrides::default()).await;
+            loaded.err().map(|error| (name, error))
+        });
+        let failed = join_all(loads).await.into_iter().flatten().collect();
+        self.catalog.start_finished();
+        if let Control::Poll(interval) = self.control {
+            self.manager.poll(self.roots.clone(), interval, scan);
+        }
+        Ok(failed)
+    }
+
+    async fn scan(&self) -> Result<repository::Scan> {
+        let roots = self.roots.clone();
+        loader::on_thread("nereid-scan", move || repository::scan(&roots)).await?
+    }
+
+    /// The version that a request for `name` gets: the wanted one, or the highest that is ready.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] for an unknown model or version or a model without a ready version, [`Kind::Unavailable`] for
+    /// a version that is not ready.
+    pub fn find(&self, name: &str, version: Option<Version>) -> Result<Arc<Handle>> {
+        self.catalog.find(name, version)
+    }
+
+    /// Whether the models that should be there are.
+    pub fn ready(&self) -> bool {
+        *self.catalog.readiness().borrow()
+    }
+
+    /// Readiness and its changes.
+    pub fn readiness(&self) -> watch::Receiver<bool> {
+        self.catalog.readiness()
+    }
+
+    /// The versions of a model that are ready, ascending.
+    pub fn versions_ready(&self, name: &str) -> Vec<Version> {
+        self.catalog.versions_ready(name)
+    }
+
+    /// Every model version with its state, or only those that are ready; in explicit mode also the names of models
+    /// that lie in the repository and were never loaded.
+    pub async fn index(&self, ready_only: bool) -> Vec<IndexEntry> {
+        let mut index = self.catalog.index(ready_only);
+        if matches!(self.control, Control::Explicit(_)) && !ready_only {
+            let names = self.scan().await.map(|scan| scan.models).unwrap_or_default();
+            for name in names.into_keys().filter(|name| !self.catalog.knows(name)) {
+                index.push(IndexEntry { name, version: None, state: None, reason: String::new() });
+            }
+            index.sort_by(|one, other| (&one.name, one.version).cmp(&(&other.name, other.version)));
+        }
+        index
+    }
+
+    /// The versions whose statistics are asked for: all that are ready of this model, or of every model for an empty
+    /// name.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] if there is no such model or version.
+    pub fn statistics(&self, name: &str, version: Option<Version>) -> Result<Vec<Arc<Handle>>> {
+        if name.is_empty() {
+            return Ok(self.catalog.all_ready());
+        }
+        match version {
+            None => {
+                let handles = self.catalog.ready_of(name);
+                let unknown = || Error::invalid(format!("requested model '{name}' is not available"));
+                if handles.is_empty() { Err(unknown()) } else { Ok(handles) }
+            }
+            Some(version) => self
+                .catalog
+                .find(name, Some(version))
+                .map(|handle| vec![handle])
+                .map_err(|_| Error::invalid(format!("requested model version is not available for model '{name}'"))),
+        }
+    }
+
+    /// Loads or reloads a model and waits until that is done.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`] unless the control mode is explicit; otherwise why the model could not be loaded.
+    pub async fn load(&self, name: &str, overrides: Overrides) -> Result<()> {
+        self.check_explicit()?;
+        repository::check_name(name)?;
+        self.manager.load(name, overrides).await
+    }
+
+    /// Takes a model out of service; returns once it gets no more requests, memory is freed later.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`] unless the control mode is explicit.
+    pub async fn unload(&self, name: &str, _dependents: bool) -> Result<()> {
+        self.check_explicit()?;
+        repository::check_name(name)?;
+        self.manager.unload(name).await
+    }
+
+    fn check_explicit(&self) -> Result<()> {
+        match self.control {
+            Control::Explicit(_) => Ok(()),
+            Control::None | Control::Poll(_) => {
+                Err(Error::unavailable("explicit model load / unload is not allowed if polling is enabled"))
+            }
+        }
+    }
+
+    /// The counters of the server that this engine belongs to.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Refuses new requests, finishes what was accepted, unloads everything, and ends the manager.
+    pub async fn stop(&self) {
+        self.manager.stop().await;
+    }
+
+    /// Refuses everything that still waits; what runs goes on.
+    pub fn abort(&self) {
+        self.catalog.abort();
+    }
+}
+
+impl Infer for Engine {
+    fn infer(&self, request: Request) -> Responses {
+        let in_flight = self.metrics.request_received();
+        let now = Instant::now();
+        match self.catalog.find(&request.model, request.version) {
+            Ok(handle) => handle.infer(request, in_flight, now),
+            Err(error) => {
+                self.metrics.request_unrouted(error.kind());
+                handle::refusal(error)
+            }
+        }
+    }
+}
+
+/// The error of an operation after the manager ended.
+fn stopped() -> Error {
+    Error::new(Kind::Unavailable, "the server is stopping")
+}

@@ -1,0 +1,93 @@
+//! A model version that is served.
+
+use std::sync::Arc;
+
+use crate::backend::Model;
+use crate::error::{Error, Result};
+use crate::infer::{Instant, Output, Parameters, Request, Response, Responses};
+use crate::model::{Footprint, ModelConfig, Signature, Version};
+use crate::scheduler::{Pushed, Queue, Waiter};
+use crate::telemetry::metrics::InFlight;
+use crate::telemetry::stats::ModelStats;
+use crate::tensor::{Member, Tensor};
+
+/// A model version that is served; whoever holds it may still use it while it is being unloaded.
+pub struct Handle {
+    /// The configuration, the same for all versions of the model.
+    pub config: Arc<ModelConfig>,
+    /// The version.
+    pub version: Version,
+    /// What it accepts and returns.
+    pub signature: Arc<Signature>,
+    /// Its statistics since its load.
+    pub stats: Arc<ModelStats>,
+    pub(super) queue: Arc<Queue>,
+    pub(super) model: Arc<dyn Model>,
+}
+
+impl Handle {
+    /// The memory that it holds, as measured.
+    pub fn footprint(&self) -> Footprint {
+        self.model.footprint()
+    }
+
+    /// How many requests wait.
+    pub fn pending(&self) -> usize {
+        self.queue.len()
+    }
+
+    pub(super) fn infer(&self, request: Request, in_flight: InFlight, now: Instant) -> Responses {
+        let id = request.id.clone();
+        match self.start(request, in_flight, now) {
+            Ok(responses) => responses,
+            Err(error) => {
+                self.stats.request_refused(error.kind());
+                let shown = if id.is_empty() { "<id_unknown>" } else { &id };
+                refusal(match error.kind() {
+                    crate::error::Kind::InvalidArgument => {
+                        Error::invalid(format!("[request id: {shown}] {}", error.message()))
+                    }
+                    _ => error,
+                })
+            }
+        }
+    }
+
+    fn start(&self, request: Request, in_flight: InFlight, now: Instant) -> Result<Responses> {
+        let wanted = request.outputs.iter().map(|output| output.name.as_str());
+        let checked = self.signature.check(request.inputs, wanted)?;
+        let pushed = Pushed {
+            member: Member { rows: checked.rows, inputs: checked.inputs },
+            arrived: request.arrived,
+            deadline: request.deadline,
+            timeout: request.timeout,
+        };
+        let times = (request.arrived, request.deadline);
+        let waiting = self.queue.push(pushed, now)?;
+        let (model, version, signature) = (self.config.name.clone(), self.version, self.signature.clone());
+        let (id, selected) = (request.id, checked.outputs);
+        let respond = move |outputs: Vec<Tensor>| {
+            let _answered = in_flight;
+            let outputs = select(&signature, selected.as_deref(), outputs);
+            Response { model, version, id, outputs, parameters: Parameters::new(), last: true }
+        };
+        Ok(Box::pin(Waiter::new(self.queue.clone(), waiting, times, respond)))
+    }
+}
+
+/// The wanted outputs with their names.
+fn select(signature: &Signature, selected: Option<&[usize]>, outputs: Vec<Tensor>) -> Vec<Output> {
+    let name = |index: usize| signature.outputs()[index].name.clone();
+    match selected {
+        None => outputs.into_iter().enumerate().map(|(index, tensor)| Output { name: name(index), tensor }).collect(),
+        Some(selected) => selected
+            .iter()
+            .filter_map(|&index| outputs.get(index).map(|tensor| Output { name: name(index), tensor: tensor.clone() }))
+            .collect(),
+    }
+}
+
+/// The responses of a request that is refused.
+pub(super) fn refusal(error: Error) -> Responses {
+    Box::pin(futures_util::stream::iter([Err(error)]))
+}

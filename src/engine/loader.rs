@@ -1,0 +1,290 @@
+//! Opens model versions on threads of their own: one command in, one result out.
+//!
+//! All that blocks while a model is loaded or unloaded happens here: reading files, opening weights, starting instances
+//! and waiting for them, and joining them at the end.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use super::overrides::{OverrideDir, Overrides};
+use super::{Handle, Settings, stopped, warmup};
+use crate::backend::{Backend, Model};
+use crate::error::{Error, Kind, Result};
+use crate::infer::Instant;
+use crate::model::{ModelConfig, Scheduling, Signature, Version, VersionFiles};
+use crate::repository::{self, BackendFacts, Facts, ModelDir, Source, Stamp};
+use crate::scheduler::{Limits, Queue, QueueSettings, Starting, Warmup, start};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::stats::ModelStats;
+
+/// What configurations are held against, for these backends on this machine.
+///
+/// `queue_requests_max` bounds the queue of a model whose configuration gives no bound.
+pub fn facts(backends: &[Arc<dyn Backend>], cuda_devices: Vec<u32>, queue_requests_max: usize) -> Facts {
+    let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+    let backends = backends.iter().map(|backend| {
+        let checker = backend.clone();
+        BackendFacts {
+            name: backend.name().to_owned(),
+            default_model_filename: backend.default_model_filename().map(str::to_owned),
+            uses_cuda: backend.uses_cuda(),
+            parameter_keys: owned(backend.parameter_keys()),
+            check_parameters: Arc::new(move |config| checker.check_parameters(config)),
+        }
+    });
+    Facts { cuda_devices, backends: backends.collect(), parameter_keys: Vec::new(), queue_requests_max }
+}
+
+/// Runs blocking `work` on a thread with this name and waits for its result.
+///
+/// # Errors
+/// If the system gives no thread, or the work panicked.
+pub(super) async fn on_thread<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    let (result, wait) = tokio::sync::oneshot::channel();
+    let runtime = tokio::runtime::Handle::current();
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let _clock = runtime.enter();
+        let _ = result.send(work());
+    });
+    thread.map_err(|error| Error::internal(format!("cannot start thread '{name}': {error}")))?;
+    wait.await.map_err(|_| Error::internal(format!("thread '{name}' panicked")))
+}
+
+/// A served version with the threads that serve it.
+pub(super) struct Serving {
+    pub(super) handle: Arc<Handle>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Serving {
+    /// Finishes what waits, ends the instances, and drops the model. Blocking.
+    pub(super) fn retire(self) {
+        self.handle.queue.close();
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!(model = %self.handle.config.name, "an instance thread panicked");
+            }
+        }
+    }
+}
+
+/// What a load command led to.
+pub(super) enum Loaded {
+    /// The files are those that are already served.
+    Unchanged,
+    /// New copies, to take over.
+    New {
+        /// Of the files that were read; `None` if they were overridden.
+        stamp: Option<Stamp>,
+        /// All versions that the policy asks for.
+        versions: BTreeMap<Version, Serving>,
+    },
+}
+
+/// Opens models; shared by all loader threads.
+pub(super) struct Loader {
+    roots: Vec<PathBuf>,
+    backends: BTreeMap<&'static str, Arc<dyn Backend>>,
+    facts: Facts,
+    auto_complete: bool,
+    retries: u32,
+    pub(super) metrics: Metrics,
+}
+
+impl Loader {
+    pub(super) fn new(settings: &Settings, metrics: Metrics) -> Self {
+        Self {
+            roots: settings.roots.clone(),
+            backends: settings.backends.iter().map(|backend| (backend.name(), backend.clone())).collect(),
+            facts: settings.facts.clone(),
+            auto_complete: settings.auto_complete,
+            retries: settings.load_retries,
+            metrics,
+        }
+    }
+
+    /// Opens all versions of a model that its policy asks for; all or none.
+    ///
+    /// `served` is the stamp of what is served now; `resolved` is told the versions as soon as they are known.
+    pub(super) fn load(
+        &self,
+        name: &str,
+        overrides: &Overrides,
+        served: Option<&Stamp>,
+        resolved: impl Fn(&[Version]),
+    ) -> Result<Loaded> {
+        let mut attempt = 0;
+        loop {
+            match self.try_load(name, overrides, served, &resolved) {
+                Err(error) if attempt < self.retries => {
+                    attempt += 1;
+                    tracing::warn!(model = name, attempt, %error, "load failed, trying again");
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn try_load(
+        &self,
+        name: &str,
+        overrides: &Overrides,
+        served: Option<&Stamp>,
+        resolved: &impl Fn(&[Version]),
+    ) -> Result<Loaded> {
+        let override_dir = match overrides.files.is_empty() {
+            true => None,
+            false => Some(OverrideDir::write(name, &overrides.files)?),
+        };
+        let dir = self.find(name, override_dir.as_ref())?;
+        if overrides.is_empty() && served == Some(&dir.stamp) {
+            return Ok(Loaded::Unchanged);
+        }
+        let source = overrides.config.as_deref().map_or(Source::File, Source::Json);
+        let (config, files) = self.configure(&dir, source)?;
+        let versions: Vec<Version> = files.keys().copied().collect();
+        resolved(&versions);
+        let mut servings = BTreeMap::new();
+        for (version, files) in files {
+            match self.open(&config, version, &files) {
+                Ok(serving) => servings.insert(version, serving),
+                Err(error) => {
+                    servings.into_values().for_each(Serving::retire);
+                    self.metrics.version_load_failed();
+                    return Err(Error::invalid(format!(
+                        "load failed for model '{name}': version {version} is at UNAVAILABLE state: {error};"
+                    )));
+                }
+            };
+        }
+        Ok(Loaded::New { stamp: overrides.is_empty().then_some(dir.stamp), versions: servings })
+    }
+
+    fn find(&self, name: &str, override_dir: Option<&OverrideDir>) -> Result<ModelDir> {
+        let mut warnings = Vec::new();
+        let dir = match override_dir {
+            Some(dir) => repository::look(name, dir.path(), &mut warnings)
+                .map_err(|error| Error::internal(format!("cannot read override files: {error}"))),
+            None => repository::find(&self.roots, name, &mut warnings).map_err(|error| match error.kind() {
+                Kind::NotFound => {
+                    Error::internal(format!("failed to load '{name}', failed to poll from model repository"))
+                }
+                _ => error,
+            }),
+        };
+        for warning in warnings {
+            tracing::warn!(model = name, "{warning}");
+        }
+        dir
+    }
+
+    /// Reads, completes and checks the configuration; gives the files of each version to serve.
+    fn configure(
+        &self,
+        dir: &ModelDir,
+        source: Source<'_>,
+    ) -> Result<(Arc<ModelConfig>, BTreeMap<Version, VersionFiles>)> {
+        let mut written = repository::read(dir, source, &self.facts)?;
+        let selected = written.versions(&dir.versions)?;
+        for version in &selected.missing {
+            tracing::warn!(model = dir.name, version, "a version that the policy asks for does not exist");
+        }
+        let files: BTreeMap<Version, VersionFiles> =
+            selected.versions.iter().map(|&version| (version, written.files(version, &self.facts))).collect();
+        if let Some((_, latest)) = files.last_key_value()
+            && self.auto_complete
+        {
+            self.backend(&written.schema.backend)?.complete(latest, &mut written.schema)?;
+        }
+        let finished = written.finish(&self.facts)?;
+        for warning in finished.warnings {
+            tracing::warn!(model = dir.name, "{warning}");
+        }
+        Ok((Arc::new(finished.config), files))
+    }
+
+    fn backend(&self, name: &str) -> Result<&Arc<dyn Backend>> {
+        self.backends.get(name).ok_or_else(|| Error::invalid(format!("unknown backend '{name}'")))
+    }
+
+    /// Opens one version, starts its instances and waits until all can serve.
+    fn open(&self, config: &Arc<ModelConfig>, version: Version, files: &VersionFiles) -> Result<Serving> {
+        let began = Instant::now();
+        let model = self.backend(&config.backend)?.open(files, config)?;
+        let stats = Arc::new(ModelStats::new(&self.metrics, &config.name, version, &config.metric_tags));
+        let queue = Arc::new(Queue::new(queue_settings(config), stats.clone()));
+        let threads = start_instances(config, version, &model, &queue)?;
+        let took = began.elapsed();
+        stats.loaded(took);
+        self.metrics.version_loaded();
+        tracing::info!(model = %config.name, version, seconds = took.as_secs_f64(), "model version is loaded");
+        let signature = Arc::new(Signature::new(config));
+        let handle = Arc::new(Handle { config: config.clone(), version, signature, stats, queue, model });
+        Ok(Serving { handle, threads })
+    }
+}
+
+fn start_instances(
+    config: &Arc<ModelConfig>,
+    version: Version,
+    model: &Arc<dyn Model>,
+    queue: &Arc<Queue>,
+) -> Result<Vec<JoinHandle<()>>> {
+    let warmup: Arc<[Warmup]> = warmup::batches(config, model.warms_up())?.into();
+    let devices = config.instances.iter().flat_map(|group| std::iter::repeat_n(group.device, group.count));
+    let mut threads = Vec::new();
+    let mut readies = Vec::new();
+    let mut failed = None;
+    for (index, device) in devices.enumerate() {
+        let started = start(Starting {
+            queue: queue.clone(),
+            model: model.clone(),
+            device,
+            index,
+            thread_name: format!("{}/{version}/{index}", config.name),
+            warmup: warmup.clone(),
+        });
+        match started {
+            Ok(started) => {
+                threads.push(started.thread);
+                readies.push(started.ready);
+            }
+            Err(error) => failed = Some(error),
+        }
+    }
+    for ready in readies {
+        if let Err(error) = ready.blocking_recv().unwrap_or_else(|_| Err(stopped())) {
+            failed.get_or_insert(error);
+        }
+    }
+    let Some(error) = failed else { return Ok(threads) };
+    queue.close();
+    for thread in threads {
+        let _ = thread.join();
+    }
+    Err(error)
+}
+
+fn queue_settings(config: &ModelConfig) -> QueueSettings {
+    let policy = config.scheduling.queue_policy();
+    let limits = match &config.scheduling {
+        Scheduling::Single(_) => Limits::single(),
+        Scheduling::Dynamic(batching) => Limits {
+            rows_max: config.max_batch_rows.max(1),
+            preferred_rows: batching.preferred_rows.clone(),
+            delay_max: batching.queue_delay_max,
+            stop_at_knee: config.budget.is_some(),
+        },
+    };
+    QueueSettings {
+        requests_max: policy.requests_max,
+        limits,
+        budget: config.budget.map(|budget| budget.total),
+        timeout: policy.timeout,
+        timeout_override: policy.allow_timeout_override,
+        shapes_vary: config.inputs.iter().any(|input| input.dims.as_ref().is_none_or(|dims| dims.contains(&-1))),
+        instances: config.instances.iter().map(|group| group.count).sum(),
+    }
+}

@@ -1,0 +1,253 @@
+//! The instance thread: pulls a batch, runs it, replies, records; one of the two places with blocking work.
+//!
+//! Begin with [`start`]. The thread makes its instance itself, warms it up, and reports before it serves.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::estimate::SizeClass;
+use super::queue::{Entry, Pulled, Queue};
+use crate::backend::{Instance, Model, Replies};
+use crate::error::{Error, Kind, Result};
+use crate::infer::Instant;
+use crate::model::Device;
+use crate::telemetry::stats::{BatchTimes, RequestTimes};
+use crate::tensor::{Batch, Tensor};
+
+/// What an instance needs to start.
+pub struct Starting {
+    /// Where it pulls from.
+    pub queue: Arc<Queue>,
+    /// What it runs.
+    pub model: Arc<dyn Model>,
+    /// Where it runs.
+    pub device: Device,
+    /// Its number among the version's instances.
+    pub index: usize,
+    /// The name of its thread.
+    pub thread_name: String,
+    /// What to run before it serves.
+    pub warmup: Arc<[Warmup]>,
+}
+
+/// One execution before serving.
+#[derive(Clone, Debug)]
+pub struct Warmup {
+    /// What to run.
+    pub batch: Batch,
+    /// Whether its failure fails the start; if not, it is left out when warming up takes long.
+    pub required: bool,
+    /// Whether its run time counts for planning.
+    pub measured: bool,
+}
+
+/// After this time what is not required of the warm-up is left out.
+const WARMUP_MAX: Duration = Duration::from_secs(5);
+
+/// A started instance.
+pub struct Started {
+    /// Tells whether the instance is ready to serve, once.
+    pub ready: oneshot::Receiver<Result<()>>,
+    /// Ends when the queue is closed and empty.
+    pub thread: JoinHandle<()>,
+}
+
+/// Starts an instance on a thread of its own.
+///
+/// # Errors
+/// If the system gives no thread.
+pub fn start(starting: Starting) -> Result<Started> {
+    let (report, ready) = oneshot::channel();
+    let clock = tokio::runtime::Handle::try_current().ok();
+    let thread = std::thread::Builder::new().name(starting.thread_name.clone()).spawn(move || {
+        // Inside a runtime the instance sees the runtime's clock, which tests make virtual.
+        let _clock = clock.as_ref().map(|handle| handle.enter());
+        serve(&starting, report);
+    });
+    let thread = thread.map_err(|error| Error::internal(format!("cannot start an instance thread: {error}")))?;
+    Ok(Started { ready, thread })
+}
+
+fn serve(starting: &Starting, report: oneshot::Sender<Result<()>>) {
+    let made = guarded(|| {
+        let mut instance = starting.model.instance(starting.device)?;
+        warm_up(starting, &mut *instance)?;
+        Ok(instance)
+    });
+    let mut instance = match made {
+        Ok(instance) => instance,
+        Err(error) => {
+            let _ = report.send(Err(error));
+            return;
+        }
+    };
+    if report.send(Ok(())).is_err() {
+        return;
+    }
+    while let Some(pulled) = starting.queue.pull(starting.index) {
+        if execute(&starting.queue, &mut *instance, pulled) {
+            continue;
+        }
+        match guarded(|| starting.model.instance(starting.device)) {
+            Ok(fresh) => instance = fresh,
+            Err(error) => tracing::error!(%error, "an instance that panicked cannot be replaced, it is used again"),
+        }
+    }
+}
+
+fn warm_up(starting: &Starting, instance: &mut dyn Instance) -> Result<()> {
+    let began = Instant::now();
+    for Warmup { batch, required, measured } in starting.warmup.iter() {
+        if !required && began.elapsed() > WARMUP_MAX {
+            break;
+        }
+        let mut run = Run::new(batch.members.len());
+        match guarded(|| instance.run(batch, &mut run.replies(batch))) {
+            Ok(()) if *measured => {
+                let bytes: usize = (0..batch.inputs()).map(|index| batch.byte_len(index)).sum();
+                let class = SizeClass::of_row(bytes / batch.rows().max(1));
+                starting.queue.record_run(class, batch.rows(), run.began.elapsed());
+            }
+            Ok(()) => {}
+            Err(error) if *required => return Err(error),
+            Err(error) => tracing::debug!(%error, rows = batch.rows(), "automatic warm-up failed"),
+        }
+    }
+    Ok(())
+}
+
+/// Runs one batch and settles each of its requests. `false` if the instance panicked.
+fn execute(queue: &Queue, instance: &mut dyn Instance, pulled: Pulled) -> bool {
+    let Pulled { mut entries, class } = pulled;
+    let batch = Batch { members: entries.iter_mut().map(|entry| std::mem::take(&mut entry.member)).collect() };
+    let rows: Vec<usize> = batch.members.iter().map(|member| member.rows).collect();
+    let mut run = Run::new(entries.len());
+    let mut panicked = false;
+    let outcome = catch_unwind(AssertUnwindSafe(|| instance.run(&batch, &mut run.replies(&batch))));
+    let outcome = outcome.unwrap_or_else(|payload| {
+        panicked = true;
+        Err(panic_error(&*payload))
+    });
+    drop(batch);
+    let ended = Instant::now();
+    run.ended = Some(ended);
+    queue.record_run(class, rows.iter().sum(), ended - run.began);
+    settle(queue, entries, &rows, run, outcome);
+    !panicked
+}
+
+/// Gives each request its outcome. What was answered is recorded before it is sent, so that a caller who asks for the
+/// statistics right after its response finds itself counted.
+fn settle(queue: &Queue, entries: Vec<Entry>, rows: &[usize], run: Run, outcome: Result<()>) {
+    let now = run.ended.unwrap_or(run.began);
+    let error = outcome.err().unwrap_or_else(|| Error::internal("the model gave no outputs for this request"));
+    let inputs_ready = run.inputs_ready.unwrap_or(run.began);
+    let outputs_ready = run.outputs_ready.unwrap_or(now);
+    let mut answered = Vec::with_capacity(entries.len());
+    let mut times = Vec::with_capacity(entries.len());
+    for ((entry, outputs), &rows) in entries.into_iter().zip(run.outputs).zip(rows) {
+        match outputs {
+            None => queue.settle(entry, error.clone(), now),
+            Some(_) if entry.reply.is_closed() => {
+                let past_deadline = entry.promise.deadline.is_some_and(|deadline| deadline <= now);
+                let kind = if past_deadline { Kind::DeadlineExceeded } else { Kind::Cancelled };
+                queue.settle(entry, Error::new(kind, ""), now);
+            }
+            Some(outputs) => {
+                let queue = run.began.saturating_duration_since(entry.arrived);
+                times.push(RequestTimes { rows, queue, total: now.saturating_duration_since(entry.arrived) });
+                answered.push((entry.reply, outputs));
+            }
+        }
+    }
+    let batch = BatchTimes {
+        rows: rows.iter().sum(),
+        compute_input: inputs_ready - run.began,
+        compute_infer: outputs_ready.saturating_duration_since(inputs_ready),
+        compute_output: now.saturating_duration_since(outputs_ready),
+    };
+    if !times.is_empty() {
+        queue.stats().batch_finished(&batch, times);
+    }
+    for (reply, outputs) in answered {
+        let _ = reply.send(Ok(outputs));
+    }
+}
+
+/// What one execution leaves behind.
+struct Run {
+    began: Instant,
+    inputs_ready: Option<Instant>,
+    outputs_ready: Option<Instant>,
+    ended: Option<Instant>,
+    outputs: Vec<Option<Vec<Tensor>>>,
+}
+
+impl Run {
+    fn new(members: usize) -> Self {
+        Self {
+            began: Instant::now(),
+            inputs_ready: None,
+            outputs_ready: None,
+            ended: None,
+            outputs: vec![None; members],
+        }
+    }
+
+    fn replies<'a>(&'a mut self, batch: &'a Batch) -> Collect<'a> {
+        Collect { batch, run: self }
+    }
+}
+
+/// Collects the outputs of one execution.
+struct Collect<'a> {
+    batch: &'a Batch,
+    run: &'a mut Run,
+}
+
+impl Replies for Collect<'_> {
+    fn inputs_ready(&mut self) {
+        self.run.inputs_ready = Some(Instant::now());
+    }
+
+    fn outputs_ready(&mut self) {
+        self.run.outputs_ready = Some(Instant::now());
+    }
+
+    fn batch(&mut self, outputs: Vec<Tensor>) -> Result<()> {
+        let count = outputs.len();
+        let mut members: Vec<Vec<Tensor>> = self.batch.members.iter().map(|_| Vec::with_capacity(count)).collect();
+        for (index, output) in outputs.into_iter().enumerate() {
+            let shape = output.shape.clone();
+            let Some(parts) = self.batch.split(output) else {
+                return Err(Error::new(
+                    Kind::Backend,
+                    format!("output {index} of shape {shape} does not have the batch's {} rows", self.batch.rows()),
+                ));
+            };
+            for (member, part) in members.iter_mut().zip(parts) {
+                member.push(part);
+            }
+        }
+        self.run.outputs = members.into_iter().map(Some).collect();
+        Ok(())
+    }
+
+    fn member(&mut self, index: usize, outputs: Vec<Tensor>) {
+        self.run.outputs[index] = Some(outputs);
+    }
+}
+
+fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| Err(panic_error(&*payload)))
+}
+
+fn panic_error(payload: &(dyn Any + Send)) -> Error {
+    let text = payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    Error::internal(format!("the instance panicked: {}", text.unwrap_or("no message")))
+}

@@ -1,0 +1,192 @@
+//! Decides what the next execution is: a pure function of what waits, the limits, the learned run times and `now`.
+//!
+//! Begin with [`plan`]. It knows no queue, no thread and no clock; all times are arguments.
+
+use std::time::Duration;
+
+use crate::infer::Instant;
+
+/// One waiting request, as far as planning cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// Its size in the batch dimension.
+    pub rows: usize,
+    /// When it arrived.
+    pub arrived: Instant,
+    /// When its response is due; `None` for whenever.
+    pub due: Option<Instant>,
+}
+
+/// What the configuration says about batches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The most rows of one execution; at least 1.
+    pub rows_max: usize,
+    /// Row counts worth stopping at, ascending; empty for `rows_max` only.
+    pub preferred_rows: Vec<usize>,
+    /// How long the oldest request may wait for others although an instance is idle.
+    pub delay_max: Duration,
+    /// Whether to stop growing where throughput no longer grows (a latency budget is set).
+    pub stop_at_knee: bool,
+}
+
+impl Limits {
+    /// Every request runs alone.
+    pub fn single() -> Self {
+        Self { rows_max: 1, preferred_rows: Vec::new(), delay_max: Duration::ZERO, stop_at_knee: false }
+    }
+}
+
+/// Learned run times for requests of one size.
+pub trait Curve {
+    /// A cautious run time of an execution of `rows`; `None` if nothing is known.
+    fn cautious(&self, rows: usize) -> Option<Duration>;
+
+    /// The usual run time of an execution of `rows`; `None` if this row count was not seen.
+    fn usual(&self, rows: usize) -> Option<Duration>;
+}
+
+/// What to do now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// Run the first `take` requests as one batch.
+    Run {
+        /// How many requests; at least 1.
+        take: usize,
+    },
+    /// Nothing yet: the batch may still grow until then.
+    Wait {
+        /// When to look again at the latest.
+        until: Instant,
+    },
+}
+
+/// How far throughput may lie below the best for a smaller batch to be chosen instead.
+const KNEE_TOLERANCE: f64 = 0.97;
+
+/// Plans the next execution out of `waiting`, which is in the order of service and not empty.
+///
+/// The result never takes more than `limits.rows_max` rows (but always at least one request), never makes a batch
+/// that is predicted to be late for one of its members if fewer members would be in time, and never takes more
+/// members if taking fewer would keep more of the requests behind them in time.
+/// Requests that would be late even if they ran alone now are the caller's to refuse, before.
+pub fn plan(waiting: &[Waiting], limits: &Limits, curve: &dyn Curve, now: Instant) -> Plan {
+    let fitting = fitting(waiting, limits.rows_max);
+    let has_due = waiting.iter().any(|request| request.due.is_some());
+    let take = if has_due { on_time(waiting, fitting, limits.rows_max, curve, now) } else { fitting };
+    let take = if limits.stop_at_knee { knee(waiting, take, curve) } else { take };
+    let may_grow = take == fitting && fitting == waiting.len();
+    match grow_until(waiting, limits, curve, now).filter(|_| may_grow) {
+        Some(until) => Plan::Wait { until },
+        None => Plan::Run { take: preferred(waiting, take, limits, now) },
+    }
+}
+
+/// How many of the first requests fit into `rows_max`; at least 1.
+fn fitting(waiting: &[Waiting], rows_max: usize) -> usize {
+    let mut rows = 0;
+    let count = waiting.iter().take_while(|request| {
+        rows += request.rows;
+        rows <= rows_max
+    });
+    count.count().max(1)
+}
+
+fn rows(waiting: &[Waiting]) -> usize {
+    waiting.iter().map(|request| request.rows).sum()
+}
+
+fn in_time(request: &Waiting, end: Instant) -> bool {
+    request.due.is_none_or(|due| end <= due)
+}
+
+/// The largest batch size among those that keep the most requests in time.
+fn on_time(waiting: &[Waiting], fitting: usize, rows_max: usize, curve: &dyn Curve, now: Instant) -> usize {
+    let mut best = (0, 1);
+    let mut total = 0;
+    for take in 1..=fitting {
+        total += waiting[take - 1].rows;
+        let Some(time) = curve.cautious(total) else { return fitting };
+        let end = now + time;
+        let members = &waiting[..take];
+        if take > 1 && members.iter().any(|member| !in_time(member, end)) {
+            break;
+        }
+        let kept = take + kept_behind(&waiting[take..], rows_max, curve, end);
+        if kept >= best.0 {
+            best = (kept, take);
+        }
+    }
+    best.1
+}
+
+/// How many of `behind` are in time if the next batch after `start` is the longest prefix of them that is in time.
+fn kept_behind(behind: &[Waiting], rows_max: usize, curve: &dyn Curve, start: Instant) -> usize {
+    let mut rows = 0;
+    let mut kept = 0;
+    for (index, request) in behind.iter().enumerate() {
+        rows += request.rows;
+        if rows > rows_max && index > 0 {
+            break;
+        }
+        let Some(time) = curve.cautious(rows) else { break };
+        if !behind[..=index].iter().all(|each| in_time(each, start + time)) {
+            break;
+        }
+        kept = index + 1;
+    }
+    kept
+}
+
+/// The smallest batch up to `take` whose throughput is nearly that of the best; unseen row counts are worth a try.
+fn knee(waiting: &[Waiting], take: usize, curve: &dyn Curve) -> usize {
+    let rate = |count: usize| {
+        let rows = rows(&waiting[..count]);
+        curve.usual(rows).map(|time| rows as f64 / time.as_secs_f64().max(1e-9))
+    };
+    if rate(take).is_none() {
+        return take;
+    }
+    let best = (1..=take).filter_map(rate).fold(0.0, f64::max);
+    (1..=take).find(|&count| rate(count).is_some_and(|rate| rate >= best * KNEE_TOLERANCE)).unwrap_or(take)
+}
+
+/// Until when the batch should wait to grow; `None` if it should run now.
+fn grow_until(waiting: &[Waiting], limits: &Limits, curve: &dyn Curve, now: Instant) -> Option<Instant> {
+    if limits.delay_max.is_zero() {
+        return None;
+    }
+    let total = rows(waiting);
+    let enough = limits.preferred_rows.first().copied().unwrap_or(limits.rows_max);
+    if total >= enough.min(limits.rows_max) {
+        return None;
+    }
+    let oldest = waiting.iter().map(|request| request.arrived).min()?;
+    let mut until = oldest + limits.delay_max;
+    if let Some(due) = waiting.iter().filter_map(|request| request.due).min() {
+        let time = curve.cautious(total).unwrap_or_default();
+        until = until.min(due.checked_sub(time).unwrap_or(now));
+    }
+    (until > now).then_some(until)
+}
+
+/// Cuts the batch back to the largest preferred row count that it reaches exactly, unless its delay has run out.
+fn preferred(waiting: &[Waiting], take: usize, limits: &Limits, now: Instant) -> usize {
+    let oldest = waiting.iter().map(|request| request.arrived).min().unwrap_or(now);
+    if limits.preferred_rows.is_empty() || now >= oldest + limits.delay_max {
+        return take;
+    }
+    let mut rows = 0;
+    let mut best = take;
+    for (index, request) in waiting[..take].iter().enumerate() {
+        rows += request.rows;
+        if limits.preferred_rows.binary_search(&rows).is_ok() {
+            best = index + 1;
+        }
+    }
+    best
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

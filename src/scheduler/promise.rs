@@ -1,0 +1,99 @@
+//! When a request must be answered, whether that can be kept, and when to give it up. Pure.
+
+use std::time::Duration;
+
+use super::estimate::{Estimates, SizeClass};
+use super::plan::Curve as _;
+use crate::error::{Error, Kind, Result};
+use crate::infer::Instant;
+
+/// What a request asks of the queue.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Promise {
+    pub(super) class: SizeClass,
+    pub(super) rows: usize,
+    /// When the caller stops waiting.
+    pub(super) deadline: Option<Instant>,
+    /// When the response is due: the earlier of the caller's deadline and the end of the latency budget.
+    pub(super) due: Option<Instant>,
+    /// When the queue timeout passes.
+    pub(super) start_by: Option<Instant>,
+}
+
+/// What is ahead of a request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ahead {
+    /// Until the first instance is free.
+    pub(super) until_free: Duration,
+    /// Rows that wait.
+    pub(super) rows: usize,
+    /// Instances that work them off.
+    pub(super) instances: usize,
+}
+
+/// When and why a waiting request is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct GiveUp {
+    /// The moment.
+    pub(super) at: Instant,
+    /// What it is refused for.
+    pub(super) kind: Kind,
+}
+
+impl Promise {
+    /// Whether the caller's own deadline is what makes the request due.
+    fn due_kind(&self) -> Kind {
+        if self.due == self.deadline { Kind::DeadlineExceeded } else { Kind::BudgetExceeded }
+    }
+
+    /// Refuses a request that is predicted to be late behind what runs and waits.
+    ///
+    /// # Errors
+    /// [`Kind::DeadlineExceeded`] or [`Kind::BudgetExceeded`], with by how much.
+    pub(super) fn admit(&self, estimates: &Estimates, ahead: Ahead, now: Instant) -> Result<()> {
+        let Some(due) = self.due else { return Ok(()) };
+        let Some(own) = estimates.curve(self.class).cautious(self.rows) else { return Ok(()) };
+        let rate = estimates.rate_max(self.class).unwrap_or(f64::INFINITY) * ahead.instances.max(1) as f64;
+        let end = now + ahead.until_free + Duration::from_secs_f64(ahead.rows as f64 / rate) + own;
+        if end <= due {
+            return Ok(());
+        }
+        let kind = self.due_kind();
+        let limit = if kind == Kind::DeadlineExceeded { "deadline" } else { "latency budget" };
+        let (takes, excess) = ((end - now).as_millis(), (end - due).as_millis());
+        let message = format!("request refused: it is predicted to take {takes} ms, {excess} ms over its {limit}");
+        Err(Error::new(kind, message))
+    }
+
+    /// When a request that still waits should be given up: when it could not be in time any more.
+    pub(super) fn give_up(&self, estimates: &Estimates) -> Option<GiveUp> {
+        let latest = self.due.map(|due| {
+            let own = estimates.curve(self.class).cautious(self.rows).unwrap_or_default();
+            GiveUp { at: due.checked_sub(own).unwrap_or(due), kind: self.due_kind() }
+        });
+        let timeout = self.start_by.map(|at| GiveUp { at, kind: Kind::TimedOut });
+        [latest, timeout].into_iter().flatten().min_by_key(|give_up| give_up.at)
+    }
+
+    /// Why a request cannot be in time even if it ran alone now; `None` if it can.
+    pub(super) fn broken(&self, estimates: &Estimates, now: Instant) -> Option<Kind> {
+        if self.start_by.is_some_and(|start_by| now > start_by) {
+            return Some(Kind::TimedOut);
+        }
+        let due = self.due?;
+        let own = estimates.curve(self.class).cautious(self.rows).unwrap_or_default();
+        (now + own > due).then(|| self.due_kind())
+    }
+}
+
+/// The refusal of a request whose time is up while it waits.
+pub(super) fn late_error(kind: Kind) -> Error {
+    Error::new(
+        kind,
+        match kind {
+            Kind::TimedOut => "Request timeout expired",
+            Kind::DeadlineExceeded => "request refused: its deadline cannot be met any more",
+            _ => "request refused: the model's latency budget cannot be met any more",
+        },
+    )
+}

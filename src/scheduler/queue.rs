@@ -1,0 +1,414 @@
+//! What waits for one model version, and the two ends of it: requests are pushed, instances pull.
+//!
+//! Requests that may share a batch stand in one lane: same types and shapes but for the batch dimension. A request
+//! leaves the queue once, by whoever takes it out under the lock: an instance that runs it, its waiter when time is
+//! up or the caller is gone, or the planner when it cannot be in time any more. Who takes it out settles its outcome.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+use smallvec::SmallVec;
+use tokio::sync::oneshot;
+
+use super::estimate::{Estimates, SizeClass};
+use super::plan::{Curve as _, Limits, Plan, Waiting, plan};
+use super::promise::{Ahead, GiveUp, Promise, late_error};
+use crate::error::{Error, Kind, Result};
+use crate::infer::Instant;
+use crate::telemetry::stats::ModelStats;
+use crate::tensor::{Member, Tensor};
+
+/// Where a request's outputs go: all outputs of the model in its order.
+pub(super) type Reply = oneshot::Sender<Result<Vec<Tensor>>>;
+
+/// The limits of one queue.
+#[derive(Clone, Debug)]
+pub struct QueueSettings {
+    /// The most requests that wait.
+    pub requests_max: usize,
+    /// What a batch may be.
+    pub limits: Limits,
+    /// The model's latency budget, from arrival to response.
+    pub budget: Option<Duration>,
+    /// The queue timeout of requests that bring none.
+    pub timeout: Option<Duration>,
+    /// Whether a request's timeout may shorten the default; without a default it always counts.
+    pub timeout_override: bool,
+    /// Whether requests may differ in shape, so that their shapes must be compared.
+    pub shapes_vary: bool,
+    /// How many instances pull.
+    pub instances: usize,
+}
+
+/// A request in the queue or taken from it.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) member: Member,
+    pub(super) arrived: Instant,
+    pub(super) promise: Promise,
+    pub(super) reply: Reply,
+    seq: u64,
+}
+
+/// What a pushed request is known by.
+#[derive(Debug)]
+pub struct Ticket {
+    lane: LaneKey,
+    seq: u64,
+    /// When it should be taken back unless it runs by then.
+    pub(super) give_up: Option<GiveUp>,
+}
+
+/// One request to push.
+#[derive(Debug)]
+pub struct Pushed {
+    /// The checked tensors.
+    pub member: Member,
+    /// When the server had read it.
+    pub arrived: Instant,
+    /// When the caller stops waiting.
+    pub deadline: Option<Instant>,
+    /// The queue timeout that the caller asks for.
+    pub timeout: Option<Duration>,
+}
+
+/// Requests to run as one batch.
+#[derive(Debug)]
+pub(super) struct Pulled {
+    pub(super) entries: Vec<Entry>,
+    pub(super) class: SizeClass,
+}
+
+type LaneKey = SmallVec<[i64; 8]>;
+
+#[derive(Debug, Default)]
+struct Lane {
+    entries: VecDeque<Entry>,
+    class: SizeClass,
+}
+
+/// Everything that the lock guards.
+#[derive(Debug, Default)]
+struct State {
+    lanes: HashMap<LaneKey, Lane>,
+    waiting: usize,
+    waiting_rows: usize,
+    next_seq: u64,
+    /// Instances that sleep until something is pushed.
+    sleepers: usize,
+    /// Executions under way, by instance: when it began and how long it is expected to take.
+    running: HashMap<usize, (Instant, Duration)>,
+    estimates: Estimates,
+    plans: u64,
+    closed: bool,
+}
+
+/// The queue of one model version.
+#[derive(Debug)]
+pub struct Queue {
+    settings: QueueSettings,
+    stats: Arc<ModelStats>,
+    /// Held for a few moves only and never across an await or an execution; requests and instances contend for it.
+    state: Mutex<State>,
+    pushed: Condvar,
+}
+
+/// Every so many plans the knee is ignored, so that a row count that once looked slow is measured again.
+const EXPLORE_EVERY: u64 = 64;
+
+impl Queue {
+    /// An empty queue.
+    pub fn new(settings: QueueSettings, stats: Arc<ModelStats>) -> Self {
+        Self { settings, stats, state: Mutex::default(), pushed: Condvar::new() }
+    }
+
+    /// The limits.
+    pub fn settings(&self) -> &QueueSettings {
+        &self.settings
+    }
+
+    /// The statistics that outcomes are recorded in.
+    pub fn stats(&self) -> &Arc<ModelStats> {
+        &self.stats
+    }
+
+    /// How many requests wait.
+    pub fn len(&self) -> usize {
+        self.state.lock().waiting
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Puts a request at the end, or refuses it at once.
+    ///
+    /// # Errors
+    /// [`Kind::QueueFull`], [`Kind::BudgetExceeded`] or [`Kind::DeadlineExceeded`] if it is predicted to be late,
+    /// [`Kind::Unavailable`] after [`Queue::close`].
+    pub fn push(&self, request: Pushed, now: Instant) -> Result<(Ticket, oneshot::Receiver<Result<Vec<Tensor>>>)> {
+        let (reply, receiver) = oneshot::channel();
+        let key = self.lane_key(&request.member);
+        let promise = self.promise(&request);
+        let mut state = self.state.lock();
+        if state.closed {
+            return Err(self.stopping());
+        }
+        if state.waiting >= self.settings.requests_max {
+            return Err(Error::new(Kind::QueueFull, "Exceeds maximum queue size"));
+        }
+        promise.admit(&state.estimates, self.ahead(&state, now), now)?;
+        let seq = state.next_seq;
+        state.next_seq += 1;
+        state.waiting += 1;
+        state.waiting_rows += promise.rows;
+        self.stats.request_waits();
+        let give_up = promise.give_up(&state.estimates);
+        let lane = state.lanes.entry(key.clone()).or_default();
+        lane.class = promise.class;
+        lane.entries.push_back(Entry { member: request.member, arrived: request.arrived, promise, reply, seq });
+        if state.sleepers > 0 && self.pushed.notify_one() {
+            state.sleepers -= 1;
+        }
+        drop(state);
+        Ok((Ticket { lane: key, seq, give_up }, receiver))
+    }
+
+    /// Takes a request back. `false` if it is not in the queue any more: it runs, or has its outcome.
+    ///
+    /// The caller records the outcome.
+    pub fn take_back(&self, ticket: &Ticket) -> bool {
+        let mut state = self.state.lock();
+        let Some(lane) = state.lanes.get_mut(&ticket.lane) else { return false };
+        let Ok(index) = lane.entries.binary_search_by_key(&ticket.seq, |entry| entry.seq) else { return false };
+        let entry = lane.entries.remove(index);
+        let rows = entry.as_ref().map_or(0, |entry| entry.member.rows);
+        self.forget(&mut state, &ticket.lane, 1, rows);
+        // The tensors are freed only after the lock is released.
+        drop(state);
+        drop(entry);
+        true
+    }
+
+    /// Waits until there is a batch to run. `None` once the queue is closed and empty.
+    pub(super) fn pull(&self, instance: usize) -> Option<Pulled> {
+        let mut state = self.state.lock();
+        state.running.remove(&instance);
+        loop {
+            let now = Instant::now();
+            let (late, next) = self.next(&mut state, now);
+            if !late.is_empty() {
+                // Their waiters may run at once, so they are told without the lock.
+                parking_lot::MutexGuard::unlocked(&mut state, || self.refuse_late(late, now));
+                if !matches!(next, Some(Next::Run(_))) {
+                    continue;
+                }
+            }
+            match next {
+                Some(Next::Run(pulled)) => {
+                    let rows = pulled.entries.iter().map(|entry| entry.member.rows).sum();
+                    let expected = state.estimates.curve(pulled.class).cautious(rows).unwrap_or_default();
+                    state.running.insert(instance, (now, expected));
+                    return Some(pulled);
+                }
+                Some(Next::Wait(until)) => {
+                    state.sleepers += 1;
+                    if self.pushed.wait_for(&mut state, until - now).timed_out() {
+                        state.sleepers -= 1;
+                    }
+                }
+                None if state.closed => return None,
+                None => {
+                    state.sleepers += 1;
+                    self.pushed.wait(&mut state);
+                }
+            }
+        }
+    }
+
+    /// Records how long an execution took, for planning.
+    pub(super) fn record_run(&self, class: SizeClass, rows: usize, took: Duration) {
+        self.state.lock().estimates.record(class, rows, took);
+    }
+
+    /// Refuses everything from now on; what waits is still served.
+    pub fn close(&self) {
+        let mut state = self.state.lock();
+        state.closed = true;
+        state.sleepers = 0;
+        self.pushed.notify_all();
+    }
+
+    /// Closes and refuses everything that waits.
+    pub fn abort(&self) {
+        self.close();
+        let mut state = self.state.lock();
+        let lanes = std::mem::take(&mut state.lanes);
+        self.stats.requests_left(state.waiting);
+        (state.waiting, state.waiting_rows) = (0, 0);
+        drop(state);
+        let now = Instant::now();
+        for entry in lanes.into_values().flat_map(|lane| lane.entries) {
+            self.settle(entry, self.stopping(), now);
+        }
+    }
+
+    fn stopping(&self) -> Error {
+        Error::unavailable("Server is stopping, scheduler for model has stopped accepting new inference requests")
+    }
+
+    fn timeout(&self, asked: Option<Duration>) -> Option<Duration> {
+        match (self.settings.timeout, asked) {
+            (None, asked) => asked,
+            (Some(default), Some(asked)) if self.settings.timeout_override => Some(default.min(asked)),
+            (default, _) => default,
+        }
+    }
+
+    fn lane_key(&self, member: &Member) -> LaneKey {
+        let mut key = LaneKey::new();
+        if self.settings.shapes_vary && self.settings.limits.rows_max > 1 {
+            for tensor in &member.inputs {
+                key.push(tensor.dtype as i64);
+                key.push(tensor.shape.len() as i64);
+                key.extend_from_slice(tensor.shape.get(1..).unwrap_or_default());
+            }
+        }
+        key
+    }
+
+    fn promise(&self, request: &Pushed) -> Promise {
+        let budget_end = self.settings.budget.map(|budget| request.arrived + budget);
+        Promise {
+            class: size_class(&request.member),
+            rows: request.member.rows,
+            deadline: request.deadline,
+            due: [request.deadline, budget_end].into_iter().flatten().min(),
+            start_by: self.timeout(request.timeout).map(|timeout| request.arrived + timeout),
+        }
+    }
+
+    fn ahead(&self, state: &State, now: Instant) -> Ahead {
+        let busy = state.running.len() >= self.settings.instances;
+        let free_in = |(began, expected): &(Instant, Duration)| (*began + *expected).saturating_duration_since(now);
+        let first_free = state.running.values().map(free_in).min().filter(|_| busy);
+        Ahead {
+            until_free: first_free.unwrap_or_default(),
+            rows: state.waiting_rows,
+            instances: self.settings.instances,
+        }
+    }
+
+    /// What an idle instance should do now, and the requests that cannot be in time any more, already taken out.
+    fn next(&self, state: &mut State, now: Instant) -> (Vec<(Entry, Kind)>, Option<Next>) {
+        let mut late = Vec::new();
+        let mut wait: Option<Instant> = None;
+        let mut order: SmallVec<[(u64, LaneKey); 1]> = state
+            .lanes
+            .iter()
+            .filter_map(|(key, lane)| lane.entries.front().map(|entry| (entry.seq, key.clone())))
+            .collect();
+        order.sort_unstable_by_key(|(seq, _)| *seq);
+        for (_, key) in order {
+            self.take_late(state, &key, now, &mut late);
+            match self.plan_lane(state, &key, now) {
+                Some(Plan::Run { take }) => return (late, Some(Next::Run(self.take(state, &key, take)))),
+                Some(Plan::Wait { until }) => wait = Some(wait.map_or(until, |other| other.min(until))),
+                None => {}
+            }
+        }
+        (late, wait.map(Next::Wait))
+    }
+
+    fn plan_lane(&self, state: &mut State, key: &LaneKey, now: Instant) -> Option<Plan> {
+        state.plans += 1;
+        let lane = state.lanes.get(key)?;
+        let mut rows = 0;
+        let window = lane.entries.iter().take_while(|entry| {
+            let within = rows <= 2 * self.settings.limits.rows_max;
+            rows += entry.member.rows;
+            within
+        });
+        let waiting: SmallVec<[Waiting; 16]> = window
+            .map(|entry| Waiting { rows: entry.member.rows, arrived: entry.arrived, due: entry.promise.due })
+            .collect();
+        if waiting.is_empty() {
+            return None;
+        }
+        let curve = state.estimates.curve(lane.class);
+        if state.plans.is_multiple_of(EXPLORE_EVERY) {
+            let limits = Limits { stop_at_knee: false, ..self.settings.limits.clone() };
+            return Some(plan(&waiting, &limits, &curve, now));
+        }
+        Some(plan(&waiting, &self.settings.limits, &curve, now))
+    }
+
+    /// Takes out the requests at the head of a lane that would be late even if they ran alone now.
+    fn take_late(&self, state: &mut State, key: &LaneKey, now: Instant, late: &mut Vec<(Entry, Kind)>) {
+        let Some(lane) = state.lanes.get_mut(key) else { return };
+        let estimates = &state.estimates;
+        let is_late = |entry: &Entry| entry.promise.broken(estimates, now).is_some();
+        if !lane.entries.iter().any(is_late) {
+            return;
+        }
+        let mut taken = Vec::new();
+        let mut kept = VecDeque::with_capacity(lane.entries.len());
+        for entry in std::mem::take(&mut lane.entries) {
+            match entry.promise.broken(estimates, now) {
+                Some(kind) => taken.push((entry, kind)),
+                None => kept.push_back(entry),
+            }
+        }
+        lane.entries = kept;
+        let rows = taken.iter().map(|(entry, _)| entry.member.rows).sum();
+        self.forget(state, key, taken.len(), rows);
+        late.extend(taken);
+    }
+
+    fn refuse_late(&self, late: Vec<(Entry, Kind)>, now: Instant) {
+        for (entry, kind) in late {
+            self.settle(entry, late_error(kind), now);
+        }
+    }
+
+    /// Takes the first `take` requests of a lane.
+    fn take(&self, state: &mut State, key: &LaneKey, take: usize) -> Pulled {
+        let Some(lane) = state.lanes.get_mut(key) else {
+            return Pulled { entries: Vec::new(), class: SizeClass::default() };
+        };
+        let entries: Vec<Entry> = lane.entries.drain(..take.min(lane.entries.len())).collect();
+        let class = lane.class;
+        let rows = entries.iter().map(|entry| entry.member.rows).sum();
+        self.forget(state, key, entries.len(), rows);
+        Pulled { entries, class }
+    }
+
+    /// Accounts for requests that left; an empty lane of a shape of its own goes too.
+    fn forget(&self, state: &mut State, key: &LaneKey, requests: usize, rows: usize) {
+        self.stats.requests_left(requests);
+        state.waiting -= requests;
+        state.waiting_rows -= rows;
+        if !key.is_empty() && state.lanes.get(key).is_some_and(|lane| lane.entries.is_empty()) {
+            state.lanes.remove(key);
+        }
+    }
+
+    /// Fails a request that was taken from the queue.
+    pub(super) fn settle(&self, entry: Entry, error: Error, now: Instant) {
+        self.stats.request_failed(error.kind(), now.saturating_duration_since(entry.arrived));
+        let _ = entry.reply.send(Err(error));
+    }
+}
+
+enum Next {
+    Run(Pulled),
+    Wait(Instant),
+}
+
+fn size_class(member: &Member) -> SizeClass {
+    let bytes: usize = member.inputs.iter().map(|tensor| tensor.data.len()).sum();
+    SizeClass::of_row(bytes / member.rows.max(1))
+}

@@ -1,0 +1,327 @@
+//! Behaviour of queue, waiter and instance together, in virtual time, with a puppet that runs when it is told.
+
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use parking_lot::Mutex;
+
+use super::*;
+use crate::backend::{Instance, Model, Replies};
+use crate::error::{Error, Kind, Result};
+use crate::infer::{Instant, Parameters, Response};
+use crate::model::{Device, Footprint};
+use crate::telemetry::stats::ModelStats;
+use crate::tensor::{Batch, DataType, Member, Shape, Tensor};
+
+const MS: Duration = Duration::from_millis(1);
+
+/// What the puppet does with one batch.
+enum Order {
+    Answer,
+    Fail(&'static str),
+    Panic,
+}
+
+/// A model whose instances wait for an order before each batch, and tell the row counts they were given.
+struct Puppet {
+    orders: Mutex<mpsc::Receiver<Order>>,
+    seen: mpsc::Sender<Vec<usize>>,
+}
+
+struct PuppetInstance(Arc<Puppet>);
+
+impl Model for Arc<Puppet> {
+    fn footprint(&self) -> Footprint {
+        Footprint::default()
+    }
+
+    fn instance(&self, _device: Device) -> Result<Box<dyn Instance>> {
+        Ok(Box::new(PuppetInstance(self.clone())))
+    }
+}
+
+impl Instance for PuppetInstance {
+    fn run(&mut self, batch: &Batch, replies: &mut dyn Replies) -> Result<()> {
+        let _ = self.0.seen.send(batch.members.iter().map(|member| member.rows).collect());
+        let order = self.0.orders.lock().recv();
+        match order.unwrap_or(Order::Answer) {
+            Order::Answer => {
+                for (index, member) in batch.members.iter().enumerate() {
+                    replies.member(index, member.inputs.clone());
+                }
+                Ok(())
+            }
+            Order::Fail(text) => Err(Error::new(Kind::Backend, text)),
+            Order::Panic => panic!("told to"),
+        }
+    }
+}
+
+/// A queue with one puppet instance.
+struct Stage {
+    queue: Arc<Queue>,
+    orders: mpsc::Sender<Order>,
+    seen: mpsc::Receiver<Vec<usize>>,
+    instance: Option<Started>,
+}
+
+fn settings(rows_max: usize) -> QueueSettings {
+    QueueSettings {
+        requests_max: 1000,
+        limits: Limits { rows_max, ..Limits::single() },
+        budget: None,
+        timeout: None,
+        timeout_override: true,
+        shapes_vary: true,
+        instances: 1,
+    }
+}
+
+impl Stage {
+    fn new(settings: QueueSettings) -> Self {
+        let queue = Arc::new(Queue::new(settings, Arc::new(ModelStats::default())));
+        let (orders, received) = mpsc::channel();
+        let (tell, seen) = mpsc::channel();
+        let model = Arc::new(Arc::new(Puppet { orders: Mutex::new(received), seen: tell }));
+        let starting = Starting {
+            queue: queue.clone(),
+            model,
+            device: Device::Cpu,
+            index: 0,
+            thread_name: "puppet".to_owned(),
+            warmup: Arc::new([]),
+        };
+        let instance = start(starting).expect("a thread starts");
+        Self { queue, orders, seen, instance: Some(instance) }
+    }
+
+    fn ask(&self, rows: usize, width: i64, deadline: Option<Duration>) -> Result<Waiting1> {
+        self.ask_with(rows, width, deadline, None)
+    }
+
+    fn ask_with(
+        &self,
+        rows: usize,
+        width: i64,
+        deadline: Option<Duration>,
+        timeout: Option<Duration>,
+    ) -> Result<Waiting1> {
+        let now = Instant::now();
+        let shape = Shape::new(&[rows as i64, width]);
+        let data = Bytes::from(vec![7; rows * width as usize]);
+        let member = Member { rows, inputs: vec![Tensor { dtype: DataType::Uint8, shape, data }] };
+        let deadline = deadline.map(|deadline| now + deadline);
+        let waiting = self.queue.push(Pushed { member, arrived: now, deadline, timeout }, now)?;
+        let respond: Respond = Box::new(|outputs| Response {
+            model: "puppet".into(),
+            version: 1,
+            id: outputs.len().to_string(),
+            outputs: Vec::new(),
+            parameters: Parameters::new(),
+            last: true,
+        });
+        Ok(Waiter::new(self.queue.clone(), waiting, (now, deadline), respond))
+    }
+
+    /// The row counts of the next batch that the instance begins.
+    fn begun(&self) -> Vec<usize> {
+        self.seen.recv().expect("the instance lives")
+    }
+
+    fn order(&self, order: Order) {
+        self.orders.send(order).expect("the instance lives");
+    }
+
+    /// Closes the queue and waits for the instance to end.
+    fn close(&mut self) {
+        self.queue.close();
+        if let Some(instance) = self.instance.take() {
+            instance.thread.join().expect("the instance thread does not panic");
+        }
+    }
+}
+
+type Respond = Box<dyn FnOnce(Vec<Tensor>) -> Response + Send>;
+type Waiting1 = Waiter<Respond>;
+
+async fn answer(mut waiter: Waiting1) -> Result<()> {
+    waiter.next().await.expect("there is one response").map(|_| ())
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_a_model_is_busy_every_deadline_is_kept_and_nothing_late_is_executed() {
+    let mut stage = Stage::new(settings(1));
+    let busy = stage.ask(1, 4, None).expect("accepted");
+    assert_eq!(stage.begun(), [1]);
+    let began = Instant::now();
+    let waiters: Vec<_> = (0..100).map(|_| stage.ask(1, 4, Some(200 * MS)).expect("accepted")).collect();
+    for waiter in waiters {
+        let error = answer(waiter).await.expect_err("the model is busy for longer");
+        assert_eq!(error.kind(), Kind::DeadlineExceeded);
+        assert!(began.elapsed() <= 210 * MS, "{:?}", began.elapsed());
+    }
+    tokio::time::advance(4800 * MS).await;
+    stage.order(Order::Answer);
+    answer(busy).await.expect("answered");
+    stage.close();
+    let stats = stage.queue.stats().snapshot();
+    assert_eq!((stats.execution_count, stats.success.count), (1, 1));
+    assert_eq!(stats.failures[&Kind::DeadlineExceeded], 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_timeout_acts_at_its_time_while_all_instances_are_busy() {
+    let stage = Stage::new(QueueSettings { timeout: Some(50 * MS), ..settings(1) });
+    let _busy = stage.ask(1, 4, None).expect("accepted");
+    stage.begun();
+    let began = Instant::now();
+    let default = stage.ask(1, 4, None).expect("accepted");
+    let shorter = stage.ask_with(1, 4, None, Some(20 * MS)).expect("accepted");
+    let longer = stage.ask_with(1, 4, None, Some(90 * MS)).expect("accepted");
+    assert_eq!(answer(shorter).await.expect_err("times out").message(), "Request timeout expired");
+    assert!(began.elapsed() < 25 * MS);
+    assert_eq!(answer(default).await.expect_err("times out").kind(), Kind::TimedOut);
+    assert_eq!(answer(longer).await.expect_err("times out").kind(), Kind::TimedOut);
+    assert!(began.elapsed() < 55 * MS);
+    stage.order(Order::Answer);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_request_leaves_the_queue_at_once() {
+    let mut stage = Stage::new(settings(1));
+    let busy = stage.ask(1, 4, None).expect("accepted");
+    stage.begun();
+    let dropped = stage.ask(1, 4, None).expect("accepted");
+    assert_eq!(stage.queue.len(), 1);
+    drop(dropped);
+    assert_eq!(stage.queue.len(), 0);
+    stage.order(Order::Answer);
+    answer(busy).await.expect("answered");
+    stage.close();
+    let stats = stage.queue.stats().snapshot();
+    assert_eq!((stats.execution_count, stats.failures[&Kind::Cancelled]), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_dropped_while_it_runs_counts_as_cancelled() {
+    let mut stage = Stage::new(settings(1));
+    let running = stage.ask(1, 4, None).expect("accepted");
+    stage.begun();
+    drop(running);
+    stage.order(Order::Answer);
+    stage.close();
+    let stats = stage.queue.stats().snapshot();
+    assert_eq!((stats.success.count, stats.failures[&Kind::Cancelled]), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_queue_refuses_at_once() {
+    let stage = Stage::new(QueueSettings { requests_max: 2, ..settings(1) });
+    let _busy = stage.ask(1, 4, None).expect("accepted");
+    stage.begun();
+    let _waiting = [stage.ask(1, 4, None).expect("accepted"), stage.ask(1, 4, None).expect("accepted")];
+    let error = stage.ask(1, 4, None).err().expect("the queue is full");
+    assert_eq!((error.kind(), error.message()), (Kind::QueueFull, "Exceeds maximum queue size"));
+    (0..3).for_each(|_| stage.order(Order::Answer));
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_of_different_shapes_never_share_a_batch() {
+    let mut stage = Stage::new(settings(8));
+    let first = stage.ask(1, 4, None).expect("accepted");
+    stage.begun();
+    let waiters = [(1, 4), (2, 5), (3, 4), (1, 5)].map(|(rows, width)| stage.ask(rows, width, None).expect("accepted"));
+    (0..3).for_each(|_| stage.order(Order::Answer));
+    answer(first).await.expect("answered");
+    assert_eq!(stage.begun(), [1, 3]);
+    assert_eq!(stage.begun(), [2, 1]);
+    for waiter in waiters {
+        answer(waiter).await.expect("answered");
+    }
+    stage.close();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_batch_tells_each_of_its_requests() {
+    let mut stage = Stage::new(settings(8));
+    let first = stage.ask(1, 4, None).expect("accepted");
+    stage.begun();
+    let waiters = [stage.ask(1, 4, None).expect("accepted"), stage.ask(1, 4, None).expect("accepted")];
+    stage.order(Order::Answer);
+    stage.order(Order::Fail("broken"));
+    answer(first).await.expect("answered");
+    for waiter in waiters {
+        let error = answer(waiter).await.expect_err("the batch failed");
+        assert_eq!((error.kind(), error.message()), (Kind::Backend, "broken"));
+    }
+    stage.close();
+    assert_eq!(stage.queue.stats().snapshot().failures[&Kind::Backend], 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_panics_fails_its_batch_and_serves_on() {
+    let mut stage = Stage::new(settings(1));
+    stage.order(Order::Panic);
+    let error = answer(stage.ask(1, 4, None).expect("accepted")).await.expect_err("it panicked");
+    assert_eq!(error.kind(), Kind::Internal);
+    stage.order(Order::Answer);
+    answer(stage.ask(1, 4, None).expect("accepted")).await.expect("answered");
+    stage.close();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_at_close_is_still_answered_and_nothing_new_is_taken() {
+    let mut stage = Stage::new(settings(1));
+    let waiters: Vec<_> = (0..5).map(|_| stage.ask(1, 4, None).expect("accepted")).collect();
+    stage.begun();
+    stage.queue.close();
+    assert_eq!(stage.ask(1, 4, None).err().expect("closed").kind(), Kind::Unavailable);
+    (0..5).for_each(|_| stage.order(Order::Answer));
+    for waiter in waiters {
+        answer(waiter).await.expect("answered");
+    }
+    stage.close();
+    assert_eq!(stage.queue.stats().snapshot().success.count, 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_abort_refuses_what_waits() {
+    let mut stage = Stage::new(settings(1));
+    let busy = stage.ask(1, 4, None).expect("accepted");
+    stage.begun();
+    let waiting = stage.ask(1, 4, None).expect("accepted");
+    stage.queue.abort();
+    assert_eq!(answer(waiting).await.expect_err("aborted").kind(), Kind::Unavailable);
+    stage.order(Order::Answer);
+    answer(busy).await.expect("answered");
+    stage.close();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_predicted_to_break_the_budget_is_refused_at_once() {
+    let stage = Stage::new(QueueSettings { budget: Some(100 * MS), ..settings(1) });
+    let class = SizeClass::of_row(4);
+    (0..64).for_each(|_| stage.queue.record_run(class, 1, 40 * MS));
+    let _running = stage.ask(1, 4, None).expect("an idle model takes it");
+    stage.begun();
+    let _second = stage.ask(1, 4, None).expect("40 ms of waiting and 40 ms of its own are within 100 ms");
+    let third = stage.ask(1, 4, None).err().expect("80 ms of waiting and 40 ms of its own are not");
+    assert_eq!(third.kind(), Kind::BudgetExceeded);
+    (0..2).for_each(|_| stage.order(Order::Answer));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiting_request_is_given_up_when_the_budget_cannot_be_met_any_more() {
+    let stage = Stage::new(QueueSettings { budget: Some(100 * MS), ..settings(1) });
+    let class = SizeClass::of_row(4);
+    (0..64).for_each(|_| stage.queue.record_run(class, 1, 40 * MS));
+    let _running = stage.ask(1, 4, None).expect("accepted");
+    stage.begun();
+    let began = Instant::now();
+    let waiting = stage.ask(1, 4, None).expect("accepted");
+    assert_eq!(answer(waiting).await.expect_err("the instance hangs").kind(), Kind::BudgetExceeded);
+    assert!(began.elapsed() >= 59 * MS && began.elapsed() <= 62 * MS, "{:?}", began.elapsed());
+    stage.order(Order::Answer);
+}

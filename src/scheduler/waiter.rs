@@ -1,0 +1,102 @@
+//! The waiting end of a request: it owns the request's deadline.
+//!
+//! A [`Waiter`] ends with the response, or takes the request back when its time is up or when it is dropped. So a
+//! timeout is exact however busy the instances are, and a caller that goes away frees its place at once.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures_core::Stream;
+use tokio::sync::oneshot;
+use tokio::time::Sleep;
+
+use super::promise::late_error;
+use super::queue::{Queue, Ticket};
+use crate::error::{Error, Kind, Result};
+use crate::infer::{Instant, Response};
+use crate::tensor::Tensor;
+
+/// The stream of one request's responses; `respond` makes the response out of the model's outputs.
+pub struct Waiter<F> {
+    queue: Arc<Queue>,
+    receiver: oneshot::Receiver<Result<Vec<Tensor>>>,
+    /// Present as long as the request may still be in the queue.
+    ticket: Option<Ticket>,
+    /// Fires when the request is to be given up or, once it runs, at the caller's deadline.
+    timer: Option<Pin<Box<Sleep>>>,
+    arrived: Instant,
+    deadline: Option<Instant>,
+    /// Taken by the outcome.
+    respond: Option<F>,
+}
+
+impl<F: FnOnce(Vec<Tensor>) -> Response + Unpin> Waiter<F> {
+    /// Waits for the request with this ticket.
+    pub fn new(
+        queue: Arc<Queue>,
+        (ticket, receiver): (Ticket, oneshot::Receiver<Result<Vec<Tensor>>>),
+        (arrived, deadline): (Instant, Option<Instant>),
+        respond: F,
+    ) -> Self {
+        let timer = ticket.give_up.map(|give_up| Box::pin(tokio::time::sleep_until(give_up.at)));
+        Self { queue, receiver, ticket: Some(ticket), timer, arrived, deadline, respond: Some(respond) }
+    }
+
+    /// The timer fired: gives the request up if it still waits or its caller does not wait any more.
+    fn time_is_up(&mut self) -> Option<Error> {
+        let Some(ticket) = self.ticket.take() else {
+            // It runs, and its caller's deadline passed; the instance records the outcome when it sees nobody waits.
+            return Some(Error::new(Kind::DeadlineExceeded, "the deadline passed while the request was executed"));
+        };
+        if self.queue.take_back(&ticket) {
+            let kind = ticket.give_up.map_or(Kind::TimedOut, |give_up| give_up.kind);
+            self.queue.stats().request_failed(kind, Instant::now().saturating_duration_since(self.arrived));
+            return Some(late_error(kind));
+        }
+        self.timer = self.deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
+        None
+    }
+
+    fn end(&mut self, outcome: Result<Vec<Tensor>>) -> Poll<Option<Result<Response>>> {
+        self.ticket = None;
+        self.timer = None;
+        let respond = self.respond.take();
+        Poll::Ready(respond.map(|respond| outcome.map(respond)))
+    }
+}
+
+impl<F: FnOnce(Vec<Tensor>) -> Response + Unpin> Stream for Waiter<F> {
+    type Item = Result<Response>;
+
+    fn poll_next(mut self: Pin<&mut Self>, ctx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        if this.respond.is_none() {
+            return Poll::Ready(None);
+        }
+        if let Poll::Ready(reply) = Pin::new(&mut this.receiver).poll(ctx) {
+            let gone = || Err(Error::internal("the instance ended without a response"));
+            return this.end(reply.unwrap_or_else(|_| gone()));
+        }
+        while let Some(timer) = &mut this.timer {
+            if timer.as_mut().poll(ctx).is_pending() {
+                break;
+            }
+            if let Some(error) = this.time_is_up() {
+                return this.end(Err(error));
+            }
+        }
+        Poll::Pending
+    }
+}
+
+impl<F> Drop for Waiter<F> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket.take()
+            && self.queue.take_back(&ticket)
+        {
+            let waited = Instant::now().saturating_duration_since(self.arrived);
+            self.queue.stats().request_failed(Kind::Cancelled, waited);
+        }
+    }
+}
