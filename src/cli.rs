@@ -174,8 +174,8 @@ fn inspect(_file: &Path) -> Result<()> {
     Err(Error::internal("not built yet"))
 }
 
-fn torchscript(_source: &Path, _weights: Option<&PathBuf>, _out: &Path) -> Result<()> {
-    Err(Error::internal("not built yet"))
+fn torchscript(source: &Path, weights: Option<&PathBuf>, out: &Path) -> Result<()> {
+    libtorch::script::build(source, weights.map(PathBuf::as_path), out)
 }
 
 #[cfg(test)]

@@ -10,9 +10,12 @@
 
 use std::path::Path;
 
+use bytes::Bytes;
+use safetensors::{Dtype, SafeTensors};
+
 use super::handle::{Handle, Module};
 use crate::error::{Error, Result};
-use crate::tensor::Tensor;
+use crate::tensor::{DataType, Tensor};
 
 /// A module to be: its methods' source text and its weights.
 #[derive(Clone, Debug)]
@@ -76,7 +79,65 @@ impl Script {
     }
 }
 
+/// Compiles the source text in one file with the weights of another (safetensors), and writes a model file.
+///
+/// The source reads a weight as `self.<name>`, with underscores for the dots of its name; weights that it does not read
+/// are left out. Weights that are not of floating point become buffers.
+///
+/// # Errors
+/// A file that cannot be read or written, what the TorchScript compiler says, or a weight of a type that libtorch lacks.
+pub fn build(source: &Path, weights: Option<&Path>, out: &Path) -> Result<()> {
+    let unreadable =
+        |path: &Path, error: &dyn std::fmt::Display| Error::invalid(format!("cannot read {}: {error}", path.display()));
+    let text = std::fs::read_to_string(source).map_err(|error| unreadable(source, &error))?;
+    let mut script = Script::new(text);
+    if let Some(path) = weights {
+        let file = Bytes::from(std::fs::read(path).map_err(|error| unreadable(path, &error))?);
+        let tensors = SafeTensors::deserialize(&file).map_err(|error| unreadable(path, &error))?;
+        for (name, view) in tensors.tensors() {
+            if !reads(&script.source, &attribute_name(&name)) {
+                continue;
+            }
+            let dtype = data_type(view.dtype())
+                .ok_or_else(|| unreadable(path, &format_args!("'{name}' has type {:?}", view.dtype())))?;
+            let shape = view.shape().iter().map(|&dim| dim as i64).collect::<Vec<_>>().into();
+            let tensor = Tensor { dtype, shape, data: file.slice_ref(view.data()) };
+            let floating = matches!(dtype, DataType::Fp16 | DataType::Bf16 | DataType::Fp32 | DataType::Fp64);
+            script = if floating { script.parameter(&name, tensor) } else { script.buffer(&name, tensor) };
+        }
+    }
+    script.save(out)
+}
+
 /// The attribute that a weight is read by: its name with underscores for dots.
 pub fn attribute_name(weight: &str) -> String {
     weight.replace('.', "_")
+}
+
+/// Whether the source reads `self.<attribute>`.
+fn reads(source: &str, attribute: &str) -> bool {
+    let wanted = format!("self.{attribute}");
+    source.match_indices(&wanted).any(|(at, _)| {
+        let next = source[at + wanted.len()..].chars().next();
+        !next.is_some_and(|next| next.is_alphanumeric() || next == '_')
+    })
+}
+
+fn data_type(dtype: Dtype) -> Option<DataType> {
+    Some(match dtype {
+        Dtype::BOOL => DataType::Bool,
+        Dtype::U8 => DataType::Uint8,
+        Dtype::I8 => DataType::Int8,
+        Dtype::I16 => DataType::Int16,
+        Dtype::U16 => DataType::Uint16,
+        Dtype::F16 => DataType::Fp16,
+        Dtype::BF16 => DataType::Bf16,
+        Dtype::I32 => DataType::Int32,
+        Dtype::U32 => DataType::Uint32,
+        Dtype::F32 => DataType::Fp32,
+        Dtype::F64 => DataType::Fp64,
+        Dtype::I64 => DataType::Int64,
+        Dtype::U64 => DataType::Uint64,
+        _ => return None,
+    })
 }
