@@ -2,6 +2,6 @@
 
 
 def forward(self, INPUT0: Tensor, INPUT1: Tensor) -> Tuple[Tensor, Tensor]:
-    a = INPUT0.to(torch.float64)
-    b = INPUT1.to(torch.float64)
-    return ((a + b).to(INPUT0.dtype), (a - b).to(INPUT0.dtype))
+    a = INPUT0.double()
+    b = INPUT1.double()
+    return ((a + b).type_as(INPUT0), (a - b).type_as(INPUT1))
