@@ -1,1 +1,147 @@
-//! To be written.
+//! The pipeline that every request takes on its way from a protocol to the engine, administration included.
+//!
+//! Refuses new inference once the server is stopping, and turns outputs into classes where a request asks for them.
+//! Does not know wire formats. Begin with [`Gateway::infer`].
+
+mod classify;
+
+use std::sync::Arc;
+
+use futures_util::StreamExt as _;
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::Engine;
+use crate::error::{Error, Kind, Result};
+use crate::infer::{Infer, Request, RequestedOutput, Responses};
+use crate::model::Version;
+
+pub use crate::engine::{Handle, IndexEntry, Overrides};
+
+/// The one way to the engine.
+pub struct Gateway {
+    engine: Arc<Engine>,
+    draining: CancellationToken,
+}
+
+impl Gateway {
+    /// A gateway to `engine`.
+    pub fn new(engine: Arc<Engine>) -> Self {
+        Self { engine, draining: CancellationToken::new() }
+    }
+
+    /// From now on refuses new inference; what was accepted goes on.
+    pub fn drain(&self) {
+        self.draining.cancel();
+    }
+
+    /// Resolves once [`Gateway::drain`] was called.
+    pub async fn draining(&self) {
+        self.draining.cancelled().await;
+    }
+
+    /// Cancelled once [`Gateway::drain`] was called.
+    pub fn drain_token(&self) -> CancellationToken {
+        self.draining.clone()
+    }
+
+    /// Whether new inference is refused because the server is stopping.
+    pub fn is_draining(&self) -> bool {
+        self.draining.is_cancelled()
+    }
+
+    /// Starts one request; see [`Infer::infer`].
+    pub fn infer(&self, request: Request) -> Responses {
+        if self.is_draining() {
+            let error = stopping();
+            self.refused(error.kind());
+            return refusal(error);
+        }
+        if request.outputs.iter().all(|output| output.classification == 0) {
+            return self.engine.infer(request);
+        }
+        self.infer_classes(request)
+    }
+
+    fn infer_classes(&self, request: Request) -> Responses {
+        let handle = match self.engine.find(&request.model, request.version) {
+            Ok(handle) => handle,
+            Err(error) => {
+                self.refused(error.kind());
+                return refusal(error);
+            }
+        };
+        let wanted: Vec<RequestedOutput> = request.outputs.clone();
+        let responses = self.engine.infer(request);
+        Box::pin(responses.map(move |response| classify::response(response?, &wanted, &handle.config)))
+    }
+
+    /// Counts a request that was refused before it reached a model.
+    pub fn refused(&self, kind: Kind) {
+        let metrics = self.engine.metrics();
+        let _received = metrics.request_received();
+        metrics.request_unrouted(kind);
+    }
+
+    /// The model version that a request for `name` would get.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::NotFound`] or [`crate::error::Kind::Unavailable`], with which of both is not there.
+    pub fn find(&self, name: &str, version: Option<Version>) -> Result<Arc<Handle>> {
+        self.engine.find(name, version)
+    }
+
+    /// Whether the server is ready for requests: all its models are, and it is not stopping.
+    pub fn ready(&self) -> bool {
+        !self.is_draining() && self.engine.ready()
+    }
+
+    /// The engine's readiness and its changes; does not know of [`Gateway::drain`].
+    pub fn readiness(&self) -> tokio::sync::watch::Receiver<bool> {
+        self.engine.readiness()
+    }
+
+    /// The versions of a model that are ready, ascending.
+    pub fn versions_ready(&self, name: &str) -> Vec<Version> {
+        self.engine.versions_ready(name)
+    }
+
+    /// Every model version with its state, or only those that are ready.
+    pub async fn index(&self, ready_only: bool) -> Vec<IndexEntry> {
+        self.engine.index(ready_only).await
+    }
+
+    /// The model versions whose statistics are asked for; an empty name means all that are ready.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::InvalidArgument`] if there is no such model or version.
+    pub fn statistics(&self, name: &str, version: Option<Version>) -> Result<Vec<Arc<Handle>>> {
+        self.engine.statistics(name, version)
+    }
+
+    /// Loads or reloads a model and waits until that is done.
+    ///
+    /// # Errors
+    /// Why it could not be loaded, or may not be.
+    pub async fn load(&self, name: &str, overrides: Overrides) -> Result<()> {
+        if self.is_draining() {
+            return Err(stopping());
+        }
+        self.engine.load(name, overrides).await
+    }
+
+    /// Takes a model out of service; with `dependents` also the models that only it needs.
+    ///
+    /// # Errors
+    /// If models may not be unloaded by request.
+    pub async fn unload(&self, name: &str, dependents: bool) -> Result<()> {
+        self.engine.unload(name, dependents).await
+    }
+}
+
+fn stopping() -> Error {
+    Error::unavailable("Server is stopping, scheduler for model has stopped accepting new inference requests")
+}
+
+fn refusal(error: Error) -> Responses {
+    Box::pin(futures_util::stream::iter([Err(error)]))
+}

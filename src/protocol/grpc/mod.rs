@@ -1,4 +1,27 @@
 //! KServe v2 over gRPC, with Triton's extensions.
+//!
+//! [`serve`] accepts connections (`transport`); each call goes by its path (`dispatch`) to ModelInfer's short way
+//! (`framing`, `infer`) or to the generated service (`service`, which delegates to `metadata`, `admin`, `stream`).
+//! `decode` and `encode` are the only places where wire messages and the server's own types meet.
+
+mod admin;
+mod contents;
+mod decode;
+mod dispatch;
+mod encode;
+mod framing;
+mod health;
+mod infer;
+mod metadata;
+mod parameters;
+mod service;
+mod settings;
+mod stream;
+mod timeout;
+mod transport;
+
+pub use settings::GrpcSettings;
+pub use transport::serve;
 
 pub mod probe;
 

@@ -1,0 +1,174 @@
+//! The model repository's RPCs: what is there, load, unload.
+//!
+//! Checks what is wrong with the call itself; whether models may be loaded by request is the engine's to say.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Component, Path};
+
+use bytes::Bytes;
+
+use super::wire::model_repository_parameter::ParameterChoice;
+use super::wire::repository_index_response::ModelIndex;
+use super::wire::{
+    ModelRepositoryParameter, RepositoryIndexRequest, RepositoryIndexResponse, RepositoryModelLoadRequest,
+    RepositoryModelLoadResponse, RepositoryModelUnloadRequest, RepositoryModelUnloadResponse,
+};
+use crate::error::{Error, Kind, Result};
+use crate::gateway::{Gateway, Overrides};
+use crate::model::Version;
+
+/// Every model version with its state and, where it is not ready, the reason.
+///
+/// # Errors
+/// [`Kind::Unimplemented`] if a repository is named.
+pub async fn index(gateway: &Gateway, request: &RepositoryIndexRequest) -> Result<RepositoryIndexResponse> {
+    unnamed(&request.repository_name)?;
+    let entries = gateway.index(request.ready).await.into_iter().map(|entry| ModelIndex {
+        name: entry.name,
+        version: entry.version.as_ref().map(Version::to_string).unwrap_or_default(),
+        state: entry.state.map(|state| state.to_string()).unwrap_or_default(),
+        reason: entry.reason,
+    });
+    Ok(RepositoryIndexResponse { models: entries.collect() })
+}
+
+/// Loads a model, from its directory or from what the parameters override; answers when it is loaded.
+///
+/// # Errors
+/// [`Kind::InvalidArgument`] for parameters that are not understood; otherwise why the model could not be loaded.
+pub async fn load(gateway: &Gateway, request: RepositoryModelLoadRequest) -> Result<RepositoryModelLoadResponse> {
+    unnamed(&request.repository_name)?;
+    check_model_name(&request.model_name)?;
+    gateway.load(&request.model_name, overrides(request.parameters)?).await?;
+    Ok(RepositoryModelLoadResponse {})
+}
+
+/// Takes a model out of service.
+///
+/// # Errors
+/// [`Kind::InvalidArgument`] for a wrong parameter or name; otherwise why it could not be unloaded.
+pub async fn unload(gateway: &Gateway, request: RepositoryModelUnloadRequest) -> Result<RepositoryModelUnloadResponse> {
+    unnamed(&request.repository_name)?;
+    check_model_name(&request.model_name)?;
+    let dependents = match request.parameters.get("unload_dependents").map(|parameter| &parameter.parameter_choice) {
+        None => false,
+        Some(Some(ParameterChoice::BoolParam(dependents))) => *dependents,
+        Some(_) => {
+            return Err(Error::invalid("invalid value type for 'unload_dependents' parameter, expected bool_param."));
+        }
+    };
+    gateway.unload(&request.model_name, dependents).await?;
+    Ok(RepositoryModelUnloadResponse {})
+}
+
+fn unnamed(repository: &str) -> Result<()> {
+    match repository {
+        "" => Ok(()),
+        _ => Err(Error::new(Kind::Unimplemented, "'repository_name' specification is not supported")),
+    }
+}
+
+/// A model's name is the name of a directory, never a path.
+fn check_model_name(name: &str) -> Result<()> {
+    if name.is_empty() {
+        return Err(Error::invalid("the model name is empty"));
+    }
+    match is_inside(name) && !name.contains(['/', '\\']) {
+        true => Ok(()),
+        false => Err(Error::invalid(format!("model name '{name}' is not the name of a directory"))),
+    }
+}
+
+/// Whether `path` stays below where it starts.
+fn is_inside(path: &str) -> bool {
+    !path.contains('\0') && Path::new(path).components().all(|part| matches!(part, Component::Normal(_)))
+}
+
+fn overrides(parameters: HashMap<String, ModelRepositoryParameter>) -> Result<Overrides> {
+    let mut config = None;
+    let mut files = BTreeMap::new();
+    for (key, parameter) in parameters {
+        let wrong_type =
+            |expected| Error::invalid(format!("invalid value type for load parameter '{key}', expected {expected}."));
+        match (key.strip_prefix("file:"), parameter.parameter_choice) {
+            (Some(path), Some(ParameterChoice::BytesParam(data))) => insert_file(&mut files, &key, path, data)?,
+            (Some(_), _) => return Err(wrong_type("bytes_param")),
+            (None, Some(ParameterChoice::StringParam(json))) if key == "config" => config = Some(json),
+            (None, _) if key == "config" => return Err(wrong_type("string_param")),
+            (None, _) => return Err(Error::invalid(format!("unrecognized load parameter '{key}'."))),
+        }
+    }
+    if config.is_none() && !files.is_empty() {
+        return Err(Error::invalid("load parameters 'file:<version>/<file>' need the load parameter 'config' as well"));
+    }
+    Ok(Overrides { config, files })
+}
+
+/// Keeps a file under its path, `<version>/<file>`.
+fn insert_file(files: &mut BTreeMap<String, Bytes>, key: &str, path: &str, data: Bytes) -> Result<()> {
+    let version = path.split_once('/').and_then(|(version, _)| version.parse::<Version>().ok());
+    if version.is_none_or(|version| version == 0) || !is_inside(path) || path.ends_with('/') {
+        return Err(Error::invalid(format!("load parameter '{key}' does not name a file as 'file:<version>/<file>'")));
+    }
+    files.insert(path.to_owned(), data);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decoded(pairs: &[(&str, ParameterChoice)]) -> std::result::Result<Overrides, String> {
+        let of = |choice: &ParameterChoice| ModelRepositoryParameter { parameter_choice: Some(choice.clone()) };
+        let parameters = pairs.iter().map(|(key, choice)| ((*key).to_owned(), of(choice))).collect();
+        overrides(parameters).map_err(|error| error.to_string())
+    }
+
+    fn text() -> ParameterChoice {
+        ParameterChoice::StringParam("{}".to_owned())
+    }
+
+    fn data() -> ParameterChoice {
+        ParameterChoice::BytesParam(Bytes::from_static(b"weights"))
+    }
+
+    #[test]
+    fn a_configuration_and_files_are_taken() {
+        let taken = decoded(&[("config", text()), ("file:1/model.pt", data())]).expect("well formed");
+        assert_eq!(taken.config.as_deref(), Some("{}"));
+        assert_eq!(taken.files["1/model.pt"], "weights");
+    }
+
+    #[test]
+    fn wrong_parameters_are_told_apart() {
+        for (pairs, expected) in [
+            (&[("config", data())][..], "invalid value type for load parameter 'config', expected string_param."),
+            (&[("file:1/m", text())], "invalid value type for load parameter 'file:1/m', expected bytes_param."),
+            (&[("speed", text())], "unrecognized load parameter 'speed'."),
+            (
+                &[("file:1/m", data())],
+                "load parameters 'file:<version>/<file>' need the load parameter 'config' as well",
+            ),
+        ] {
+            assert_eq!(decoded(pairs).map(|_| ()), Err(expected.to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_file_stays_inside_its_version() {
+        for path in ["model.pt", "1/", "0/m", "x/m", "1/../../m", "/1/m", "../1/m"] {
+            let key = format!("file:{path}");
+            let refused = decoded(&[("config", text()), (&key, data())]).map(|_| ());
+            let expected = format!("load parameter '{key}' does not name a file as 'file:<version>/<file>'");
+            assert_eq!(refused, Err(expected), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_model_name_is_never_a_path() {
+        for name in ["", ".", "..", "a/b", "/a", "a\\b", "a\0"] {
+            assert!(check_model_name(name).is_err(), "{name:?}");
+        }
+        assert!(check_model_name("all-MiniLM.L6_v2").is_ok());
+    }
+}

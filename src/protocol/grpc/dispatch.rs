@@ -1,0 +1,141 @@
+//! Routes one HTTP/2 request to its service by path.
+//!
+//! An uncompressed ModelInfer, nearly all of the traffic, is answered here without tonic's codec and layers;
+//! everything else goes to the generated services. Begin with [`Dispatch::call`].
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body::Frame;
+use hyper::body::Incoming;
+use tonic::Status;
+use tonic::codec::CompressionEncoding;
+use tonic::service::Routes;
+use tower::ServiceExt as _;
+
+use super::decode::Arrival;
+use super::health::HealthService;
+use super::health_wire::health_server::HealthServer;
+use super::service::InferenceService;
+use super::settings::GrpcSettings;
+use super::wire::grpc_inference_service_server::GrpcInferenceServiceServer;
+use super::{encode, framing, infer, timeout};
+use crate::error::{Error, Result};
+use crate::gateway::Gateway;
+use crate::infer::Instant;
+use crate::model::schema;
+use crate::protocol::status;
+
+const MODEL_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
+
+/// The number of the field `ModelInferResponse.raw_output_contents`.
+const RAW_OUTPUT_CONTENTS: u32 = 6;
+
+/// Answers every call of every connection.
+pub struct Dispatch {
+    gateway: Arc<Gateway>,
+    request_bytes_max: usize,
+    response_bytes_max: usize,
+    services: Routes,
+}
+
+impl Dispatch {
+    /// The services in front of `gateway`.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Internal`] if our own descriptors cannot be read.
+    pub fn new(gateway: Arc<Gateway>, settings: &GrpcSettings) -> Result<Self> {
+        let inference = GrpcInferenceServiceServer::new(InferenceService::new(gateway.clone(), settings))
+            .max_decoding_message_size(settings.request_bytes_max)
+            // The service itself refuses what is larger, with the message that clients know.
+            .max_encoding_message_size(usize::MAX)
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Deflate)
+            .accept_compressed(CompressionEncoding::Zstd);
+        let health = HealthServer::new(HealthService::new(gateway.clone()));
+        let reflection =
+            || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(schema::DESCRIPTORS);
+        let broken = |error| Error::internal(format!("the descriptors of the services are broken: {error}"));
+        let services = Routes::new(inference)
+            .add_service(health)
+            .add_service(reflection().build_v1().map_err(broken)?)
+            .add_service(reflection().build_v1alpha().map_err(broken)?)
+            .prepare();
+        Ok(Self {
+            gateway,
+            request_bytes_max: settings.request_bytes_max,
+            response_bytes_max: settings.response_bytes_max,
+            services,
+        })
+    }
+
+    /// Answers one call. Dropping the future cancels it.
+    pub async fn call(&self, request: Request<Incoming>) -> Response<Body> {
+        if request.uri().path() == MODEL_INFER && !is_compressed(request.headers()) {
+            return match self.model_infer(request).await {
+                Ok(body) => {
+                    let mut response = Response::new(Body::Framed(body));
+                    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+                    response
+                }
+                Err(status) => status.into_http(),
+            };
+        }
+        match self.services.clone().oneshot(request).await {
+            Ok(response) => response.map(Body::Boxed),
+            Err(never) => match never {},
+        }
+    }
+
+    async fn model_infer(&self, request: Request<Incoming>) -> Result<framing::Body, Status> {
+        let (head, mut body) = request.into_parts();
+        let limit = timeout::of(&head.headers).map_err(|error| status::grpc(&error))?;
+        let message = framing::read(&mut body, self.request_bytes_max).await?;
+        let arrival = Arrival { at: Instant::now(), limit };
+        let response = infer::unary(&self.gateway, message, arrival).await.map_err(|error| status::grpc(&error))?;
+        let (message, raw) = encode::split(response);
+        framing::Body::new(&message, RAW_OUTPUT_CONTENTS, raw, self.response_bytes_max)
+    }
+}
+
+/// Whether messages of the call may be compressed, which is the generated service's to undo.
+fn is_compressed(headers: &HeaderMap) -> bool {
+    headers.get("grpc-encoding").is_some_and(|encoding| encoding != "identity")
+}
+
+/// The body of an answer.
+#[derive(Debug, Default)]
+pub enum Body {
+    /// Nothing: all is in the headers.
+    #[default]
+    Empty,
+    /// One message of our own framing.
+    Framed(framing::Body),
+    /// What a generated service answers.
+    Boxed(tonic::body::Body),
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, ctx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        match self.get_mut() {
+            Body::Empty => Poll::Ready(None),
+            Body::Framed(body) => Pin::new(body).poll_frame(ctx).map_err(|never| match never {}),
+            Body::Boxed(body) => Pin::new(body).poll_frame(ctx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Body::Empty => true,
+            Body::Framed(body) => body.is_end_stream(),
+            Body::Boxed(body) => body.is_end_stream(),
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! One gRPC message in an HTTP/2 body, read and written without moving tensor bytes.
+//!
+//! tonic's codec gathers every message in one contiguous buffer, in both directions. Here a message that is read stays
+//! in the network's buffers ([`Chunks`]), and one that is written is a short list of buffers ([`Body`]), so that a
+//! tensor's bytes are touched by the socket only. Knows nothing of what messages mean.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue};
+use http_body::Frame;
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as _, Incoming};
+use prost::Message;
+use tonic::Status;
+
+/// The flag byte and the length before each message.
+pub const HEADER_BYTES: usize = 5;
+
+/// Raw contents up to this size are copied behind the message, which is cheaper than a chunk of their own.
+const COPY_BYTES_MAX: usize = 16 << 10;
+
+/// The buffers of one message as they came from the network.
+#[derive(Debug, Default)]
+pub struct Chunks {
+    /// Never holds an empty buffer.
+    list: VecDeque<Bytes>,
+    remaining: usize,
+}
+
+impl Chunks {
+    fn push(&mut self, chunk: Bytes) {
+        if !chunk.is_empty() {
+            self.remaining += chunk.len();
+            self.list.push_back(chunk);
+        }
+    }
+}
+
+impl Buf for Chunks {
+    fn remaining(&self) -> usize {
+        self.remaining
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.list.front().map_or(&[], |front| front)
+    }
+
+    fn advance(&mut self, mut count: usize) {
+        assert!(count <= self.remaining, "advanced past the end");
+        self.remaining -= count;
+        while let Some(front) = self.list.front_mut() {
+            if count < front.len() {
+                front.advance(count);
+                return;
+            }
+            count -= front.len();
+            self.list.pop_front();
+        }
+    }
+
+    /// A view if the bytes lie in one buffer; otherwise one copy into memory of exactly that size.
+    fn copy_to_bytes(&mut self, length: usize) -> Bytes {
+        assert!(length <= self.remaining, "read past the end");
+        match self.list.front_mut() {
+            Some(front) if length < front.len() => {
+                self.remaining -= length;
+                front.split_to(length)
+            }
+            Some(front) if length == front.len() => {
+                self.remaining -= length;
+                self.list.pop_front().unwrap_or_default()
+            }
+            _ => {
+                let mut copy = BytesMut::with_capacity(length);
+                copy.put(self.take(length));
+                copy.freeze()
+            }
+        }
+    }
+}
+
+/// Reads the one message of a unary call, uncompressed.
+///
+/// # Errors
+/// `RESOURCE_EXHAUSTED` beyond `bytes_max`, as soon as the message's header says so; `INTERNAL` if the body is not
+/// exactly one message; `UNIMPLEMENTED` if it is compressed; `CANCELLED` if the client went away.
+pub async fn read<M: Message + Default>(body: &mut Incoming, bytes_max: usize) -> Result<M, Status> {
+    let mut chunks = Chunks::default();
+    let mut wanted = None;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Status::cancelled(format!("the request broke off: {error}")))?;
+        let Ok(data) = frame.into_data() else { break };
+        chunks.push(data);
+        if wanted.is_none() && chunks.remaining() >= HEADER_BYTES {
+            wanted = Some(header(&mut chunks, bytes_max)?);
+        }
+        if body.is_end_stream() || wanted.is_some_and(|wanted| chunks.remaining() > wanted) {
+            break;
+        }
+    }
+    if wanted != Some(chunks.remaining()) {
+        return Err(Status::internal("the request is not exactly one message"));
+    }
+    M::decode(chunks).map_err(|error| Status::internal(format!("malformed request message: {error}")))
+}
+
+fn header(chunks: &mut Chunks, bytes_max: usize) -> Result<usize, Status> {
+    let compressed = chunks.get_u8() != 0;
+    let length = chunks.get_u32() as usize;
+    if compressed {
+        return Err(Status::unimplemented("compressed message without a grpc-encoding header"));
+    }
+    if length > bytes_max {
+        return Err(too_large(length, bytes_max));
+    }
+    Ok(length)
+}
+
+/// The refusal of a request message that is larger than allowed.
+pub fn too_large(length: usize, bytes_max: usize) -> Status {
+    Status::resource_exhausted(format!("Received message larger than max ({length} vs. {bytes_max})"))
+}
+
+/// The refusal of a response message that is larger than allowed.
+pub fn response_too_large(length: usize, bytes_max: usize) -> Status {
+    Status::invalid_argument(format!(
+        "Response has byte size {length} which exceeds gRPC's byte size limit {bytes_max}."
+    ))
+}
+
+/// One message to be sent and an OK status behind it.
+#[derive(Debug)]
+pub struct Body {
+    chunks: VecDeque<Bytes>,
+    done: bool,
+}
+
+impl Body {
+    /// Frames `message`, to which the entries of its bytes field number `tag` are added from `raw`.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` if the message is larger than `bytes_max`.
+    pub fn new<M: Message>(message: &M, tag: u32, raw: Vec<Bytes>, bytes_max: usize) -> Result<Self, Status> {
+        let field_header = |data: &Bytes| prost::encoding::key_len(tag) + prost::length_delimiter_len(data.len());
+        let short = message.encoded_len();
+        let length = short + raw.iter().map(|data| field_header(data) + data.len()).sum::<usize>();
+        let Some(framed) = u32::try_from(length).ok().filter(|_| length <= bytes_max) else {
+            return Err(response_too_large(length, bytes_max));
+        };
+        let copied: usize =
+            raw.iter().map(|data| field_header(data) + if data.len() <= COPY_BYTES_MAX { data.len() } else { 0 }).sum();
+        let mut buffer = BytesMut::with_capacity(HEADER_BYTES + short + copied);
+        buffer.put_u8(0);
+        buffer.put_u32(framed);
+        message.encode_raw(&mut buffer);
+        let mut chunks = VecDeque::with_capacity(1);
+        for data in raw {
+            prost::encoding::encode_key(tag, prost::encoding::WireType::LengthDelimited, &mut buffer);
+            prost::encoding::encode_varint(data.len() as u64, &mut buffer);
+            if data.len() <= COPY_BYTES_MAX {
+                buffer.put_slice(&data);
+            } else {
+                chunks.push_back(buffer.split().freeze());
+                chunks.push_back(data);
+            }
+        }
+        if !buffer.is_empty() {
+            chunks.push_back(buffer.freeze());
+        }
+        Ok(Self { chunks, done: false })
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _ctx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if let Some(chunk) = self.chunks.pop_front() {
+            return Poll::Ready(Some(Ok(Frame::data(chunk))));
+        }
+        if std::mem::replace(&mut self.done, true) {
+            return Poll::Ready(None);
+        }
+        let mut trailers = HeaderMap::with_capacity(1);
+        trailers.insert("grpc-status", HeaderValue::from_static("0"));
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::grpc::wire::{ModelInferRequest, ModelInferResponse};
+
+    fn chunked(data: &Bytes, size: usize) -> Chunks {
+        let mut chunks = Chunks::default();
+        for start in (0..data.len()).step_by(size) {
+            chunks.push(data.slice(start..data.len().min(start + size)));
+        }
+        chunks
+    }
+
+    #[test]
+    fn a_message_reads_the_same_however_it_was_cut() {
+        let message = ModelInferRequest {
+            model_name: "m".into(),
+            id: "some id".into(),
+            raw_input_contents: vec![Bytes::from(vec![7; 300]), Bytes::new(), Bytes::from(vec![9; 50])],
+            ..ModelInferRequest::default()
+        };
+        let data = Bytes::from(message.encode_to_vec());
+        for size in [1, 2, 3, 7, 64, 301, data.len()] {
+            assert_eq!(ModelInferRequest::decode(chunked(&data, size)).expect("whole"), message, "cut to {size}");
+        }
+    }
+
+    #[test]
+    fn a_tensor_within_one_buffer_is_a_view_of_it() {
+        let tensor = Bytes::from(vec![5; 1000]);
+        let message = ModelInferRequest { raw_input_contents: vec![tensor], ..ModelInferRequest::default() };
+        let data = Bytes::from(message.encode_to_vec());
+        let range = data.as_ptr_range();
+        let decoded = ModelInferRequest::decode(chunked(&data, data.len())).expect("whole");
+        assert!(range.contains(&decoded.raw_input_contents[0].as_ptr()));
+    }
+
+    #[test]
+    fn a_written_message_reads_back_and_large_contents_are_not_copied() {
+        let short = ModelInferResponse { id: "7".into(), ..ModelInferResponse::default() };
+        let large = Bytes::from(vec![3; COPY_BYTES_MAX + 1]);
+        let raw = vec![Bytes::from_static(b"ab"), large.clone(), Bytes::new()];
+        let body = Body::new(&short, 6, raw.clone(), usize::MAX).expect("small enough");
+        assert!(body.chunks.iter().any(|chunk| chunk.as_ptr() == large.as_ptr()));
+        let mut all: Bytes = body.chunks.into_iter().flatten().collect();
+        assert_eq!((all.get_u8(), all.get_u32() as usize), (0, all.remaining()));
+        let message = ModelInferResponse::decode(all).expect("well formed");
+        assert_eq!((message.id, message.raw_output_contents), ("7".to_owned(), raw));
+    }
+
+    #[test]
+    fn a_response_over_the_limit_is_refused() {
+        let short = ModelInferResponse::default();
+        let refused = Body::new(&short, 6, vec![Bytes::from(vec![0; 98])], 99).expect_err("100 bytes");
+        assert_eq!(refused.message(), "Response has byte size 100 which exceeds gRPC's byte size limit 99.");
+        assert!(Body::new(&short, 6, vec![Bytes::from(vec![0; 97])], 99).is_ok());
+    }
+}

@@ -1,0 +1,66 @@
+//! One inference: from the decoded message to the response, with the order of checks that clients know.
+
+use std::sync::Arc;
+
+use super::decode::{self, Arrival, Decoded};
+use super::wire::ModelInferRequest;
+use crate::error::{Error, Kind, Result};
+use crate::gateway::{Gateway, Handle};
+use crate::infer::{Response, Responses, only};
+use crate::model::Version;
+
+/// A request that was handed to the engine.
+pub struct Started {
+    /// Its responses.
+    pub responses: Responses,
+    /// Whether it may have any number of them.
+    pub decoupled: bool,
+    /// The version that answers.
+    pub version: Version,
+    /// On a stream: the caller wants a last message even if it holds no data.
+    pub empty_final_response: bool,
+}
+
+/// Answers one request for a model that gives exactly one response.
+///
+/// # Errors
+/// Whatever is wrong with the request, or why it could not be executed.
+pub async fn unary(gateway: &Gateway, wire: ModelInferRequest, arrival: Arrival) -> Result<Response> {
+    only(start(gateway, wire, arrival, Rpc::Unary)?.responses).await
+}
+
+/// Which of the two inference RPCs a request came by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rpc {
+    /// ModelInfer: exactly one response.
+    Unary,
+    /// ModelStreamInfer: any number of responses.
+    Stream,
+}
+
+/// Hands one request to the engine, or counts it as refused.
+///
+/// # Errors
+/// Whatever is wrong with the request.
+pub fn start(gateway: &Gateway, wire: ModelInferRequest, arrival: Arrival, rpc: Rpc) -> Result<Started> {
+    let checked = check(gateway, wire, arrival, rpc);
+    let (handle, decoded) = checked.inspect_err(|error| gateway.refused(error.kind()))?;
+    Ok(Started {
+        responses: gateway.infer(decoded.request),
+        decoupled: handle.config.decoupled,
+        version: handle.version,
+        empty_final_response: decoded.empty_final_response,
+    })
+}
+
+fn check(gateway: &Gateway, wire: ModelInferRequest, arrival: Arrival, rpc: Rpc) -> Result<(Arc<Handle>, Decoded)> {
+    let handle = gateway.find(&wire.model_name, decode::version(&wire.model_version)?)?;
+    if handle.config.decoupled && rpc == Rpc::Unary {
+        return Err(Error::new(
+            Kind::Unimplemented,
+            "ModelInfer RPC doesn't support models with decoupled transaction policy",
+        ));
+    }
+    let decoded = decode::request(wire, &handle.config, arrival)?;
+    Ok((handle, decoded))
+}

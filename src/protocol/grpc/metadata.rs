@@ -1,0 +1,132 @@
+//! What the server and its models are: readiness, metadata, configuration, statistics.
+
+use std::collections::HashMap;
+
+use super::decode;
+use super::wire::model_metadata_response::TensorMetadata;
+use super::wire::{
+    InferBatchStatistics, InferStatistics, ModelConfigRequest, ModelConfigResponse, ModelMetadataRequest,
+    ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse, ModelStatistics, ModelStatisticsRequest,
+    ModelStatisticsResponse, ServerMetadataResponse, StatisticDuration,
+};
+use crate::error::Result;
+use crate::gateway::Gateway;
+use crate::model::{ModelConfig, TensorSpec, Version};
+use crate::telemetry::stats::{Snapshot, Total};
+
+/// The extensions of the protocol, in the reference server's order. Clients look for some of them; it lists all even
+/// where one is switched off.
+const EXTENSIONS: [&str; 13] = [
+    "classification",
+    "sequence",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "schedule_policy",
+    "model_configuration",
+    "system_shared_memory",
+    "cuda_shared_memory",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+    "trace",
+    "logging",
+];
+
+/// The server's name, version and extensions.
+pub fn server(id: &str) -> ServerMetadataResponse {
+    ServerMetadataResponse {
+        name: id.to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        extensions: EXTENSIONS.map(str::to_owned).to_vec(),
+    }
+}
+
+/// Whether a model version answers requests; one that does not is an error that says why.
+///
+/// # Errors
+/// Those of [`Gateway::find`].
+pub fn model_ready(gateway: &Gateway, request: &ModelReadyRequest) -> Result<ModelReadyResponse> {
+    gateway.find(&request.name, decode::version(&request.version)?)?;
+    Ok(ModelReadyResponse { ready: true })
+}
+
+/// What a model takes and gives.
+///
+/// # Errors
+/// Those of [`Gateway::find`].
+pub fn model(gateway: &Gateway, request: &ModelMetadataRequest) -> Result<ModelMetadataResponse> {
+    let version = decode::version(&request.version)?;
+    let handle = gateway.find(&request.name, version)?;
+    let versions = version.map_or_else(|| gateway.versions_ready(&request.name), |version| vec![version]);
+    let config = &handle.config;
+    let tensors = |specs: &[TensorSpec]| specs.iter().map(|spec| tensor(spec, config)).collect();
+    let platform = &config.schema.platform;
+    Ok(ModelMetadataResponse {
+        name: config.name.to_string(),
+        versions: versions.iter().map(Version::to_string).collect(),
+        platform: if platform.is_empty() { config.backend.clone() } else { platform.clone() },
+        inputs: tensors(&config.inputs),
+        outputs: tensors(&config.outputs),
+    })
+}
+
+fn tensor(spec: &TensorSpec, config: &ModelConfig) -> TensorMetadata {
+    let dims = spec.dims.clone().unwrap_or_default();
+    let shape = if config.max_batch_rows > 0 { dims.with_rows(-1) } else { dims };
+    TensorMetadata { name: spec.name.to_string(), datatype: spec.dtype_name().to_owned(), shape: shape.to_vec() }
+}
+
+/// The configuration that the server works with: normalised, and completed from the model file.
+///
+/// # Errors
+/// Those of [`Gateway::find`].
+pub fn config(gateway: &Gateway, request: &ModelConfigRequest) -> Result<ModelConfigResponse> {
+    let handle = gateway.find(&request.name, decode::version(&request.version)?)?;
+    Ok(ModelConfigResponse { config: Some((*handle.config.schema).clone()) })
+}
+
+/// The statistics of one version, of a model's versions, or of all.
+///
+/// # Errors
+/// Those of [`Gateway::statistics`].
+pub fn statistics(gateway: &Gateway, request: &ModelStatisticsRequest) -> Result<ModelStatisticsResponse> {
+    let handles = gateway.statistics(&request.name, decode::version(&request.version)?)?;
+    let of_each =
+        handles.iter().map(|each| version_statistics(&each.config.name, each.version, &each.stats.snapshot()));
+    Ok(ModelStatisticsResponse { model_stats: of_each.collect() })
+}
+
+fn version_statistics(model: &str, version: Version, totals: &Snapshot) -> ModelStatistics {
+    let none = Some(StatisticDuration::default());
+    let inference = InferStatistics {
+        success: duration(totals.success),
+        fail: duration(totals.fail),
+        queue: duration(totals.queue),
+        compute_input: duration(totals.compute_input),
+        compute_infer: duration(totals.compute_infer),
+        compute_output: duration(totals.compute_output),
+        cache_hit: none,
+        cache_miss: none,
+    };
+    let batches = totals.batches.iter().map(|(&rows, batch)| InferBatchStatistics {
+        batch_size: rows as u64,
+        compute_input: duration(batch.compute_input),
+        compute_infer: duration(batch.compute_infer),
+        compute_output: duration(batch.compute_output),
+    });
+    ModelStatistics {
+        name: model.to_owned(),
+        version: version.to_string(),
+        last_inference: totals.last_inference_ms,
+        inference_count: totals.inference_count,
+        execution_count: totals.execution_count,
+        inference_stats: Some(inference),
+        batch_stats: batches.collect(),
+        memory_usage: Vec::new(),
+        response_stats: HashMap::new(),
+    }
+}
+
+fn duration(total: Total) -> Option<StatisticDuration> {
+    Some(StatisticDuration { count: total.count, ns: total.ns })
+}

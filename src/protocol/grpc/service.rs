@@ -1,0 +1,183 @@
+//! The inference service: every RPC of `inference.GRPCInferenceService`, each one line to where it is answered.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use prost::Message as _;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::decode::Arrival;
+use super::settings::GrpcSettings;
+use super::stream::{Infers, Options};
+use super::wire::grpc_inference_service_server::GrpcInferenceService;
+use super::wire::*;
+use super::{admin, encode, framing, infer, metadata, parameters, timeout};
+use crate::error::{Error, Kind};
+use crate::gateway::Gateway;
+use crate::infer::Instant;
+use crate::protocol::status;
+
+/// Answers the inference service's RPCs through the gateway.
+pub struct InferenceService {
+    gateway: Arc<Gateway>,
+    server_id: String,
+    response_bytes_max: usize,
+    stream_requests_max: usize,
+}
+
+impl InferenceService {
+    /// The service in front of `gateway`.
+    pub fn new(gateway: Arc<Gateway>, settings: &GrpcSettings) -> Self {
+        Self {
+            gateway,
+            server_id: settings.server_id.clone(),
+            response_bytes_max: settings.response_bytes_max,
+            stream_requests_max: settings.stream_requests_max,
+        }
+    }
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+fn answer<T>(result: crate::error::Result<T>) -> Answer<T> {
+    result.map(Response::new).map_err(|error| status::grpc(&error))
+}
+
+#[tonic::async_trait]
+impl GrpcInferenceService for InferenceService {
+    async fn server_live(&self, _: Request<ServerLiveRequest>) -> Answer<ServerLiveResponse> {
+        Ok(Response::new(ServerLiveResponse { live: true }))
+    }
+
+    async fn server_ready(&self, _: Request<ServerReadyRequest>) -> Answer<ServerReadyResponse> {
+        Ok(Response::new(ServerReadyResponse { ready: self.gateway.ready() }))
+    }
+
+    async fn model_ready(&self, request: Request<ModelReadyRequest>) -> Answer<ModelReadyResponse> {
+        answer(metadata::model_ready(&self.gateway, &request.into_inner()))
+    }
+
+    async fn server_metadata(&self, _: Request<ServerMetadataRequest>) -> Answer<ServerMetadataResponse> {
+        Ok(Response::new(metadata::server(&self.server_id)))
+    }
+
+    async fn model_metadata(&self, request: Request<ModelMetadataRequest>) -> Answer<ModelMetadataResponse> {
+        answer(metadata::model(&self.gateway, &request.into_inner()))
+    }
+
+    /// Reached by compressed calls only; others take the short way of `dispatch.rs`.
+    async fn model_infer(&self, request: Request<ModelInferRequest>) -> Answer<ModelInferResponse> {
+        let limit = timeout::of(request.metadata().as_ref()).map_err(|error| status::grpc(&error))?;
+        let arrival = Arrival { at: Instant::now(), limit };
+        let response = infer::unary(&self.gateway, request.into_inner(), arrival).await;
+        let message = encode::response(response.map_err(|error| status::grpc(&error))?);
+        match message.encoded_len() {
+            length if length > self.response_bytes_max => {
+                Err(framing::response_too_large(length, self.response_bytes_max))
+            }
+            _ => Ok(Response::new(message)),
+        }
+    }
+
+    type ModelStreamInferStream = Infers<Streaming<ModelInferRequest>>;
+
+    async fn model_stream_infer(
+        &self,
+        request: Request<Streaming<ModelInferRequest>>,
+    ) -> Answer<Self::ModelStreamInferStream> {
+        let limit = timeout::of(request.metadata().as_ref()).map_err(|error| status::grpc(&error))?;
+        let options = Options {
+            requests_max: self.stream_requests_max,
+            response_bytes_max: self.response_bytes_max,
+            end_at_error: request.metadata().get("triton_grpc_error").is_some_and(|value| value == "true"),
+            deadline: limit.and_then(|limit| Instant::now().checked_add(limit)),
+        };
+        Ok(Response::new(Infers::new(self.gateway.clone(), request.into_inner(), options)))
+    }
+
+    async fn model_config(&self, request: Request<ModelConfigRequest>) -> Answer<ModelConfigResponse> {
+        answer(metadata::config(&self.gateway, &request.into_inner()))
+    }
+
+    async fn model_statistics(&self, request: Request<ModelStatisticsRequest>) -> Answer<ModelStatisticsResponse> {
+        answer(metadata::statistics(&self.gateway, &request.into_inner()))
+    }
+
+    async fn repository_index(&self, request: Request<RepositoryIndexRequest>) -> Answer<RepositoryIndexResponse> {
+        answer(admin::index(&self.gateway, &request.into_inner()).await)
+    }
+
+    async fn repository_model_load(
+        &self,
+        request: Request<RepositoryModelLoadRequest>,
+    ) -> Answer<RepositoryModelLoadResponse> {
+        answer(admin::load(&self.gateway, request.into_inner()).await)
+    }
+
+    async fn repository_model_unload(
+        &self,
+        request: Request<RepositoryModelUnloadRequest>,
+    ) -> Answer<RepositoryModelUnloadResponse> {
+        answer(admin::unload(&self.gateway, request.into_inner()).await)
+    }
+
+    async fn system_shared_memory_status(
+        &self,
+        request: Request<SystemSharedMemoryStatusRequest>,
+    ) -> Answer<SystemSharedMemoryStatusResponse> {
+        answer(no_region("system", &request.get_ref().name))?;
+        Ok(Response::new(SystemSharedMemoryStatusResponse { regions: HashMap::new() }))
+    }
+
+    async fn system_shared_memory_register(
+        &self,
+        _: Request<SystemSharedMemoryRegisterRequest>,
+    ) -> Answer<SystemSharedMemoryRegisterResponse> {
+        answer(Err(parameters::shared_memory_disabled()))
+    }
+
+    async fn system_shared_memory_unregister(
+        &self,
+        _: Request<SystemSharedMemoryUnregisterRequest>,
+    ) -> Answer<SystemSharedMemoryUnregisterResponse> {
+        Ok(Response::new(SystemSharedMemoryUnregisterResponse {}))
+    }
+
+    async fn cuda_shared_memory_status(
+        &self,
+        request: Request<CudaSharedMemoryStatusRequest>,
+    ) -> Answer<CudaSharedMemoryStatusResponse> {
+        answer(no_region("cuda", &request.get_ref().name))?;
+        Ok(Response::new(CudaSharedMemoryStatusResponse { regions: HashMap::new() }))
+    }
+
+    async fn cuda_shared_memory_register(
+        &self,
+        _: Request<CudaSharedMemoryRegisterRequest>,
+    ) -> Answer<CudaSharedMemoryRegisterResponse> {
+        answer(Err(parameters::shared_memory_disabled()))
+    }
+
+    async fn cuda_shared_memory_unregister(
+        &self,
+        _: Request<CudaSharedMemoryUnregisterRequest>,
+    ) -> Answer<CudaSharedMemoryUnregisterResponse> {
+        Ok(Response::new(CudaSharedMemoryUnregisterResponse {}))
+    }
+
+    async fn trace_setting(&self, _: Request<TraceSettingRequest>) -> Answer<TraceSettingResponse> {
+        answer(Err(Error::new(Kind::Unimplemented, "this server does not trace requests")))
+    }
+
+    async fn log_settings(&self, _: Request<LogSettingsRequest>) -> Answer<LogSettingsResponse> {
+        answer(Err(Error::new(Kind::Unimplemented, "log settings cannot be changed while the server runs")))
+    }
+}
+
+/// No region is ever registered: asking for all gives none, asking for one by name is an error.
+fn no_region(kind: &str, name: &str) -> crate::error::Result<()> {
+    match name {
+        "" => Ok(()),
+        _ => Err(Error::not_found(format!("Unable to find {kind} shared memory region: '{name}'"))),
+    }
+}

@@ -1,0 +1,142 @@
+//! Accepts connections, speaks HTTP/2 on them, and ends them gracefully.
+//!
+//! Every connection is a task that [`serve`] owns and waits for. Knows nothing of what calls mean.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::dispatch::Dispatch;
+use super::settings::GrpcSettings;
+use crate::error::{Error, Result};
+use crate::gateway::Gateway;
+
+/// How long to wait before the next attempt when the process has no file descriptors left.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// Serves gRPC on `listener` until `shutdown` resolves; then refuses connections, lets each client know, and returns
+/// once every call has ended.
+///
+/// Streams end by themselves once `gateway` drains and their requests are answered.
+///
+/// # Errors
+/// [`crate::error::Kind::Internal`] if the listener breaks.
+pub async fn serve(
+    listener: TcpListener,
+    gateway: Arc<Gateway>,
+    settings: GrpcSettings,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<()> {
+    let dispatch = Arc::new(Dispatch::new(gateway, &settings)?);
+    let builder = builder(&settings);
+    let stop = CancellationToken::new();
+    let mut connections = JoinSet::new();
+    tokio::pin!(shutdown);
+    loop {
+        while connections.try_join_next().is_some() {}
+        let full = connections.len() >= settings.connections_max;
+        tokio::select! {
+            biased;
+            () = &mut shutdown => break,
+            Some(_) = connections.join_next(), if full => {}
+            accepted = listener.accept(), if !full => match accepted {
+                Ok((stream, peer)) => {
+                    tracing::trace!(%peer, "connection opened");
+                    let age = Age { max: settings.connection_age_max, grace: settings.connection_age_grace };
+                    connections.spawn(connection(stream, builder.clone(), dispatch.clone(), age, stop.clone()));
+                }
+                Err(error) => accept_failed(error).await?,
+            },
+        }
+    }
+    drop(listener);
+    stop.cancel();
+    while connections.join_next().await.is_some() {}
+    Ok(())
+}
+
+/// A connection that failed before it was accepted concerns nobody; too many open files pass.
+async fn accept_failed(error: io::Error) -> Result<()> {
+    match error.kind() {
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted => Ok(()),
+        _ if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)) => {
+            tracing::warn!(%error, "cannot accept connections for now");
+            tokio::time::sleep(ACCEPT_RETRY).await;
+            Ok(())
+        }
+        _ => Err(Error::internal(format!("the gRPC listener broke: {error}"))),
+    }
+}
+
+fn builder(settings: &GrpcSettings) -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(settings.calls_max)
+        .max_frame_size(settings.frame_bytes)
+        .initial_stream_window_size(settings.call_window_bytes)
+        .initial_connection_window_size(settings.connection_window_bytes)
+        .keep_alive_interval(settings.keepalive_interval)
+        .keep_alive_timeout(settings.keepalive_timeout)
+        .max_send_buf_size(settings.frame_bytes as usize)
+        .auto_date_header(false);
+    builder
+}
+
+#[derive(Clone, Copy)]
+struct Age {
+    max: Option<Duration>,
+    grace: Option<Duration>,
+}
+
+async fn connection(
+    stream: TcpStream,
+    builder: http2::Builder<TokioExecutor>,
+    dispatch: Arc<Dispatch>,
+    age: Age,
+    stop: CancellationToken,
+) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "connection without TCP_NODELAY");
+    }
+    let service = service_fn(move |request| {
+        let dispatch = dispatch.clone();
+        async move { Ok::<_, Infallible>(dispatch.call(request).await) }
+    });
+    let serving = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(serving);
+    let ended = tokio::select! {
+        ended = &mut serving => ended,
+        () = stop.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+        () = after(age.max) => {
+            serving.as_mut().graceful_shutdown();
+            tokio::select! {
+                ended = &mut serving => ended,
+                () = after(age.grace) => Ok(()),
+            }
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "connection broke");
+    }
+}
+
+/// Waits for `time`; for ever if there is none.
+async fn after(time: Option<Duration>) {
+    match time {
+        Some(time) => tokio::time::sleep(time).await,
+        None => std::future::pending().await,
+    }
+}
