@@ -15,7 +15,7 @@ use crate::error::{Error, Kind, Result};
 use crate::infer::{Infer, Request, RequestedOutput, Responses};
 use crate::model::Version;
 
-pub use crate::engine::{Handle, IndexEntry, Overrides};
+pub use crate::engine::{Handle, IndexEntry, Overrides, State};
 
 /// The one way to the engine.
 pub struct Gateway {

@@ -1,4 +1,5 @@
 //! The integration tests: one binary, one module for each area.
 
+mod grpc;
 mod lifecycle;
 mod support;

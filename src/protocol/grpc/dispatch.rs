@@ -21,7 +21,7 @@ use super::decode::Arrival;
 use super::health::HealthService;
 use super::health_wire::health_server::HealthServer;
 use super::service::InferenceService;
-use super::settings::GrpcSettings;
+use super::settings::Settings;
 use super::wire::grpc_inference_service_server::GrpcInferenceServiceServer;
 use super::{encode, framing, infer, timeout};
 use crate::error::{Error, Result};
@@ -48,7 +48,7 @@ impl Dispatch {
     ///
     /// # Errors
     /// [`crate::error::Kind::Internal`] if our own descriptors cannot be read.
-    pub fn new(gateway: Arc<Gateway>, settings: &GrpcSettings) -> Result<Self> {
+    pub fn new(gateway: Arc<Gateway>, settings: &Settings) -> Result<Self> {
         let inference = GrpcInferenceServiceServer::new(InferenceService::new(gateway.clone(), settings))
             .max_decoding_message_size(settings.request_bytes_max)
             // The service itself refuses what is larger, with the message that clients know.

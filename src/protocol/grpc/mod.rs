@@ -20,7 +20,7 @@ mod stream;
 mod timeout;
 mod transport;
 
-pub use settings::GrpcSettings;
+pub use settings::Settings;
 pub use transport::serve;
 
 pub mod probe;

@@ -7,7 +7,7 @@ use prost::Message as _;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::decode::Arrival;
-use super::settings::GrpcSettings;
+use super::settings::Settings;
 use super::stream::{Infers, Options};
 use super::wire::grpc_inference_service_server::GrpcInferenceService;
 use super::wire::*;
@@ -27,7 +27,7 @@ pub struct InferenceService {
 
 impl InferenceService {
     /// The service in front of `gateway`.
-    pub fn new(gateway: Arc<Gateway>, settings: &GrpcSettings) -> Self {
+    pub fn new(gateway: Arc<Gateway>, settings: &Settings) -> Self {
         Self {
             gateway,
             server_id: settings.server_id.clone(),

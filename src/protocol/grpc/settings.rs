@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// What can be set of the gRPC front end; every limit has one.
 #[derive(Clone, Debug, PartialEq)]
-pub struct GrpcSettings {
+pub struct Settings {
     /// The name that ServerMetadata answers.
     pub server_id: String,
     /// The most bytes of one message from a client.
@@ -35,7 +35,7 @@ pub struct GrpcSettings {
     pub connection_age_grace: Option<Duration>,
 }
 
-impl Default for GrpcSettings {
+impl Default for Settings {
     fn default() -> Self {
         Self {
             server_id: "nereid".to_owned(),

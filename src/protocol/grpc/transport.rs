@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::dispatch::Dispatch;
-use super::settings::GrpcSettings;
+use super::settings::Settings;
 use crate::error::{Error, Result};
 use crate::gateway::Gateway;
 
@@ -33,7 +33,7 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 pub async fn serve(
     listener: TcpListener,
     gateway: Arc<Gateway>,
-    settings: GrpcSettings,
+    settings: Settings,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<()> {
     let dispatch = Arc::new(Dispatch::new(gateway, &settings)?);
@@ -77,7 +77,7 @@ async fn accept_failed(error: io::Error) -> Result<()> {
     }
 }
 
-fn builder(settings: &GrpcSettings) -> http2::Builder<TokioExecutor> {
+fn builder(settings: &Settings) -> http2::Builder<TokioExecutor> {
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
