@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::{Arg, ArgMatches, Command, value_parser};
 
+use crate::backend::libtorch;
 use crate::config::{Config, flags};
 use crate::error::{Error, Result};
 use crate::protocol::grpc::probe;
@@ -170,8 +171,9 @@ fn check(_roots: &[PathBuf]) -> Result<()> {
     Err(Error::internal("not built yet"))
 }
 
-fn inspect(_file: &Path) -> Result<()> {
-    Err(Error::internal("not built yet"))
+fn inspect(file: &Path) -> Result<()> {
+    print!("{}", libtorch::inspect(file)?);
+    Ok(())
 }
 
 fn torchscript(source: &Path, weights: Option<&PathBuf>, out: &Path) -> Result<()> {

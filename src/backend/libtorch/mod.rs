@@ -52,6 +52,10 @@ impl Backend for LibTorch {
         Some("model.pt")
     }
 
+    fn uses_cuda(&self) -> bool {
+        true
+    }
+
     fn parameter_keys(&self) -> &'static [&'static str] {
         options::KEYS
     }
