@@ -11,7 +11,9 @@ use clap::{Arg, ArgMatches, Command, value_parser};
 
 use crate::backend::libtorch;
 use crate::config::{Config, flags};
+use crate::engine;
 use crate::error::{Error, Result};
+use crate::model::Device;
 use crate::protocol::grpc::probe;
 use crate::server;
 
@@ -167,8 +169,22 @@ fn help_of(flag: &'static flags::Flag) -> Arg {
     Arg::new(flag.name).long(flag.name).value_name(value).help(help).help_heading(flag.heading)
 }
 
-fn check(_roots: &[PathBuf]) -> Result<()> {
-    Err(Error::internal("not built yet"))
+fn check(roots: &[PathBuf]) -> Result<()> {
+    let backends = server::backends();
+    // Without libtorch there are no devices that it could use.
+    let devices = libtorch::devices().unwrap_or_default();
+    let cuda_devices = devices.into_iter().filter_map(|device| match device {
+        Device::Cuda(index) => Some(index),
+        Device::Cpu => None,
+    });
+    // The bound of the queues has no part in what is right or wrong.
+    let facts = engine::facts(&backends, cuda_devices.collect(), 1);
+    let report = engine::check::check(roots, &backends, &facts)?;
+    println!("{report}");
+    match report.mistakes() {
+        0 => Ok(()),
+        mistakes => Err(Error::invalid(format!("{mistakes} mistakes in the model repositories"))),
+    }
 }
 
 fn inspect(file: &Path) -> Result<()> {

@@ -4,6 +4,7 @@
 //! readers the result with one atomic read. [`Engine`] is what the rooms above see. Knows no protocol.
 
 mod catalog;
+pub mod check;
 mod handle;
 mod lifecycle;
 mod loader;

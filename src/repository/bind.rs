@@ -167,7 +167,7 @@ impl Binder<'_> {
                 self.report(node.at, key, format!("expected {wanted} in '{}', got {got}", known.name()));
                 continue;
             };
-            let (mut entry_key, mut entry_value) = (None, None);
+            let (mut entry_key, mut entry_value, mut misread) = (None, None, false);
             for field in fields {
                 let slot = match field.name.as_str() {
                     "key" => &mut entry_key,
@@ -176,6 +176,7 @@ impl Binder<'_> {
                         let suggestion = nearest(&field.name, ["key", "value"]);
                         let message = format!("unknown field '{}'", shorten(&field.name));
                         self.report_near(field.at, &join(key, &field.name), message, suggestion);
+                        misread = true;
                         continue;
                     }
                 };
@@ -188,6 +189,7 @@ impl Binder<'_> {
             }
             match entry_key {
                 Some(entry_key) => self.entry(message, known, (entry_key, entry_value), key),
+                None if misread => {}
                 None => self.report(node.at, key, format!("an entry of '{}' must specify 'key'", known.name())),
             }
         }

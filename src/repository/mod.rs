@@ -23,6 +23,10 @@ mod version_policy;
 mod written;
 
 #[cfg(test)]
+mod golden;
+#[cfg(test)]
+mod scan_tests;
+#[cfg(test)]
 mod tests;
 
 pub use facts::{BackendFacts, CheckParameters, Facts, LATENCY_BUDGET};

@@ -10,20 +10,32 @@ use super::tree::{Field, Integer, Node, Value, shorten};
 /// How deep messages may be nested.
 const DEPTH_MAX: usize = 64;
 
-/// The fields of `text`, and everything that is wrong with its syntax.
-pub(super) fn parse(text: &[u8]) -> (Vec<Field>, Vec<Fault>) {
+/// The fields of `text`, and everything that is wrong with its syntax, each with the key that it belongs to.
+pub(super) fn parse(text: &[u8]) -> (Vec<Field>, Vec<(String, Fault)>) {
     let (tokens, faults) = tokens(text);
-    let mut parser = Parser { tokens, next: 0, faults, depth: 0 };
+    let mut parser = Parser { tokens, next: 0, faults, steps: Vec::new(), depth: 0 };
     let fields = parser.fields(None);
-    parser.faults.sort_by_key(|fault| fault.at);
-    (fields, parser.faults)
+    let faults = parser.faults_with_keys();
+    (fields, faults)
 }
 
 struct Parser {
     tokens: Vec<Token>,
     next: usize,
     faults: Vec<Fault>,
+    /// The way through the text, for finding the key of a fault afterwards.
+    steps: Vec<(Position, Step)>,
     depth: usize,
+}
+
+#[derive(Clone, Copy)]
+enum Step {
+    /// Into the field whose name is the token of this index.
+    Enter(usize),
+    /// To the next element of the field's list.
+    Element,
+    /// Out of the field.
+    Leave,
 }
 
 /// The bracket that ends a message, and where the message began.
@@ -51,6 +63,10 @@ impl Parser {
         token
     }
 
+    fn second_opens_value(&self) -> bool {
+        matches!(self.peek_second(), Some(Kind::Sign(b':' | b'{' | b'<' | b'[')))
+    }
+
     fn take_sign(&mut self, sign: u8) -> bool {
         let found = self.peek().kind == Kind::Sign(sign);
         if found {
@@ -63,6 +79,53 @@ impl Parser {
         if self.faults.len() < FAULTS_MAX {
             self.faults.push(Fault { at, message: message.into() });
         }
+    }
+
+    fn step(&mut self, step: Step) {
+        self.steps.push((self.peek().at, step));
+    }
+
+    /// A field ends with its last line, or where the next thing begins.
+    fn leave(&mut self) {
+        let line = self.tokens[self.next.saturating_sub(1)].at.line;
+        let at = self.peek().at.min(Position { line, column: u32::MAX });
+        self.steps.push((at, Step::Leave));
+    }
+
+    /// The faults in the order of the text, each with the path of the field that it lies in.
+    fn faults_with_keys(&mut self) -> Vec<(String, Fault)> {
+        self.faults.sort_by_key(|fault| fault.at);
+        let mut path: Vec<(usize, Option<usize>)> = Vec::new();
+        let mut steps = self.steps.iter().peekable();
+        let mut found = Vec::new();
+        for fault in &self.faults {
+            while let Some((_, step)) = steps.next_if(|(at, _)| *at <= fault.at) {
+                match step {
+                    Step::Enter(token) => path.push((*token, None)),
+                    Step::Element => {
+                        if let Some((_, index)) = path.last_mut() {
+                            *index = Some(index.map_or(0, |index| index + 1));
+                        }
+                    }
+                    Step::Leave => {
+                        path.pop();
+                    }
+                }
+            }
+            found.push((self.key(&path), fault.clone()));
+        }
+        found
+    }
+
+    fn key(&self, path: &[(usize, Option<usize>)]) -> String {
+        let parts = path.iter().map(|(token, index)| {
+            let name = match &self.tokens[*token].kind {
+                Kind::Word(name) => shorten(name),
+                _ => String::new(),
+            };
+            index.map_or(name.clone(), |index| format!("{name}[{index}]"))
+        });
+        parts.collect::<Vec<_>>().join(".")
     }
 
     /// Fields up to the closing bracket, which is consumed, or to the end.
@@ -81,7 +144,11 @@ impl Parser {
                     }
                     return fields;
                 }
-                Kind::Word(name) => fields.extend(self.field(name, at)),
+                Kind::Word(name) => {
+                    self.step(Step::Enter(self.next));
+                    fields.extend(self.field(name, at));
+                    self.leave();
+                }
                 Kind::Sign(sign @ (b'}' | b'>' | b']')) => match close {
                     Some(close) if close.sign == sign => {
                         self.bump();
@@ -128,7 +195,7 @@ impl Parser {
                 self.fault(at, format!("field '{}' has no value", shorten(&name)));
                 None
             }
-            Kind::Word(_) if value.at.line > at.line && matches!(self.peek_second(), Some(Kind::Sign(b':' | b'{'))) => {
+            Kind::Word(_) if self.second_opens_value() => {
                 self.fault(at, format!("field '{}' has no value", shorten(&name)));
                 return None;
             }
@@ -169,6 +236,7 @@ impl Parser {
         let mut nodes = Vec::new();
         if !self.take_sign(b']') {
             loop {
+                self.step(Step::Element);
                 nodes.extend(self.element());
                 if self.take_sign(b']') {
                     break;
@@ -206,8 +274,7 @@ impl Parser {
     /// After an element without comma or bracket: reports it, and says whether more elements may follow.
     fn list_goes_on(&mut self, opened: Position) -> bool {
         let Token { at, kind } = self.peek().clone();
-        let next_is_field =
-            matches!(kind, Kind::Word(_)) && matches!(self.peek_second(), Some(Kind::Sign(b':' | b'{' | b'<' | b'[')));
+        let next_is_field = matches!(kind, Kind::Word(_)) && self.second_opens_value();
         if matches!(kind, Kind::End | Kind::Sign(b'}' | b'>' | b';' | b':')) || next_is_field {
             self.fault(at, format!("expected ',' or ']' in the list opened at {opened}, got {}", kind.describe()));
             return false;

@@ -57,7 +57,7 @@ pub(super) fn nearest_value(word: &str, values: &[&str]) -> Option<String> {
     nearest(word, values.iter().copied()).or_else(|| nearest(&full, values.iter().copied()))
 }
 
-/// The key within two edits of `key`: near enough for it to be a misspelling of it.
+/// The key that `key` begins, or that is within two edits of it: near enough to be what was meant.
 pub(super) fn misspelt<'a>(key: &str, keys: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     if key.len() > LENGTH_MAX {
         return None;
@@ -65,7 +65,8 @@ pub(super) fn misspelt<'a>(key: &str, keys: impl IntoIterator<Item = &'a str>) -
     let lower = key.to_ascii_lowercase();
     let near = keys.into_iter().filter_map(|known| {
         let edits = damerau_levenshtein(&lower, &known.to_ascii_lowercase());
-        (edits <= 2 && edits * 2 < known.len()).then_some((edits, known))
+        let begins = lower.len() * 2 > known.len() && known.to_ascii_lowercase().starts_with(&lower);
+        (begins || edits <= 2 && edits * 2 < known.len()).then_some((edits, known))
     });
     near.min_by_key(|(edits, _)| *edits).map(|(_, known)| known)
 }

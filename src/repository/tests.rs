@@ -10,13 +10,17 @@ use super::*;
 use crate::model::schema::model_config::SchedulingChoice;
 use crate::model::{Device, Scheduling};
 
-fn facts() -> Facts {
+pub(super) fn facts() -> Facts {
     let backend = |name: &str, file: Option<&str>, uses_cuda, keys: &[&str]| BackendFacts {
         name: name.to_owned(),
         default_model_filename: file.map(str::to_owned),
         uses_cuda,
         parameter_keys: keys.iter().map(|key| (*key).to_owned()).collect(),
-        check_parameters: Arc::new(|_| Vec::new()),
+        check_parameters: Arc::new(|config| {
+            let delay = config.parameters.get("identity.delay_us").map(|each| each.string_value.as_str());
+            let wrong = delay.filter(|delay| delay.parse::<u64>().is_err());
+            wrong.map(|_| ("identity.delay_us".to_owned(), "not a number".to_owned())).into_iter().collect()
+        }),
     };
     Facts {
         cuda_devices: vec![],
@@ -121,13 +125,13 @@ fn syntax_mistakes_do_not_hide_later_ones() {
         found,
         [
             "1:6: expected ':' after 'name', got the string \"x\"",
-            "2:30: expected ',' or ']' in the list opened at 2:27, got the number 2",
-            "2:33: expected '}' to close the message opened at 2:9, got ']'",
+            "2:30: input[0].dims[1]: expected ',' or ']' in the list opened at 2:27, got the number 2",
+            "2:33: input[0]: expected '}' to close the message opened at 2:9, got ']'",
             "3:1: unexpected character '?'",
-            "4:10: unterminated string",
-            "5:17: unexpected character '='",
+            "4:10: backend: unterminated string",
+            "5:17: max_batch_size: unexpected character '='",
             "6:1: unknown field 'foo'",
-            "6:5: unterminated message: this '{' has no matching '}'",
+            "6:5: foo: unterminated message: this '{' has no matching '}'",
         ]
     );
 }

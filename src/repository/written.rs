@@ -49,25 +49,70 @@ pub struct Finished {
 /// Reads the configuration of `model` and settles its name, platform and backend.
 ///
 /// # Errors
-/// All mistakes of syntax, names and types, and of the backend's choice.
+/// All mistakes: of syntax, names and types, of the backend's choice, and of the rules as far as they can be told.
 pub fn read(model: &ModelDir, source: Source<'_>, facts: &Facts) -> Result<Written, Mistakes> {
-    let (written, mistakes) = read_all(model, source, facts);
-    match written {
-        Some(written) => mistakes.into_result(written),
-        None => mistakes.into_result(()).and_then(|()| Err(Mistakes::default())),
-    }
-}
-
-/// As [`read`], but what could be understood is there beside the mistakes; `None` if the syntax itself is wrong.
-pub(super) fn read_all(model: &ModelDir, source: Source<'_>, facts: &Facts) -> (Option<Written>, Mistakes) {
     let (schema, positions, mut mistakes) = match source {
         Source::File => read_file(&model.path),
         Source::Json(text) => read_json(text),
     };
-    let Some(schema) = schema else { return (None, mistakes) };
+    let Some(schema) = schema else { return mistakes.into_result(()).and(Err(Mistakes::default())) };
     let mut written = Written { schema, warnings: Vec::new(), positions, directory: model.path.clone() };
-    mistakes.extend(normalise::names(&mut written.schema, model, &written.positions, facts));
-    (Some(written), mistakes)
+    let misread = Misread::of(&mistakes);
+    let names = normalise::names(&mut written.schema, model, &written.positions, facts);
+    for mistake in names.iter().filter(|mistake| !misread.explains_backend(mistake)) {
+        mistakes.push(mistake.clone());
+    }
+    if mistakes.is_empty() {
+        return Ok(written);
+    }
+    // Nothing will be completed or finished, so that the rules are tried now, to tell all mistakes at once.
+    let found = written.check(facts).mistakes;
+    for mistake in found.iter().filter(|mistake| !misread.explains(mistake, &written.positions)) {
+        mistakes.push(mistake.clone());
+    }
+    mistakes.into_result(written)
+}
+
+/// What could not be read, and so may be the cause of other mistakes.
+struct Misread {
+    keys: Vec<String>,
+    /// Whether the model's maximum of rows is among them.
+    max_batch_size: bool,
+}
+
+impl Misread {
+    fn of(mistakes: &Mistakes) -> Self {
+        let keys = mistakes.iter().flat_map(|mistake| {
+            let around = mistake.key.rsplit_once('.').map(|(around, _)| around.to_owned());
+            [around, Some(mistake.key.clone())]
+        });
+        let max_batch_size = mistakes.iter().any(|mistake| {
+            [Some(&mistake.key), mistake.suggestion.as_ref()].into_iter().flatten().any(|key| key == "max_batch_size")
+        });
+        Self { keys: keys.flatten().collect(), max_batch_size }
+    }
+
+    /// Whether no backend is named only because its name was misread.
+    fn explains_backend(&self, mistake: &Mistake) -> bool {
+        let misread = |name: &str| self.keys.iter().any(|key| key == name);
+        mistake.key == "backend" && (misread("backend") || misread("platform"))
+    }
+
+    /// Whether a broken rule may only be the consequence of something that was misread.
+    fn explains(&self, mistake: &Mistake, positions: &Positions) -> bool {
+        if self.keys.is_empty() {
+            return false;
+        }
+        let inside = |key: &String| {
+            mistake.key.strip_prefix(key.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        // What a batch may be is held against the model's maximum.
+        let of_batch = self.max_batch_size
+            && ["dynamic_batching", "model_warmup", "sequence_batching", "reshape"]
+                .iter()
+                .any(|key| mistake.key.contains(key));
+        of_batch || !positions.wrote(&mistake.key) || self.keys.iter().any(inside)
+    }
 }
 
 /// Reads protobuf text; the configuration is `None` if the syntax is wrong.
@@ -76,8 +121,8 @@ pub(super) fn read_text(text: &[u8], file: &Path) -> (Option<schema::ModelConfig
     let (fields, faults) = pbtxt::parse(text);
     let (schema, mut mistakes) = bind(fields, Dialect::Text, &mut positions);
     let right = faults.is_empty();
-    for fault in faults {
-        let mistake = positions.mistake("", fault.message);
+    for (key, fault) in faults {
+        let mistake = positions.mistake(key, fault.message);
         mistakes.push(Mistake { position: Some(fault.at), ..mistake });
     }
     mistakes.sort();
@@ -173,7 +218,7 @@ impl Written {
     }
 
     /// Everything that is wrong or suspicious, as far as the configuration alone tells.
-    pub(super) fn check(&self, facts: &Facts) -> validate::Findings {
+    fn check(&self, facts: &Facts) -> validate::Findings {
         validate::validate(&self.schema, &self.positions, &self.directory, facts)
     }
 }

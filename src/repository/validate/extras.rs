@@ -3,6 +3,7 @@
 use super::super::files::is_inside;
 use super::super::tree::shorten;
 use super::Check;
+use crate::model::schema::model_metrics::metric_control::MetricOptions;
 use crate::model::schema::model_warmup::input::InputDataType;
 use crate::model::schema::{DataType, ModelWarmup, batch_input};
 
@@ -160,13 +161,15 @@ fn metrics(check: &mut Check<'_>) {
             check.mistake(format!("metric_tags[{tag}]"), message);
         }
     }
+    if config.model_metrics.is_some() {
+        check.warn("model_metrics", "'model_metrics' has no effect in this server version");
+    }
     let controls = config.model_metrics.as_ref().map_or([].as_slice(), |metrics| metrics.metric_control.as_slice());
     for (index, control) in controls.iter().enumerate() {
         let key = format!("model_metrics.metric_control[{index}]");
         if control.metric_identifier.as_ref().is_none_or(|identifier| identifier.family.is_empty()) {
             check.mistake(format!("{key}.metric_identifier"), "metric control must specify 'family'");
         }
-        use crate::model::schema::model_metrics::metric_control::MetricOptions;
         let buckets = match &control.metric_options {
             Some(MetricOptions::HistogramOptions(options)) => options.buckets.as_slice(),
             None => &[],

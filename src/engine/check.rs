@@ -1,0 +1,219 @@
+//! Validates model repositories without serving them: what `nereid check` says.
+//!
+//! Every model is looked at as a load would, up to opening it; nothing stops at the first mistake.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::backend::Backend;
+use crate::error::Result;
+use crate::model::Version;
+use crate::repository::{self, Facts, ModelDir, Source, Written};
+
+/// What was found in some repositories.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CheckReport {
+    /// The models by name.
+    pub models: BTreeMap<String, ModelReport>,
+    /// What is ignored in the repositories and may be a mistake.
+    pub warnings: Vec<String>,
+}
+
+/// What was found in one model's directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ModelReport {
+    /// The versions that would be served, ascending.
+    pub versions: Vec<Version>,
+    /// Why it cannot be loaded, one line each.
+    pub mistakes: Vec<String>,
+    /// What is suspicious, one line each.
+    pub warnings: Vec<String>,
+}
+
+/// Checks every model in `roots`. Blocking: reads all configurations, and model files where one leaves something out.
+///
+/// # Errors
+/// If a root cannot be read.
+pub fn check(roots: &[PathBuf], backends: &[Arc<dyn Backend>], facts: &Facts) -> Result<CheckReport> {
+    let scan = repository::scan(roots)?;
+    let mut report = CheckReport { warnings: scan.warnings, ..CheckReport::default() };
+    for (name, reason) in scan.unavailable {
+        report.models.insert(name, ModelReport { mistakes: vec![reason], ..ModelReport::default() });
+    }
+    for (name, model) in scan.models {
+        report.models.insert(name, check_model(&model, backends, facts));
+    }
+    Ok(report)
+}
+
+impl CheckReport {
+    /// How many mistakes there are in all models.
+    pub fn mistakes(&self) -> usize {
+        self.models.values().map(|model| model.mistakes.len()).sum()
+    }
+}
+
+impl fmt::Display for CheckReport {
+    /// Every mistake and warning on a line of its own, and a summary as the last line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for warning in &self.warnings {
+            writeln!(f, "warning: {warning}")?;
+        }
+        for model in self.models.values() {
+            for mistake in &model.mistakes {
+                writeln!(f, "{mistake}")?;
+            }
+            for warning in &model.warnings {
+                writeln!(f, "warning: {warning}")?;
+            }
+        }
+        let good = self.models.values().filter(|model| model.mistakes.is_empty()).count();
+        let (all, mistakes) = (self.models.len(), self.mistakes());
+        let warnings = self.warnings.len() + self.models.values().map(|model| model.warnings.len()).sum::<usize>();
+        write!(f, "{good} of {all} models can be loaded, {mistakes} mistakes, {warnings} warnings")
+    }
+}
+
+fn check_model(model: &ModelDir, backends: &[Arc<dyn Backend>], facts: &Facts) -> ModelReport {
+    let mut report = ModelReport::default();
+    let written = match repository::read(model, Source::File, facts) {
+        Ok(written) => written,
+        Err(mistakes) => {
+            report.mistakes.extend(mistakes.iter().map(ToString::to_string));
+            // Versions are there or not, whatever the configuration says.
+            if model.versions.is_empty() {
+                report.mistakes.push(format!("{}: there is no version directory", model.path.display()));
+            }
+            return report;
+        }
+    };
+    let written = complete(model, written, backends, facts, &mut report);
+    match written.finish(facts) {
+        Ok(finished) => report.warnings.extend(finished.warnings.iter().map(ToString::to_string)),
+        Err(mistakes) => report.mistakes.extend(mistakes.iter().map(ToString::to_string)),
+    }
+    report
+}
+
+/// Chooses the versions, looks for their files, and lets the backend fill in what is left out.
+fn complete(
+    model: &ModelDir,
+    mut written: Written,
+    backends: &[Arc<dyn Backend>],
+    facts: &Facts,
+    report: &mut ModelReport,
+) -> Written {
+    let place = model.path.display();
+    let selected = match written.versions(&model.versions) {
+        Ok(selected) => selected,
+        Err(error) => {
+            report.mistakes.push(format!("{place}: {error}"));
+            return written;
+        }
+    };
+    for version in selected.missing {
+        report.warnings.push(format!("{place}: version {version} of the version policy does not exist"));
+    }
+    let mut files_exist = true;
+    for version in &selected.versions {
+        let files = written.files(*version, facts);
+        if let Some(file) = files.model_file.filter(|file| !file.exists()) {
+            report.mistakes.push(format!("{}: the model file of version {version} does not exist", file.display()));
+            files_exist = false;
+        }
+    }
+    let backend = backends.iter().find(|backend| backend.name() == written.schema.backend);
+    if let (Some(backend), Some(latest), true) = (backend, selected.versions.last(), files_exist)
+        && let Err(error) = backend.complete(&written.files(*latest, facts), &mut written.schema)
+    {
+        report.mistakes.push(format!("{place}: {error}"));
+    }
+    report.versions = selected.versions;
+    written
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+    use crate::backend::identity::Identity;
+    use crate::repository::BackendFacts;
+
+    fn facts() -> Facts {
+        let backend = BackendFacts {
+            name: "identity".to_owned(),
+            default_model_filename: None,
+            uses_cuda: false,
+            parameter_keys: vec![],
+            check_parameters: Arc::new(|_| Vec::new()),
+        };
+        let file = BackendFacts {
+            name: "pytorch".to_owned(),
+            default_model_filename: Some("model.pt".to_owned()),
+            ..backend.clone()
+        };
+        Facts { cuda_devices: vec![], backends: vec![backend, file], parameter_keys: vec![], queue_requests_max: 10 }
+    }
+
+    fn put(root: &Path, name: &str, text: &str) {
+        let path = root.join(name);
+        fs::create_dir_all(path.parent().expect("below the root")).expect("the directory is writable");
+        fs::write(path, text).expect("the directory is writable");
+    }
+
+    fn said(root: &Path) -> String {
+        let report = check(&[root.to_owned()], &[Arc::new(Identity)], &facts()).expect("the root exists");
+        report.to_string().replace(&format!("{}/", root.display()), "")
+    }
+
+    #[test]
+    fn every_model_is_checked_whatever_is_wrong_with_others() {
+        let root = tempfile::tempdir().expect("there is room");
+        put(root.path(), "a/config.pbtxt", "backend: \"identity\"\nmax_batchsize: 1\nmax_batch_size: -1\n");
+        put(
+            root.path(),
+            "b/config.pbtxt",
+            "backend: \"identity\"\nversion_policy { specific { versions: [ 1, 3 ] } }\n",
+        );
+        put(root.path(), "b/1/.keep", "");
+        put(root.path(), "b/02/.keep", "");
+        put(root.path(), "c/config.pbtxt", "backend: \"identity\"\n");
+        put(root.path(), "d/config.pbtxt", "backend: \"pytorch\"\n");
+        put(root.path(), "d/1/other.pt", "");
+        put(root.path(), "stray.txt", "");
+        put(root.path(), ".git/config", "");
+        assert_eq!(
+            said(root.path()),
+            "warning: 'stray.txt' is ignored: a model repository holds one directory per model\n\
+             warning: 'b/02' is ignored: a version directory is a positive integer without leading zero\n\
+             a/config.pbtxt:2:1: unknown field 'max_batchsize', did you mean 'max_batch_size'?\n\
+             a/config.pbtxt:3:1: 'max_batch_size' must be non-negative (0 for no batching), got -1\n\
+             a: there is no version directory\n\
+             warning: b: version 3 of the version policy does not exist\n\
+             c: at least one version must be available under the version policy of model 'c'\n\
+             d/1/model.pt: the model file of version 1 does not exist\n\
+             1 of 4 models can be loaded, 5 mistakes, 3 warnings"
+        );
+    }
+
+    #[test]
+    fn a_model_in_two_roots_cannot_be_loaded() {
+        let (one, two) = (tempfile::tempdir().expect("there is room"), tempfile::tempdir().expect("there is room"));
+        for root in [&one, &two] {
+            put(root.path(), "m/config.pbtxt", "backend: \"identity\"");
+        }
+        let roots = [one.path().to_owned(), two.path().to_owned()];
+        let report = check(&roots, &[], &facts()).expect("the roots exist");
+        assert!(report.models["m"].mistakes[0].starts_with("model 'm' is in more than one repository: "), "{report}");
+    }
+
+    #[test]
+    fn a_missing_root_is_an_error() {
+        let error = check(&[PathBuf::from("/nonexistent")], &[], &facts()).expect_err("there is no such directory");
+        assert!(error.message().starts_with("cannot read model repository '/nonexistent': "), "{error}");
+    }
+}
