@@ -2,4 +2,5 @@
 
 mod grpc;
 mod lifecycle;
+mod oracle;
 mod support;

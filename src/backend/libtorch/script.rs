@@ -48,7 +48,7 @@ impl Script {
     ///
     /// # Errors
     /// What the TorchScript compiler says, or a weight whose bytes do not fit its shape.
-    pub fn compile(&self) -> Result<Module> {
+    fn compile(&self) -> Result<Module> {
         let mut module = Module::new("Model")?;
         for (name, tensor, buffer) in &self.weights {
             let expected = tensor.dtype.size().zip(tensor.shape.elements()).and_then(|(size, n)| n.checked_mul(size));
