@@ -60,10 +60,6 @@ impl Backend for LibTorch {
         options::KEYS
     }
 
-    fn uses_cuda(&self) -> bool {
-        true
-    }
-
     fn check_parameters(&self, config: &schema::ModelConfig) -> Vec<(String, String)> {
         options::check(config)
     }
