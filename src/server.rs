@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use crate::backend::{Backend, identity};
+use crate::backend::{Backend, identity, libtorch};
 use crate::config::Config;
 use crate::error::{Error, Result};
 
 /// The kinds of model files that this server runs.
 pub fn backends() -> Vec<Arc<dyn Backend>> {
-    vec![Arc::new(identity::Identity)]
+    vec![Arc::new(libtorch::LibTorch), Arc::new(identity::Identity)]
 }
 
 /// Serves until it is told to stop.
