@@ -40,7 +40,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "config",
         ],
     ),
-    ("cli", &["error", "backend", "repository", "engine", "protocol", "config", "server"]),
+    ("cli", &["error", "tensor", "model", "infer", "backend", "repository", "engine", "protocol", "config", "server"]),
 ];
 const VOCABULARY: &[&str] = &["error", "tensor", "model", "infer"];
 
