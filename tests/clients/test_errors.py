@@ -189,8 +189,8 @@ def test_control_is_refused_where_models_are_not_controlled(stub, call):
 @pytest.mark.parametrize(
     "call, message",
     [
-        ("SystemSharedMemoryStatus", service_pb2.SystemSharedMemoryStatusRequest()),
-        ("CudaSharedMemoryStatus", service_pb2.CudaSharedMemoryStatusRequest()),
+        ("SystemSharedMemoryRegister", service_pb2.SystemSharedMemoryRegisterRequest()),
+        ("CudaSharedMemoryRegister", service_pb2.CudaSharedMemoryRegisterRequest()),
         ("TraceSetting", service_pb2.TraceSettingRequest()),
         ("LogSettings", service_pb2.LogSettingsRequest()),
     ],
