@@ -57,10 +57,14 @@ impl CpuTimes {
         Self { busy: all - idle, all }
     }
 
-    /// The part of the time that was busy, from 0 to 1.
+    /// The part of the time that was busy, from 0 to 1; 0 without an earlier sample.
     fn utilization_since(self, before: Self) -> f64 {
         let all = self.all.saturating_sub(before.all);
-        if all == 0 { 0.0 } else { self.busy.saturating_sub(before.busy) as f64 / all as f64 }
+        if all == 0 || before == Self::default() {
+            0.0
+        } else {
+            self.busy.saturating_sub(before.busy) as f64 / all as f64
+        }
     }
 }
 
