@@ -19,6 +19,8 @@ help: ## say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
 
 run: setup-run ## build the server and serve model_repository/
+	@# Only the example that the server names when it is ready needs the clients, so the server starts without them, too.
+	-@$(PYTHON) scripts/setup-clients
 	$(CARGO) build --release $(cargo_jobs)
 	@scripts/prepare-minilm target/release/nereid
 	@exec target/release/nereid serve --model-repository model_repository $(ARGS)
