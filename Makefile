@@ -34,7 +34,8 @@ check: setup-run ## format, lints, house rules, unit and integration tests
 
 clients: setup-run ## Triton's own clients against the server, and the embeddings against numpy
 	@$(PYTHON) scripts/setup-clients
-	$(CARGO) build $(cargo_jobs)
+	@# Not `cargo build`: without the features that tests turn on it would compile most dependencies a second time.
+	$(CARGO) test --no-run --test tidy $(cargo_jobs)
 	@scripts/prepare-minilm target/debug/nereid
 	.venv/bin/python -m pytest tests/clients -q $(PYTEST_ARGS)
 
