@@ -1,20 +1,273 @@
-//! Puts the rooms together; not complete yet.
+//! Puts the rooms together, serves, and stops in order.
+//!
+//! A stop goes: not ready -> refuse new requests -> finish those in flight -> close the front ends -> unload -> end.
+//! A second signal ends the process at once.
 
+use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::backend::{Backend, identity, libtorch};
-use crate::config::Config;
+use crate::config::{self, Config};
+use crate::engine::{self, Control, Engine};
 use crate::error::{Error, Result};
+use crate::gateway::Gateway;
+use crate::model::Device;
+use crate::protocol;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::{host, logging};
 
 /// The kinds of model files that this server runs.
 pub fn backends() -> Vec<Arc<dyn Backend>> {
-    vec![Arc::new(libtorch::LibTorch), Arc::new(identity::Identity)]
+    vec![Arc::new(identity::Identity), Arc::new(libtorch::LibTorch)]
 }
 
-/// Serves until it is told to stop.
+/// Serves until a signal asks to stop. Prints the addresses on standard output once every model was tried.
 ///
 /// # Errors
-/// Always, until it is written.
-pub async fn run(_config: Config) -> Result<()> {
-    Err(Error::internal("not built yet"))
+/// If the server cannot start, a model fails to load and the settings make that fatal, or requests had to be abandoned
+/// because a stop took longer than it may.
+pub async fn run(config: Config) -> Result<()> {
+    logging::install(&config.log)?;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let exit_timeout = config.exit_timeout;
+    let exit_on_error = config.exit_on_error;
+    let mut stop = stop_signals()?;
+    let server = Server::bind(&config).await?;
+    let failed = tokio::select! {
+        failed = server.load() => failed?,
+        () = stop.recv() => return server.stop(exit_timeout).await,
+    };
+    if !failed.is_empty() && exit_on_error {
+        server.stop(exit_timeout).await?;
+        let names: Vec<_> = failed.iter().map(|(name, _)| name.as_str()).collect();
+        return Err(Error::internal(format!("failed to load all models: {}", names.join(", "))));
+    }
+    println!("{}", server.greeting());
+    stop.recv().await;
+    tokio::spawn(async move {
+        stop.recv().await;
+        tracing::warn!("second signal, ending at once");
+        std::process::exit(1);
+    });
+    server.stop(exit_timeout).await
+}
+
+/// The signals that ask to stop, as a stream.
+struct StopSignals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+fn stop_signals() -> Result<StopSignals> {
+    let listen = |kind| signal(kind).map_err(|error| Error::internal(format!("cannot listen for signals: {error}")));
+    Ok(StopSignals { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+}
+
+impl StopSignals {
+    async fn recv(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => tracing::info!("received SIGTERM"),
+            _ = self.interrupt.recv() => tracing::info!("received SIGINT"),
+        }
+    }
+}
+
+/// A server whose ports are open.
+pub struct Server {
+    engine: Arc<Engine>,
+    gateway: Arc<Gateway>,
+    /// Where gRPC is served, if it is.
+    pub grpc_address: Option<SocketAddr>,
+    /// Where metrics are served, if they are.
+    pub metrics_address: Option<SocketAddr>,
+    grpc: Option<FrontEnd>,
+    metrics: Option<FrontEnd>,
+    host: Option<JoinHandle<()>>,
+}
+
+/// A front end's task and the way to end it.
+struct FrontEnd {
+    shutdown: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl FrontEnd {
+    fn start<F: Future<Output = Result<()>> + Send + 'static>(
+        name: &'static str,
+        serve: impl FnOnce(CancellationToken) -> F,
+    ) -> Self {
+        let shutdown = CancellationToken::new();
+        let serving = serve(shutdown.clone());
+        let task = tokio::spawn(async move {
+            if let Err(error) = serving.await {
+                tracing::error!(front_end = name, %error, "front end ended");
+            }
+        });
+        Self { shutdown, task }
+    }
+
+    async fn stop(self) {
+        self.shutdown.cancel();
+        let _ = self.task.await;
+    }
+}
+
+impl Server {
+    /// Opens the ports and serves; no model is loaded yet, so the server is live and not ready.
+    ///
+    /// # Errors
+    /// If a port cannot be opened.
+    pub async fn bind(config: &Config) -> Result<Self> {
+        // Without a front end nobody would ever take the samples away.
+        let metrics = if config.metrics.is_some() { Metrics::new() } else { Metrics::off() };
+        let engine = Arc::new(Engine::new(engine_settings(config), metrics.clone()));
+        let gateway = Arc::new(Gateway::new(engine.clone()));
+        let mut server = Self {
+            engine,
+            gateway,
+            grpc_address: None,
+            metrics_address: None,
+            grpc: None,
+            metrics: None,
+            host: None,
+        };
+        if let Some(settings) = &config.grpc {
+            let (listener, address) = listen(settings.address).await?;
+            let (gateway, settings) = (server.gateway.clone(), grpc_settings(config, settings));
+            server.grpc_address = Some(address);
+            server.grpc = Some(FrontEnd::start("grpc", |shutdown| {
+                protocol::grpc::serve(listener, gateway, settings, shutdown.cancelled_owned())
+            }));
+        }
+        if let Some(settings) = &config.metrics {
+            let (listener, address) = listen(settings.address).await?;
+            server.metrics_address = Some(address);
+            server.host = settings
+                .host_interval
+                .map(|interval| tokio::spawn(host::sample_every(interval, metrics.clone())));
+            server.metrics = Some(FrontEnd::start("metrics", |shutdown| {
+                protocol::metrics::serve(listener, metrics, shutdown.cancelled_owned())
+            }));
+        }
+        Ok(server)
+    }
+
+    /// Loads what should be loaded at the start; gives the models that could not be, each with its reason.
+    ///
+    /// # Errors
+    /// If the repository cannot be read.
+    pub async fn load(&self) -> Result<Vec<(String, Error)>> {
+        self.engine.start().await
+    }
+
+    /// What an operator reads first: the addresses, and one command to try.
+    fn greeting(&self) -> String {
+        let mut line = String::from("nereid ready:");
+        for (name, address) in [("grpc", self.grpc_address), ("metrics", self.metrics_address)] {
+            if let Some(address) = address {
+                line.push_str(&format!(" {name}={address}"));
+            }
+        }
+        if let Some(address) = self.grpc_address {
+            let address = if address.ip().is_unspecified() { format!("127.0.0.1:{}", address.port()) } else { address.to_string() };
+            line.push_str(&format!("\ntry: .venv/bin/python examples/embed.py --url {address}"));
+        }
+        line
+    }
+
+    /// Stops in order, within `timeout`.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Internal`] if requests had to be abandoned because time ran out.
+    pub async fn stop(self, timeout: Duration) -> Result<()> {
+        let Self { engine, gateway, grpc, metrics, host, .. } = self;
+        tracing::info!(timeout_seconds = timeout.as_secs_f64(), "stopping: new requests are refused, accepted ones finish");
+        gateway.drain();
+        let drained = async {
+            if let Some(grpc) = grpc {
+                grpc.stop().await;
+            }
+            engine.stop().await;
+        };
+        let in_time = tokio::time::timeout(timeout, drained).await.is_ok();
+        if !in_time {
+            engine.abort();
+        }
+        if let Some(host) = host {
+            host.abort();
+        }
+        if let Some(metrics) = metrics {
+            let _ = tokio::time::timeout(Duration::from_secs(1), metrics.stop()).await;
+        }
+        if in_time {
+            tracing::info!("stopped");
+            return Ok(());
+        }
+        Err(Error::internal(format!("requests were still in flight {} s after the stop began", timeout.as_secs_f64())))
+    }
+}
+
+/// The CUDA devices that models may use. Without libtorch there are none, and its models say so when they load.
+pub fn cuda_devices() -> Vec<u32> {
+    let devices = libtorch::devices().unwrap_or_else(|error| {
+        tracing::error!("{error}");
+        Vec::new()
+    });
+    let cuda = devices.into_iter().filter_map(|device| match device {
+        Device::Cpu => None,
+        Device::Cuda(index) => Some(index),
+    });
+    cuda.collect()
+}
+
+async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
+    let failed = |error: std::io::Error| Error::internal(format!("cannot listen on {address}: {error}"));
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+fn engine_settings(config: &Config) -> engine::Settings {
+    let backends = backends();
+    let repository = &config.repository;
+    engine::Settings {
+        roots: repository.roots.clone(),
+        control: match &repository.control {
+            config::Control::None => Control::None,
+            config::Control::Poll(interval) => Control::Poll(*interval),
+            config::Control::Explicit(config::Startup::All) => Control::Explicit(None),
+            config::Control::Explicit(config::Startup::Named(names)) => Control::Explicit(Some(names.clone())),
+        },
+        load_threads: repository.load_threads,
+        load_retries: repository.load_retries,
+        auto_complete: repository.auto_complete,
+        strict_readiness: config.strict_readiness,
+        facts: engine::facts(&backends, cuda_devices(), repository.queue_size_default),
+        backends,
+    }
+}
+
+fn grpc_settings(config: &Config, grpc: &config::Grpc) -> protocol::grpc::Settings {
+    protocol::grpc::Settings {
+        server_id: config.id.clone(),
+        request_bytes_max: grpc.request_bytes_max,
+        response_bytes_max: grpc.response_bytes_max,
+        connections_max: grpc.connections_max,
+        calls_max: grpc.calls_max,
+        stream_requests_max: grpc.stream_requests_max,
+        keepalive_interval: grpc.keepalive_time,
+        keepalive_timeout: grpc.keepalive_timeout,
+        connection_age_max: grpc.connection_age_max,
+        connection_age_grace: grpc.connection_age_grace,
+        ..protocol::grpc::Settings::default()
+    }
 }

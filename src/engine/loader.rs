@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 
 use super::overrides::{OverrideDir, Overrides};
 use super::{Handle, Settings, stopped, warmup};
-use crate::backend::{Backend, Model};
+use crate::backend::{Backend, Model, libtorch};
 use crate::error::{Error, Kind, Result};
 use crate::infer::Instant;
 use crate::model::{ModelConfig, Scheduling, Signature, Version, VersionFiles};
@@ -59,7 +59,7 @@ pub(super) struct Serving {
 }
 
 impl Serving {
-    /// Finishes what waits, ends the instances, and drops the model. Blocking.
+    /// Finishes what waits, ends the instances, drops the model, and gives its memory back to the system. Blocking.
     pub(super) fn retire(self) {
         self.handle.queue.close();
         for thread in self.threads {
@@ -67,6 +67,8 @@ impl Serving {
                 tracing::error!(model = %self.handle.config.name, "an instance thread panicked");
             }
         }
+        drop(self.handle);
+        libtorch::purge();
     }
 }
 
