@@ -131,15 +131,8 @@ impl Server {
         let metrics = if config.metrics.is_some() { Metrics::new() } else { Metrics::off() };
         let engine = Arc::new(Engine::new(engine_settings(config), metrics.clone()));
         let gateway = Arc::new(Gateway::new(engine.clone()));
-        let mut server = Self {
-            engine,
-            gateway,
-            grpc_address: None,
-            metrics_address: None,
-            grpc: None,
-            metrics: None,
-            host: None,
-        };
+        let mut server =
+            Self { engine, gateway, grpc_address: None, metrics_address: None, grpc: None, metrics: None, host: None };
         if let Some(settings) = &config.grpc {
             let (listener, address) = listen(settings.address).await?;
             let (gateway, settings) = (server.gateway.clone(), grpc_settings(config, settings));
@@ -151,11 +144,11 @@ impl Server {
         if let Some(settings) = &config.metrics {
             let (listener, address) = listen(settings.address).await?;
             server.metrics_address = Some(address);
-            server.host = settings
-                .host_interval
-                .map(|interval| tokio::spawn(host::sample_every(interval, metrics.clone())));
-            server.metrics = Some(FrontEnd::start("metrics", |shutdown| {
-                protocol::metrics::serve(listener, metrics, shutdown.cancelled_owned())
+            server.host =
+                settings.host_interval.map(|interval| tokio::spawn(host::sample_every(interval, metrics.clone())));
+            server.metrics = Some(FrontEnd::start("metrics", |shutdown| async move {
+                protocol::metrics::serve(listener, metrics, shutdown.cancelled_owned()).await;
+                Ok(())
             }));
         }
         Ok(server)
@@ -178,7 +171,11 @@ impl Server {
             }
         }
         if let Some(address) = self.grpc_address {
-            let address = if address.ip().is_unspecified() { format!("127.0.0.1:{}", address.port()) } else { address.to_string() };
+            let address = if address.ip().is_unspecified() {
+                format!("127.0.0.1:{}", address.port())
+            } else {
+                address.to_string()
+            };
             line.push_str(&format!("\ntry: .venv/bin/python examples/embed.py --url {address}"));
         }
         line
@@ -190,7 +187,10 @@ impl Server {
     /// [`crate::error::Kind::Internal`] if requests had to be abandoned because time ran out.
     pub async fn stop(self, timeout: Duration) -> Result<()> {
         let Self { engine, gateway, grpc, metrics, host, .. } = self;
-        tracing::info!(timeout_seconds = timeout.as_secs_f64(), "stopping: new requests are refused, accepted ones finish");
+        tracing::info!(
+            timeout_seconds = timeout.as_secs_f64(),
+            "stopping: new requests are refused, accepted ones finish"
+        );
         gateway.drain();
         let drained = async {
             if let Some(grpc) = grpc {
