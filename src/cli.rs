@@ -13,7 +13,6 @@ use crate::backend::libtorch;
 use crate::config::{Config, flags};
 use crate::engine;
 use crate::error::{Error, Result};
-use crate::model::Device;
 use crate::protocol::grpc::probe;
 use crate::server;
 
@@ -171,14 +170,8 @@ fn help_of(flag: &'static flags::Flag) -> Arg {
 
 fn check(roots: &[PathBuf]) -> Result<()> {
     let backends = server::backends();
-    // Without libtorch there are no devices that it could use.
-    let devices = libtorch::devices().unwrap_or_default();
-    let cuda_devices = devices.into_iter().filter_map(|device| match device {
-        Device::Cuda(index) => Some(index),
-        Device::Cpu => None,
-    });
     // The bound of the queues has no part in what is right or wrong.
-    let facts = engine::facts(&backends, cuda_devices.collect(), 1);
+    let facts = engine::facts(&backends, server::cuda_devices(), 1);
     let report = engine::check::check(roots, &backends, &facts)?;
     println!("{report}");
     match report.mistakes() {
