@@ -163,13 +163,19 @@ impl Typed {
             let line = error.span().map_or(1, |span| line_of(span.start));
             self.mistakes.push(format!("{}:{line}: {}", file.path, error.message()));
         }
-        for (key, value) in table.get_ref() {
+        let mut entries: Vec<_> = table.get_ref().iter().collect();
+        entries.sort_by_key(|(key, _)| key.span().start);
+        for (key, value) in entries {
             let line = line_of(key.span().start);
             let name = key.get_ref();
-            let Some(flag) = flags::find(name).filter(|flag| flag.name != "config") else {
+            let Some(flag) = flags::find(name) else {
                 self.mistakes.push(format!("{}:{line}: {name} {}", file.path, flags::why_unknown(name)));
                 continue;
             };
+            if flag.name == "config" {
+                self.mistakes.push(format!("{}:{line}: a file cannot name another file", file.path));
+                continue;
+            }
             match texts_of(value.get_ref()) {
                 Some(texts) => {
                     let origin = Origin::File { path: file.path.to_owned(), line, key: flag.name };
@@ -262,11 +268,12 @@ mod tests {
 
     #[test]
     fn every_mistake_is_reported_with_its_place() {
-        let file = File { path: "f.toml", text: "# settings\ngrpc-prot = 1\nid = {}\n" };
+        let file = File { path: "f.toml", text: "# settings\ngrpc-prot = 1\nid = {}\nconfig = \"x\"\n" };
         let typed = Typed::read(&args("stray --http-port 8000 --id"), &Environment::new(), Some(file));
         let expected = [
             "f.toml:2: grpc-prot is unknown; did you mean grpc-port?",
             "f.toml:3: id cannot be a table",
+            "f.toml:4: a file cannot name another file",
             "'stray': settings begin with --",
             "--http-port is not supported by this server version",
             "--id needs a value",
