@@ -1,6 +1,7 @@
 //! The integration tests: one binary, one module for each area.
 
 mod grpc;
+mod libtorch_missing;
 mod lifecycle;
 mod oracle;
 mod support;

@@ -14,6 +14,7 @@ use crate::model::{Device, ModelConfig, TensorSpec};
 use crate::tensor::{Batch, DataType, Shape, Tensor, strings};
 
 /// Everything that an execution needs besides its batch.
+#[derive(Clone)]
 pub struct TorchInstance {
     /// The weights and graph, shared with other instances unless it writes to its own state.
     pub module: Arc<Module>,

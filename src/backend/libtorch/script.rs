@@ -141,3 +141,39 @@ fn data_type(dtype: Dtype) -> Option<DataType> {
         _ => return None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_weight_that_is_only_part_of_another_name_is_not_read() {
+        let source = "def forward(self, x):\n    return x + self.layer_1_weight\n";
+        assert!(reads(source, "layer_1_weight"));
+        assert!(!reads(source, "layer_1"));
+    }
+
+    #[test]
+    fn the_weights_that_the_source_reads_come_from_safetensors() {
+        let folder = tempfile::tempdir().expect("a folder for the test");
+        let path = |name: &str| folder.path().join(name);
+        std::fs::write(path("m.py"), "def forward(self, x):\n    return x + self.a_b\n").expect("writable");
+        let one = 1_f32.to_le_bytes();
+        let weight = || safetensors::tensor::TensorView::new(Dtype::F32, vec![1], &one).expect("four bytes");
+        let file = safetensors::serialize([("a.b", weight()), ("unused", weight())], &None).expect("two weights");
+        std::fs::write(path("m.safetensors"), file).expect("writable");
+        build(&path("m.py"), Some(&path("m.safetensors")), &path("m.pt")).expect("it compiles");
+        let weights = Module::load(&path("m.pt"), crate::model::Device::Cpu).and_then(|module| module.weights());
+        let names: Vec<_> = weights.expect("it loads").into_iter().map(|weight| weight.name).collect();
+        assert_eq!(names, ["a_b"]);
+    }
+
+    #[test]
+    fn a_weight_of_the_wrong_size_is_refused() {
+        let tensor =
+            Tensor { dtype: DataType::Fp32, shape: crate::tensor::Shape::new(&[2]), data: Bytes::from_static(&[0; 4]) };
+        let error = Script::new("def forward(self):\n    return self.w\n").parameter("w", tensor).compile();
+        let message = error.err().map(|error| error.message().to_owned());
+        assert_eq!(message.as_deref(), Some("weight 'w' of 4 bytes is not FP32 of shape [2]"));
+    }
+}

@@ -409,6 +409,14 @@ fn all_instances_share_one_copy_of_the_weights() {
 }
 
 #[test]
+fn the_estimate_is_not_below_what_is_held() {
+    let bench = Bench::new(&weighted(), &[("x", FP32, &[2])], &[("y", FP32, &[2])]);
+    let estimate = LibTorch.estimate(&bench.files(), &bench.config).expect("the file is there");
+    let held = bench.open().expect("it loads").footprint();
+    assert!(estimate.bytes[&Device::Cpu] >= held.bytes[&Device::Cpu]);
+}
+
+#[test]
 fn a_model_with_state_of_its_own_has_one_for_each_instance() {
     let script = Script::new("def forward(self, x):\n    self.count.add_(x)\n    return self.count\n")
         .buffer("count", floats(&[1], &[0.0]));
