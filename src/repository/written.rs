@@ -22,6 +22,8 @@ pub const CONFIG_BYTES_MAX: usize = 1 << 20;
 pub enum Source<'a> {
     /// `config.pbtxt` of the model's directory; without one, the backend completes everything.
     File,
+    /// Protobuf text that replaces the file.
+    Text(&'a [u8]),
     /// JSON that replaces the file.
     Json(&'a str),
 }
@@ -53,6 +55,7 @@ pub struct Finished {
 pub fn read(model: &ModelDir, source: Source<'_>, facts: &Facts) -> Result<Written, Mistakes> {
     let (schema, positions, mut mistakes) = match source {
         Source::File => read_file(&model.path),
+        Source::Text(text) => read_text(text, Path::new("config text")),
         Source::Json(text) => read_json(text),
     };
     let Some(schema) = schema else { return mistakes.into_result(()).and(Err(Mistakes::default())) };
@@ -118,6 +121,11 @@ impl Misread {
 /// Reads protobuf text; the configuration is `None` if the syntax is wrong.
 pub(super) fn read_text(text: &[u8], file: &Path) -> (Option<schema::ModelConfig>, Positions, Mistakes) {
     let mut positions = Positions::of_text(file);
+    if text.len() > CONFIG_BYTES_MAX {
+        let message = format!("{} bytes are more than the limit of {CONFIG_BYTES_MAX}", text.len());
+        let mistake = positions.mistake("", message);
+        return (None, positions, mistake.into());
+    }
     let (fields, faults) = pbtxt::parse(text);
     let (schema, mut mistakes) = bind(fields, Dialect::Text, &mut positions);
     let right = faults.is_empty();

@@ -6,7 +6,7 @@
 
 mod admin;
 mod contents;
-mod decode;
+pub mod decode;
 mod dispatch;
 mod encode;
 mod framing;
