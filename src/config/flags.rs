@@ -55,7 +55,7 @@ pub const FLAGS: &[Flag] = &[
     flag(GENERAL, "config", Value::Text("FILE"), "", "TOML file with settings under the same names"),
     flag(GENERAL, "id", Value::Text("NAME"), "nereid", "The server's name in its metadata"),
     flag(GENERAL, "exit-timeout-secs", Value::Number(0, SECONDS_MAX), "30", "The longest time a stop waits for requests in flight"),
-    flag(GENERAL, "exit-on-error", Value::Bool, "true", "End if a model fails to load at the start"),
+    flag(GENERAL, "exit-on-error", Value::Bool, "false", "End if a model fails to load at the start, instead of serving the others"),
     flag(GENERAL, "strict-readiness", Value::Bool, "true", "Ready only when every model is"),
     flag(GENERAL, "threads", Value::Number(0, 1024), "0", "Threads for the network; 0 for one per processor, at most 4"),
 

@@ -84,8 +84,7 @@ pub fn check_directives(directives: &str) -> std::result::Result<(), String> {
 /// If the file cannot be opened for appending, or a directive is not understood.
 pub fn install(settings: &Settings) -> Result<()> {
     let filter = EnvFilter::builder()
-        .with_default_directive(LevelFilter::from(settings.level).into())
-        .parse(&settings.directives)
+        .parse(filter(settings))
         .map_err(|error| Error::invalid(format!("log level '{}': {error}", settings.directives)))?;
     let to_terminal = settings.file.is_none() && std::io::IsTerminal::is_terminal(&std::io::stderr());
     let builder =
@@ -98,6 +97,18 @@ pub fn install(settings: &Settings) -> Result<()> {
         tracing::debug!("logging was already installed");
     }
     Ok(())
+}
+
+/// The directives of the settings on top of the level: it holds for the server, while the libraries below it only warn,
+/// unless the directives begin from a level of their own.
+fn filter(settings: &Settings) -> String {
+    let mut directives = settings.directives.split(',').map(str::trim).filter(|directive| !directive.is_empty());
+    if directives.any(|directive| directive.parse::<LevelFilter>().is_ok()) {
+        return settings.directives.clone();
+    }
+    let level = LevelFilter::from(settings.level);
+    let libraries = level.min(LevelFilter::WARN);
+    format!("{libraries},nereid={level},{}", settings.directives)
 }
 
 fn writer(settings: &Settings) -> Result<BoxMakeWriter> {
@@ -124,6 +135,18 @@ mod tests {
         assert!(check_directives("info,nereid::engine=debug").is_ok());
         assert!(check_directives("").is_ok());
         assert!(check_directives("nereid::engine=loud").is_err());
+    }
+
+    #[test]
+    fn directives_refine_the_level_or_replace_it() {
+        let with = |level, directives: &str| {
+            let settings = Settings { level, directives: directives.to_owned(), ..Settings::default() };
+            EnvFilter::builder().parse(filter(&settings)).expect("valid directives").to_string()
+        };
+        assert_eq!(with(Level::Debug, ""), "nereid=debug,warn");
+        assert_eq!(with(Level::Info, "nereid::engine=trace"), "nereid::engine=trace,nereid=info,warn");
+        assert_eq!(with(Level::Info, "error"), "error");
+        assert_eq!(with(Level::Off, ""), "nereid=off,off");
     }
 
     #[test]
