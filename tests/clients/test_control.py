@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 
 import pytest
 import tritonclient.grpc as grpcclient
@@ -131,7 +132,7 @@ def test_termination_waits_for_accepted_requests(tmp_path):
 
         for _ in range(4):
             client.async_infer("slow", fp32(), callback=note)
-        wait_until(lambda: pending(client) >= 1)
+        wait_until(lambda: executions(client) >= 1)
         assert server.stop() == 0
         for _ in range(4):
             assert done.acquire(timeout=30)
@@ -140,16 +141,14 @@ def test_termination_waits_for_accepted_requests(tmp_path):
     assert {error.status() for error in answers if error} <= {"StatusCode.UNAVAILABLE"}
 
 
-def pending(client):
-    """The executions so far."""
+def executions(client):
+    """The executions of `slow` so far."""
     (stats,) = client.get_inference_statistics("slow").model_stats
     return stats.execution_count
 
 
 def wait_until(reached, limit_s=30):
     """Asks again and again until `reached`, without a pause: each question is a call to the server."""
-    import time
-
     deadline = time.monotonic() + limit_s
     while not reached():
         assert time.monotonic() < deadline, "not reached in time"
