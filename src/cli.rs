@@ -176,6 +176,7 @@ fn check(roots: &[PathBuf]) -> Result<()> {
     println!("{report}");
     match report.mistakes() {
         0 => Ok(()),
+        1 => Err(Error::invalid("1 mistake in the model repositories")),
         mistakes => Err(Error::invalid(format!("{mistakes} mistakes in the model repositories"))),
     }
 }

@@ -72,7 +72,9 @@ impl fmt::Display for CheckReport {
         let good = self.models.values().filter(|model| model.mistakes.is_empty()).count();
         let (all, mistakes) = (self.models.len(), self.mistakes());
         let warnings = self.warnings.len() + self.models.values().map(|model| model.warnings.len()).sum::<usize>();
-        write!(f, "{good} of {all} models can be loaded, {mistakes} mistakes, {warnings} warnings")
+        let plural = |count: usize| if count == 1 { "" } else { "s" };
+        write!(f, "{good} of {all} model{} can be loaded, ", plural(all))?;
+        write!(f, "{mistakes} mistake{}, {warnings} warning{}", plural(mistakes), plural(warnings))
     }
 }
 

@@ -14,6 +14,9 @@ use super::suggest::nearest;
 use super::tree::{Field, Node, Value, shorten};
 use crate::model::schema;
 
+/// The most entries of one list or map; what is more is no model's configuration.
+const ENTRIES_MAX: usize = 4096;
+
 /// Which spelling rules hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Dialect {
@@ -97,9 +100,14 @@ impl Binder<'_> {
     }
 
     fn unknown(&mut self, of: &MessageDescriptor, field: &Field, key: &str) {
+        let message = format!("unknown field '{}'", shorten(&field.name));
+        if self.mistakes.is_full() {
+            // It is only counted, so that looking for what was meant would be in vain.
+            return self.report(field.at, key, message);
+        }
         let names: Vec<_> = of.fields().map(|known| known.name().to_owned()).collect();
         let suggestion = nearest(&field.name, names.iter().map(String::as_str));
-        self.report_near(field.at, key, format!("unknown field '{}'", shorten(&field.name)), suggestion);
+        self.report_near(field.at, key, message, suggestion);
     }
 
     fn singular(&mut self, building: &mut Building, known: &FieldDescriptor, field: Field, key: &str) {
@@ -139,6 +147,9 @@ impl Binder<'_> {
             let count = building.counts.entry(known.number()).or_default();
             let element = format!("{key}[{count}]");
             *count += 1;
+            if *count > ENTRIES_MAX {
+                return self.report(node.at, key, format!("'{}' has more than {ENTRIES_MAX} entries", known.name()));
+            }
             self.positions.insert(&element, node.at);
             // An element that is wrong keeps its place, so that the keys of those behind it stay true.
             let value = self.value(known, node, &element).unwrap_or_else(|| Bound::default_value(&known.kind()));
@@ -207,6 +218,10 @@ impl Binder<'_> {
         let at = key.at;
         // The keys of a JSON object are strings, whatever they stand for.
         let Some(bound) = self.value(&key_field, key, path).and_then(Bound::into_map_key) else { return };
+        let entries = message.get_field(known).as_map().map_or(0, HashMap::len);
+        if entries >= ENTRIES_MAX {
+            return self.report(at, path, format!("'{}' has more than {ENTRIES_MAX} entries", known.name()));
+        }
         let path = format!("{path}[{}]", shorten(&key_text(&bound)));
         if self.positions.wrote(&path) {
             self.report(at, &path, format!("'{path}' is given more than once"));

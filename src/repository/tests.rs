@@ -149,6 +149,21 @@ fn nesting_is_limited() {
 }
 
 #[test]
+fn lists_and_maps_are_limited() {
+    let found = mistakes(&format!("version_policy {{ specific {{ versions: [ {} 1 ] }} }}", "1, ".repeat(5000)));
+    assert_eq!(found, ["1:12329: version_policy.specific.versions: 'versions' has more than 4096 entries"]);
+    let tags: String = (0..4097).map(|tag| format!("metric_tags {{ key: \"{tag}\" }}\n")).collect();
+    assert_eq!(mistakes(&tags), ["4097:20: 'metric_tags' has more than 4096 entries"]);
+}
+
+#[test]
+fn a_hundred_mistakes_are_enough() {
+    let (_, _, found) = written::read_text("a: 1\n".repeat(1000).as_bytes(), Path::new("c"));
+    assert_eq!((found.iter().count(), found.len()), (100, 1000));
+    assert!(found.to_string().ends_with("\nand 900 more"));
+}
+
+#[test]
 fn json_has_both_spellings_and_long_integers_as_strings() {
     let json = r#"{"backend": "identity", "maxBatchSize": 4, "input": [{"name": "x", "data_type": "type_fp32", "dims": ["3"]}],
         "output": [{"name": "y", "dataType": "TYPE_FP32", "dims": [3]}],

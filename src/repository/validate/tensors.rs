@@ -6,9 +6,6 @@ use crate::model::schema::model_input::Format;
 use crate::model::schema::{DataType, ModelTensorReshape};
 use crate::tensor::Shape;
 
-/// More inputs or outputs than this are a mistake of another kind.
-const TENSORS_MAX: usize = 10_000;
-
 pub(super) fn check(check: &mut Check<'_>) {
     let config = check.config;
     for (index, input) in config.input.iter().enumerate() {
@@ -49,9 +46,6 @@ pub(super) fn check(check: &mut Check<'_>) {
         }
         shape_tensor(check, &key, output.is_shape_tensor, output.is_non_linear_format_io);
         labels(check, &key, &output.label_filename);
-    }
-    if config.input.len().max(config.output.len()) > TENSORS_MAX {
-        check.mistake("input", format!("more than {TENSORS_MAX} inputs or outputs"));
     }
 }
 
