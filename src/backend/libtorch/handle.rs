@@ -147,7 +147,7 @@ impl Handle {
         let size = dtype.size().unwrap_or(1);
         assert_eq!(shape.elements().and_then(|n| n.checked_mul(size)), Some(data.len()), "checked by the signature");
         if data.as_ptr().align_offset(size) != 0 {
-            return Self::filled(dtype, shape, false, |target| target.copy_from_slice(data));
+            return Self::copied(dtype, shape, false, std::iter::once(data));
         }
         let api = ffi::api()?;
         let mut raw = ptr::null_mut();
@@ -166,29 +166,36 @@ impl Handle {
         let (dtype, shape) = (batch.dtype(index), batch.shape(index));
         match batch.single(index) {
             Some(data) if in_place => Self::over(dtype, &shape, data),
-            _ => Self::filled(dtype, &shape, device != Device::Cpu, |target| batch.gather(index, target)),
+            _ => Self::copied(dtype, &shape, device != Device::Cpu, batch.parts(index)),
         }
     }
 
-    /// A new tensor that `fill` writes all bytes of.
-    fn filled(dtype: DataType, shape: &Shape, pinned: bool, fill: impl FnOnce(&mut [u8])) -> Result<Self> {
+    /// A new tensor with the bytes of `parts`, one after the other, which are as many as it has.
+    fn copied<'a>(
+        dtype: DataType,
+        shape: &Shape,
+        pinned: bool,
+        parts: impl Iterator<Item = &'a Bytes>,
+    ) -> Result<Self> {
         let api = ffi::api()?;
         let number = type_number(dtype)?;
-        let (mut raw, mut data) = (ptr::null_mut(), ptr::null_mut());
+        let (mut raw, mut target) = (ptr::null_mut(), ptr::null_mut::<u8>());
         // SAFETY: the dimensions are read during the call only; both results are written when it succeeds.
         api.check(unsafe {
-            (api.tensor_empty)(number, shape.as_ptr(), shape.len(), i32::from(pinned), &raw mut raw, &raw mut data)
+            (api.tensor_empty)(number, shape.as_ptr(), shape.len(), i32::from(pinned), &raw mut raw, &raw mut target)
         })?;
         let handle = Self { raw, api };
-        let bytes = handle.view()?.bytes;
-        if bytes > 0 {
-            // Zeroed first because a slice of bytes must not be of unwritten memory; it costs little beside the copy.
-            // SAFETY: `data` starts the `bytes` bytes that were just allocated for this tensor, seen by nobody else.
-            fill(unsafe {
-                ptr::write_bytes(data, 0, bytes);
-                std::slice::from_raw_parts_mut(data, bytes)
-            });
+        let mut left = handle.view()?.bytes;
+        for part in parts {
+            left = left.checked_sub(part.len()).expect("the signature checked the sizes");
+            // SAFETY: `target` has room for `left` more bytes and this part's, by the subtraction; it is new memory, so
+            // the two do not overlap, and nobody else sees it yet.
+            unsafe {
+                ptr::copy_nonoverlapping(part.as_ptr(), target, part.len());
+                target = target.add(part.len());
+            }
         }
+        assert_eq!(left, 0, "all of the tensor is written");
         Ok(handle)
     }
 

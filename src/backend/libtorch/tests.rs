@@ -194,6 +194,13 @@ fn an_aligned_input_is_read_in_place_and_an_output_is_a_view() {
 }
 
 #[test]
+fn a_tensor_without_elements_passes_through() {
+    let bench = Bench::new(&Script::new(IDENTITY), &[("x", FP32, &[0, 4])], &[("y", FP32, &[0, 4])]);
+    let input = floats(&[0, 4], &[]);
+    assert_eq!(bench.run(vec![input.clone()]).expect("identity runs"), [input]);
+}
+
+#[test]
 fn a_misaligned_input_is_copied() {
     let bench = Bench::new(&Script::new(IDENTITY), &[("x", FP32, &[1])], &[("y", FP32, &[1])]);
     let mut input = floats(&[1], &[7.5]);
