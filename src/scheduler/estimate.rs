@@ -20,104 +20,117 @@ impl SizeClass {
     }
 }
 
-/// One row count's run time: a moving mean and the mean distance from it.
-#[derive(Clone, Copy, Debug)]
-struct RunTime {
-    mean_s: f64,
-    deviation_s: f64,
-    samples: u32,
-}
-
-/// Weight of a new sample; as for round-trip times in TCP (RFC 6298), where the same estimator is used.
+/// Weight of a new sample; as for round-trip times in TCP (RFC 6298), where the same kind of estimator is used.
 const WEIGHT: f64 = 1.0 / 8.0;
-/// A cautious run time lies this many mean deviations above the mean.
+/// A cautious run time lies this many relative deviations above the mean.
 const CAUTION: f64 = 3.0;
+/// The relative deviation that is assumed before any was seen.
+const FIRST_DEVIATION: f64 = 0.1;
 /// After this many samples an outlier counts no more than [`OUTLIER_MAX`] times the mean.
 const TRUSTED_SAMPLES: u32 = 8;
 const OUTLIER_MAX: f64 = 4.0;
+/// How far throughput may lie below the best for fewer rows to count as just as good.
+pub(super) const KNEE_TOLERANCE: f64 = 0.97;
 
-impl RunTime {
-    fn first(seconds: f64) -> Self {
-        Self { mean_s: seconds, deviation_s: seconds / 4.0, samples: 1 }
+/// One row count's run time.
+#[derive(Clone, Copy, Debug)]
+struct RunTime {
+    mean_s: f64,
+    samples: u32,
+}
+
+/// The run times of one size class.
+#[derive(Clone, Debug)]
+struct ClassTimes {
+    by_rows: BTreeMap<usize, RunTime>,
+    /// The mean distance of a sample from its mean, in parts of the mean; shared by all row counts, so that a row
+    /// count that was seen seldom is not treated as worse than its neighbours.
+    deviation: f64,
+}
+
+impl ClassTimes {
+    fn record(&mut self, rows: usize, seconds: f64) {
+        let Some(time) = self.by_rows.get_mut(&rows) else {
+            self.by_rows.insert(rows, RunTime { mean_s: seconds, samples: 1 });
+            return;
+        };
+        let trusted = time.samples >= TRUSTED_SAMPLES;
+        let seconds = if trusted { seconds.min(time.mean_s * OUTLIER_MAX) } else { seconds };
+        let distance = (seconds - time.mean_s).abs() / time.mean_s.max(1e-9);
+        self.deviation += (distance - self.deviation) * WEIGHT;
+        time.mean_s += (seconds - time.mean_s) * WEIGHT;
+        time.samples = time.samples.saturating_add(1);
     }
 
-    fn add(&mut self, seconds: f64) {
-        let trusted = self.samples >= TRUSTED_SAMPLES;
-        let seconds = if trusted { seconds.min(self.mean_s * OUTLIER_MAX) } else { seconds };
-        let distance = (seconds - self.mean_s).abs();
-        self.deviation_s += (distance - self.deviation_s) * WEIGHT;
-        self.mean_s += (seconds - self.mean_s) * WEIGHT;
-        self.samples = self.samples.saturating_add(1);
-    }
-
-    fn cautious_s(&self) -> f64 {
-        self.mean_s + CAUTION * self.deviation_s
+    fn mean_s(&self, rows: usize) -> Option<f64> {
+        let below = self.by_rows.range(..=rows).next_back();
+        let above = self.by_rows.range(rows..).next();
+        match (below, above) {
+            (Some((&known, time)), _) if known == rows => Some(time.mean_s),
+            (Some((&low, low_time)), Some((&high, high_time))) => {
+                let part = (rows - low) as f64 / (high - low) as f64;
+                Some(low_time.mean_s + part * (high_time.mean_s - low_time.mean_s))
+            }
+            (Some((&low, time)), None) => Some(time.mean_s * rows as f64 / low as f64),
+            (None, above) => above.map(|(_, time)| time.mean_s),
+        }
     }
 }
 
 /// The run times of one model version on its devices.
 #[derive(Clone, Debug, Default)]
 pub struct Estimates {
-    classes: BTreeMap<SizeClass, BTreeMap<usize, RunTime>>,
+    classes: BTreeMap<SizeClass, ClassTimes>,
 }
 
 impl Estimates {
     /// Records one execution.
     pub fn record(&mut self, class: SizeClass, rows: usize, took: Duration) {
-        let seconds = took.as_secs_f64();
-        let by_rows = self.classes.entry(class).or_default();
-        by_rows.entry(rows).and_modify(|time| time.add(seconds)).or_insert_with(|| RunTime::first(seconds));
+        let fresh = || ClassTimes { by_rows: BTreeMap::new(), deviation: FIRST_DEVIATION };
+        self.classes.entry(class).or_insert_with(fresh).record(rows, took.as_secs_f64());
     }
 
     /// What is known about rows of `class`.
     pub fn curve(&self, class: SizeClass) -> ClassCurve<'_> {
-        if let Some(by_rows) = self.classes.get(&class) {
-            return ClassCurve { by_rows: Some(by_rows), scale: 1.0, exact: true };
+        if let Some(times) = self.classes.get(&class) {
+            return ClassCurve { times: Some(times), scale: 1.0, exact: true };
         }
-        if let Some((known, by_rows)) = self.classes.range(..class).next_back() {
+        if let Some((known, times)) = self.classes.range(..class).next_back() {
             let doublings = (class.0 - known.0).min(16);
-            return ClassCurve { by_rows: Some(by_rows), scale: f64::from(1u32 << doublings), exact: false };
+            return ClassCurve { times: Some(times), scale: f64::from(1u32 << doublings), exact: false };
         }
-        let by_rows = self.classes.range(class..).next().map(|(_, by_rows)| by_rows);
-        ClassCurve { by_rows, scale: 1.0, exact: false }
-    }
-
-    /// The best number of rows per second seen for `class`; `None` if nothing is known.
-    pub fn rate_max(&self, class: SizeClass) -> Option<f64> {
-        let curve = self.curve(class);
-        let rates = curve.by_rows?.iter().map(|(&rows, time)| rows as f64 / (time.mean_s * curve.scale).max(1e-9));
-        rates.fold(None, |best: Option<f64>, rate| Some(best.map_or(rate, |best| best.max(rate))))
+        let times = self.classes.range(class..).next().map(|(_, times)| times);
+        ClassCurve { times, scale: 1.0, exact: false }
     }
 }
 
 /// The run times of one size class; those of the nearest class, scaled up, if it was not seen itself.
 #[derive(Clone, Copy, Debug)]
 pub struct ClassCurve<'a> {
-    by_rows: Option<&'a BTreeMap<usize, RunTime>>,
+    times: Option<&'a ClassTimes>,
     scale: f64,
     exact: bool,
 }
 
+impl ClassCurve<'_> {
+    /// The smallest row count with nearly the best throughput seen; `None` if nothing is known.
+    pub fn best_rows(&self) -> Option<usize> {
+        let times = self.times?;
+        let rate = |(&rows, time): (&usize, &RunTime)| rows as f64 / time.mean_s.max(1e-9);
+        let best = times.by_rows.iter().map(rate).fold(0.0, f64::max);
+        times.by_rows.iter().find(|&each| rate(each) >= best * KNEE_TOLERANCE).map(|(&rows, _)| rows)
+    }
+}
+
 impl Curve for ClassCurve<'_> {
     fn cautious(&self, rows: usize) -> Option<Duration> {
-        let by_rows = self.by_rows?;
-        let below = by_rows.range(..=rows).next_back();
-        let above = by_rows.range(rows..).next();
-        let seconds = match (below, above) {
-            (Some((&known, time)), _) if known == rows => time.cautious_s(),
-            (Some((&low, low_time)), Some((&high, high_time))) => {
-                let part = (rows - low) as f64 / (high - low) as f64;
-                low_time.cautious_s() + part * (high_time.cautious_s() - low_time.cautious_s())
-            }
-            (Some((&low, time)), None) => time.cautious_s() * rows as f64 / low as f64,
-            (None, Some((_, time))) => time.cautious_s(),
-            (None, None) => return None,
-        };
-        Some(Duration::from_secs_f64(seconds * self.scale))
+        let times = self.times?;
+        let seconds = times.mean_s(rows)? * self.scale * (1.0 + CAUTION * times.deviation);
+        Some(Duration::from_secs_f64(seconds))
     }
 
     fn usual(&self, rows: usize) -> Option<Duration> {
-        let time = self.by_rows?.get(&rows).filter(|_| self.exact)?;
+        let time = self.times?.by_rows.get(&rows).filter(|_| self.exact)?;
         Some(Duration::from_secs_f64(time.mean_s))
     }
 }
@@ -162,7 +175,7 @@ mod tests {
     #[test]
     fn nothing_known_is_none() {
         assert_eq!(Estimates::default().curve(class()).cautious(1), None);
-        assert_eq!(Estimates::default().rate_max(class()), None);
+        assert_eq!(Estimates::default().curve(class()).best_rows(), None);
     }
 
     #[test]
@@ -191,8 +204,15 @@ mod tests {
     }
 
     #[test]
-    fn the_best_rate_is_that_of_the_best_row_count() {
-        let rate = learned(&[(1, 10), (8, 40)]).rate_max(class()).expect("known");
-        assert!((rate - 200.0).abs() < 1.0);
+    fn the_best_row_count_is_the_smallest_with_nearly_the_best_rate() {
+        assert_eq!(learned(&[(1, 10), (4, 20), (8, 40)]).curve(class()).best_rows(), Some(4));
+        assert_eq!(learned(&[(1, 10), (4, 20), (8, 30)]).curve(class()).best_rows(), Some(8));
+    }
+
+    #[test]
+    fn a_row_count_seen_once_is_as_trusted_as_its_neighbours() {
+        let mut estimates = learned(&[(1, 10)]);
+        estimates.record(class(), 8, 10 * MS);
+        assert!(close(estimates.curve(class()).cautious(8), 10));
     }
 }

@@ -18,4 +18,6 @@ pub use queue::{Pushed, Queue, QueueSettings, Ticket};
 pub use waiter::Waiter;
 
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;

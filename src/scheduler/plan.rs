@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use super::estimate::KNEE_TOLERANCE;
 use crate::infer::Instant;
 
 /// One waiting request, as far as planning cares.
@@ -60,9 +61,6 @@ pub enum Plan {
         until: Instant,
     },
 }
-
-/// How far throughput may lie below the best for a smaller batch to be chosen instead.
-const KNEE_TOLERANCE: f64 = 0.97;
 
 /// Plans the next execution out of `waiting`, which is in the order of service and not empty.
 ///

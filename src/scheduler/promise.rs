@@ -25,6 +25,8 @@ pub(super) struct Promise {
 pub(super) struct Ahead {
     /// Until the first instance is free.
     pub(super) until_free: Duration,
+    /// Whether an instance is free and nothing waits.
+    pub(super) idle: bool,
     /// Rows that wait.
     pub(super) rows: usize,
     /// Instances that work them off.
@@ -52,9 +54,15 @@ impl Promise {
     /// [`Kind::DeadlineExceeded`] or [`Kind::BudgetExceeded`], with by how much.
     pub(super) fn admit(&self, estimates: &Estimates, ahead: Ahead, now: Instant) -> Result<()> {
         let Some(due) = self.due else { return Ok(()) };
-        let Some(own) = estimates.curve(self.class).cautious(self.rows) else { return Ok(()) };
-        let rate = estimates.rate_max(self.class).unwrap_or(f64::INFINITY) * ahead.instances.max(1) as f64;
-        let end = now + ahead.until_free + Duration::from_secs_f64(ahead.rows as f64 / rate) + own;
+        let curve = estimates.curve(self.class);
+        let Some(best_rows) = curve.best_rows() else { return Ok(()) };
+        // What waits is worked off in batches of the best size, and the request itself is at worst in a full one. Whole
+        // batches, cautiously timed: a queue filled to the last moment would be left with batches of one.
+        let batches = ahead.rows / (best_rows * ahead.instances.max(1));
+        let each = curve.cautious(best_rows).unwrap_or_default();
+        let own = curve.cautious(self.rows.max(best_rows)).unwrap_or_default();
+        let own = if ahead.idle { curve.cautious(self.rows).unwrap_or_default() } else { own };
+        let end = now + ahead.until_free + each * u32::try_from(batches).unwrap_or(u32::MAX) + own;
         if end <= due {
             return Ok(());
         }

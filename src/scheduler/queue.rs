@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
@@ -196,37 +196,53 @@ impl Queue {
     /// Waits until there is a batch to run. `None` once the queue is closed and empty.
     pub(super) fn pull(&self, instance: usize) -> Option<Pulled> {
         let mut state = self.state.lock();
-        state.running.remove(&instance);
         loop {
-            let now = Instant::now();
-            let (late, next) = self.next(&mut state, now);
-            if !late.is_empty() {
-                // Their waiters may run at once, so they are told without the lock.
-                parking_lot::MutexGuard::unlocked(&mut state, || self.refuse_late(late, now));
-                if !matches!(next, Some(Next::Run(_))) {
-                    continue;
-                }
-            }
-            match next {
-                Some(Next::Run(pulled)) => {
-                    let rows = pulled.entries.iter().map(|entry| entry.member.rows).sum();
-                    let expected = state.estimates.curve(pulled.class).cautious(rows).unwrap_or_default();
-                    state.running.insert(instance, (now, expected));
-                    return Some(pulled);
-                }
-                Some(Next::Wait(until)) => {
-                    state.sleepers += 1;
-                    if self.pushed.wait_for(&mut state, until - now).timed_out() {
-                        state.sleepers -= 1;
-                    }
-                }
-                None if state.closed => return None,
-                None => {
+            match self.look(&mut state, instance, Instant::now()) {
+                Look::Run(pulled) => return Some(pulled),
+                Look::Again => {}
+                Look::Closed => return None,
+                Look::Wait(None) => {
                     state.sleepers += 1;
                     self.pushed.wait(&mut state);
                 }
+                Look::Wait(Some(time)) => {
+                    state.sleepers += 1;
+                    if self.pushed.wait_for(&mut state, time).timed_out() {
+                        state.sleepers -= 1;
+                    }
+                }
             }
         }
+    }
+
+    /// What an instance that has nothing to do should do at `now`; requests that are late by then are refused.
+    fn look(&self, state: &mut MutexGuard<'_, State>, instance: usize, now: Instant) -> Look {
+        state.running.remove(&instance);
+        let (late, next) = self.next(state, now);
+        let refused = !late.is_empty();
+        if refused {
+            // Their waiters may run at once, so they are told without the lock.
+            MutexGuard::unlocked(state, || self.refuse_late(late, now));
+        }
+        match next {
+            Some(Next::Run(pulled)) => {
+                let rows = pulled.entries.iter().map(|entry| entry.promise.rows).sum();
+                let expected = state.estimates.curve(pulled.class).cautious(rows).unwrap_or_default();
+                state.running.insert(instance, (now, expected));
+                Look::Run(pulled)
+            }
+            // Something may have been pushed while the lock was open.
+            _ if refused => Look::Again,
+            Some(Next::Wait(until)) => Look::Wait(Some(until - now)),
+            None if state.closed => Look::Closed,
+            None => Look::Wait(None),
+        }
+    }
+
+    /// Looks once, at `now`, without waiting; for simulations.
+    #[cfg(test)]
+    pub(super) fn look_at(&self, instance: usize, now: Instant) -> Look {
+        self.look(&mut self.state.lock(), instance, now)
     }
 
     /// Records how long an execution took, for planning.
@@ -297,6 +313,7 @@ impl Queue {
         let first_free = state.running.values().map(free_in).min().filter(|_| busy);
         Ahead {
             until_free: first_free.unwrap_or_default(),
+            idle: !busy && state.waiting == 0,
             rows: state.waiting_rows,
             instances: self.settings.instances,
         }
@@ -401,6 +418,19 @@ impl Queue {
         self.stats.request_failed(error.kind(), now.saturating_duration_since(entry.arrived));
         let _ = entry.reply.send(Err(error));
     }
+}
+
+/// What an instance should do.
+#[derive(Debug)]
+pub(super) enum Look {
+    /// Run these.
+    Run(Pulled),
+    /// Look again at once.
+    Again,
+    /// Sleep until something is pushed, or at most for this time.
+    Wait(Option<Duration>),
+    /// End.
+    Closed,
 }
 
 enum Next {

@@ -54,8 +54,7 @@ impl Dispatch {
             // The service itself refuses what is larger, with the message that clients know.
             .max_encoding_message_size(usize::MAX)
             .accept_compressed(CompressionEncoding::Gzip)
-            .accept_compressed(CompressionEncoding::Deflate)
-            .accept_compressed(CompressionEncoding::Zstd);
+            .accept_compressed(CompressionEncoding::Deflate);
         let health = HealthServer::new(HealthService::new(gateway.clone()));
         let reflection =
             || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(schema::DESCRIPTORS);

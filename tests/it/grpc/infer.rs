@@ -104,7 +104,7 @@ async fn a_large_tensor_comes_back_whole() {
 #[tokio::test]
 async fn a_compressed_request_is_answered_like_another() {
     let served = Served::start().await;
-    for encoding in [CompressionEncoding::Gzip, CompressionEncoding::Deflate, CompressionEncoding::Zstd] {
+    for encoding in [CompressionEncoding::Gzip, CompressionEncoding::Deflate] {
         let mut client = served.client().await.send_compressed(encoding);
         let answer = client.model_infer(pair()).await.expect("answered").into_inner();
         assert_eq!(answer.raw_output_contents, [[1; 16].to_vec(), [2; 16].to_vec()], "{encoding:?}");
