@@ -277,13 +277,12 @@ fn queue_settings(config: &ModelConfig) -> QueueSettings {
             rows_max: config.max_batch_rows.max(1),
             preferred_rows: batching.preferred_rows.clone(),
             delay_max: batching.queue_delay_max,
-            stop_at_knee: config.budget.is_some(),
+            budget: None,
         },
     };
     QueueSettings {
         requests_max: policy.requests_max,
-        limits,
-        budget: config.budget.map(|budget| budget.total),
+        limits: Limits { budget: config.budget.map(|budget| budget.total), ..limits },
         timeout: policy.timeout,
         timeout_override: policy.allow_timeout_override,
         shapes_vary: config.inputs.iter().any(|input| input.dims.as_ref().is_none_or(|dims| dims.contains(&-1))),

@@ -113,12 +113,15 @@ pub struct ClassCurve<'a> {
 }
 
 impl ClassCurve<'_> {
-    /// The smallest row count with nearly the best throughput seen; `None` if nothing is known.
-    pub fn best_rows(&self) -> Option<usize> {
+    /// The smallest row count with nearly the best throughput seen among those that take at most `time_max`, or the
+    /// smallest seen if all take longer; `None` if nothing is known.
+    pub fn best_rows(&self, time_max: Duration) -> Option<usize> {
         let times = self.times?;
+        let short = |(_, time): &(&usize, &RunTime)| time.mean_s * self.scale <= time_max.as_secs_f64();
         let rate = |(&rows, time): (&usize, &RunTime)| rows as f64 / time.mean_s.max(1e-9);
-        let best = times.by_rows.iter().map(rate).fold(0.0, f64::max);
-        times.by_rows.iter().find(|&each| rate(each) >= best * KNEE_TOLERANCE).map(|(&rows, _)| rows)
+        let best = times.by_rows.iter().filter(short).map(rate).fold(0.0, f64::max);
+        let found = times.by_rows.iter().filter(short).find(|&each| rate(each) >= best * KNEE_TOLERANCE);
+        found.or_else(|| times.by_rows.first_key_value()).map(|(&rows, _)| rows)
     }
 }
 
@@ -175,7 +178,7 @@ mod tests {
     #[test]
     fn nothing_known_is_none() {
         assert_eq!(Estimates::default().curve(class()).cautious(1), None);
-        assert_eq!(Estimates::default().curve(class()).best_rows(), None);
+        assert_eq!(Estimates::default().curve(class()).best_rows(MS), None);
     }
 
     #[test]
@@ -205,8 +208,10 @@ mod tests {
 
     #[test]
     fn the_best_row_count_is_the_smallest_with_nearly_the_best_rate() {
-        assert_eq!(learned(&[(1, 10), (4, 20), (8, 40)]).curve(class()).best_rows(), Some(4));
-        assert_eq!(learned(&[(1, 10), (4, 20), (8, 30)]).curve(class()).best_rows(), Some(8));
+        assert_eq!(learned(&[(1, 10), (4, 20), (8, 40)]).curve(class()).best_rows(1000 * MS), Some(4));
+        assert_eq!(learned(&[(1, 10), (4, 20), (8, 30)]).curve(class()).best_rows(25 * MS), Some(4));
+        assert_eq!(learned(&[(1, 10), (4, 20), (8, 30)]).curve(class()).best_rows(5 * MS), Some(1));
+        assert_eq!(learned(&[(1, 10), (4, 20), (8, 30)]).curve(class()).best_rows(1000 * MS), Some(8));
     }
 
     #[test]

@@ -27,14 +27,15 @@ pub struct Limits {
     pub preferred_rows: Vec<usize>,
     /// How long the oldest request may wait for others although an instance is idle.
     pub delay_max: Duration,
-    /// Whether to stop growing where throughput no longer grows (a latency budget is set).
-    pub stop_at_knee: bool,
+    /// The latency budget. With one, a batch stops growing where throughput no longer grows, and takes at most half of
+    /// the budget, so that a request that arrives while it runs can still be in time with the next one.
+    pub budget: Option<Duration>,
 }
 
 impl Limits {
     /// Every request runs alone.
     pub fn single() -> Self {
-        Self { rows_max: 1, preferred_rows: Vec::new(), delay_max: Duration::ZERO, stop_at_knee: false }
+        Self { rows_max: 1, preferred_rows: Vec::new(), delay_max: Duration::ZERO, budget: None }
     }
 }
 
@@ -72,7 +73,7 @@ pub fn plan(waiting: &[Waiting], limits: &Limits, curve: &dyn Curve, now: Instan
     let fitting = fitting(waiting, limits.rows_max);
     let has_due = waiting.iter().any(|request| request.due.is_some());
     let take = if has_due { on_time(waiting, fitting, limits.rows_max, curve, now) } else { fitting };
-    let take = if limits.stop_at_knee { knee(waiting, take, curve) } else { take };
+    let take = limits.budget.map_or(take, |budget| knee(waiting, take, curve, budget / 2));
     let may_grow = take == fitting && fitting == waiting.len();
     match grow_until(waiting, limits, curve, now).filter(|_| may_grow) {
         Some(until) => Plan::Wait { until },
@@ -136,8 +137,11 @@ fn kept_behind(behind: &[Waiting], rows_max: usize, curve: &dyn Curve, start: In
     kept
 }
 
-/// The smallest batch up to `take` whose throughput is nearly that of the best; unseen row counts are worth a try.
-fn knee(waiting: &[Waiting], take: usize, curve: &dyn Curve) -> usize {
+/// The smallest batch up to `take` whose throughput is nearly that of the best among those of at most `time_max`;
+/// unseen row counts are worth a try.
+fn knee(waiting: &[Waiting], take: usize, curve: &dyn Curve, time_max: Duration) -> usize {
+    let short = |count: usize| curve.cautious(rows(&waiting[..count])).is_none_or(|time| time <= time_max);
+    let take = (1..=take).rev().find(|&count| short(count)).unwrap_or(1);
     let rate = |count: usize| {
         let rows = rows(&waiting[..count]);
         curve.usual(rows).map(|time| rows as f64 / time.as_secs_f64().max(1e-9))

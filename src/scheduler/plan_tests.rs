@@ -19,8 +19,11 @@ impl Curve for Table {
 
 const MS: Duration = Duration::from_millis(1);
 
+/// Longer than anything in these tests takes.
+const BUDGET: Duration = Duration::from_secs(10_000);
+
 fn limits(rows_max: usize) -> Limits {
-    Limits { rows_max, preferred_rows: Vec::new(), delay_max: Duration::ZERO, stop_at_knee: false }
+    Limits { rows_max, preferred_rows: Vec::new(), delay_max: Duration::ZERO, budget: None }
 }
 
 fn requests(now: Instant, due_ms: &[Option<u64>]) -> Vec<Waiting> {
@@ -70,7 +73,7 @@ fn a_smaller_batch_is_taken_if_it_keeps_the_request_behind_in_time() {
 #[test]
 fn growth_stops_at_the_knee() {
     let now = Instant::now();
-    let limits = Limits { stop_at_knee: true, ..limits(8) };
+    let limits = Limits { budget: Some(BUDGET), ..limits(8) };
     let flat_after_two = Table(vec![10, 12, 18, 24, 30, 36, 42, 48]);
     assert_eq!(plan(&requests(now, &[None; 8]), &limits, &flat_after_two, now), Plan::Run { take: 2 });
     let still_growing = Table(vec![10, 10, 10, 10, 10, 10, 10, 10]);
@@ -78,9 +81,17 @@ fn growth_stops_at_the_knee() {
 }
 
 #[test]
+fn a_batch_takes_at_most_half_of_the_budget() {
+    let now = Instant::now();
+    let limits = Limits { budget: Some(50 * MS), ..limits(8) };
+    let growing = Table(vec![10, 15, 20, 24, 28, 31, 34, 36]);
+    assert_eq!(plan(&requests(now, &[None; 8]), &limits, &growing, now), Plan::Run { take: 4 });
+}
+
+#[test]
 fn an_unseen_row_count_is_tried() {
     let now = Instant::now();
-    let limits = Limits { stop_at_knee: true, ..limits(8) };
+    let limits = Limits { budget: Some(BUDGET), ..limits(8) };
     assert_eq!(plan(&requests(now, &[None; 3]), &limits, &Table(vec![10, 20]), now), Plan::Run { take: 3 });
 }
 
@@ -170,7 +181,7 @@ proptest! {
             .into_iter()
             .map(|(rows, _)| Waiting { rows: rows.min(rows_max), arrived: now, due: None })
             .collect();
-        let limits = Limits { stop_at_knee: true, ..limits(rows_max) };
+        let limits = Limits { budget: Some(BUDGET), ..limits(rows_max) };
         let take = take(plan(&waiting, &limits, &table, now));
         let rate = |count: usize| {
             let rows = rows(&waiting[..count]);

@@ -55,7 +55,7 @@ impl Promise {
     pub(super) fn admit(&self, estimates: &Estimates, ahead: Ahead, now: Instant) -> Result<()> {
         let Some(due) = self.due else { return Ok(()) };
         let curve = estimates.curve(self.class);
-        let Some(best_rows) = curve.best_rows() else { return Ok(()) };
+        let Some(best_rows) = curve.best_rows(due.saturating_duration_since(now) / 2) else { return Ok(()) };
         // What waits is worked off in batches of the best size, and the request itself is at worst in a full one. Whole
         // batches, cautiously timed: a queue filled to the last moment would be left with batches of one.
         let batches = ahead.rows / (best_rows * ahead.instances.max(1));

@@ -30,8 +30,6 @@ pub struct QueueSettings {
     pub requests_max: usize,
     /// What a batch may be.
     pub limits: Limits,
-    /// The model's latency budget, from arrival to response.
-    pub budget: Option<Duration>,
     /// The queue timeout of requests that bring none.
     pub timeout: Option<Duration>,
     /// Whether a request's timeout may shorten the default; without a default it always counts.
@@ -115,7 +113,7 @@ pub struct Queue {
     pushed: Condvar,
 }
 
-/// Every so many plans the knee is ignored, so that a row count that once looked slow is measured again.
+/// Every so many plans the budget does not limit the batch, so that a row count that once looked slow is measured again.
 const EXPLORE_EVERY: u64 = 64;
 
 impl Queue {
@@ -297,7 +295,7 @@ impl Queue {
     }
 
     fn promise(&self, request: &Pushed) -> Promise {
-        let budget_end = self.settings.budget.map(|budget| request.arrived + budget);
+        let budget_end = self.settings.limits.budget.map(|budget| request.arrived + budget);
         Promise {
             class: size_class(&request.member),
             rows: request.member.rows,
@@ -357,7 +355,7 @@ impl Queue {
         }
         let curve = state.estimates.curve(lane.class);
         if state.plans.is_multiple_of(EXPLORE_EVERY) {
-            let limits = Limits { stop_at_knee: false, ..self.settings.limits.clone() };
+            let limits = Limits { budget: None, ..self.settings.limits.clone() };
             return Some(plan(&waiting, &limits, &curve, now));
         }
         Some(plan(&waiting, &self.settings.limits, &curve, now))

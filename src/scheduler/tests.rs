@@ -71,12 +71,15 @@ fn settings(rows_max: usize) -> QueueSettings {
     QueueSettings {
         requests_max: 1000,
         limits: Limits { rows_max, ..Limits::single() },
-        budget: None,
         timeout: None,
         timeout_override: true,
         shapes_vary: true,
         instances: 1,
     }
+}
+
+fn budgeted(budget: Duration) -> QueueSettings {
+    QueueSettings { limits: Limits { budget: Some(budget), ..Limits::single() }, ..settings(1) }
 }
 
 impl Stage {
@@ -301,7 +304,7 @@ async fn an_abort_refuses_what_waits() {
 
 #[tokio::test(start_paused = true)]
 async fn a_request_that_is_predicted_to_break_the_budget_is_refused_at_once() {
-    let stage = Stage::new(QueueSettings { budget: Some(100 * MS), ..settings(1) });
+    let stage = Stage::new(budgeted(100 * MS));
     let class = SizeClass::of_row(4);
     (0..64).for_each(|_| stage.queue.record_run(class, 1, 40 * MS));
     let _running = stage.ask(1, 4, None).expect("an idle model takes it");
@@ -314,7 +317,7 @@ async fn a_request_that_is_predicted_to_break_the_budget_is_refused_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_waiting_request_is_given_up_when_the_budget_cannot_be_met_any_more() {
-    let stage = Stage::new(QueueSettings { budget: Some(100 * MS), ..settings(1) });
+    let stage = Stage::new(budgeted(100 * MS));
     let class = SizeClass::of_row(4);
     (0..64).for_each(|_| stage.queue.record_run(class, 1, 40 * MS));
     let _running = stage.ask(1, 4, None).expect("accepted");
