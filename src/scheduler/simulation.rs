@@ -5,11 +5,16 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+
 use super::queue::{Look, Queue, QueueSettings};
 use super::{Limits, Pushed, SizeClass, Ticket};
+use crate::error::Result;
 use crate::infer::Instant;
 use crate::telemetry::stats::ModelStats;
-use crate::tensor::Member;
+use crate::tensor::{Member, Tensor};
+
+type Receiver = oneshot::Receiver<Result<Vec<Tensor>>>;
 
 /// A model, and the load on it.
 struct Scene {
@@ -45,83 +50,125 @@ impl Numbers {
     }
 }
 
-fn simulate(scene: &Scene) -> Outcome {
-    let limits = Limits { rows_max: scene.rows_max, budget: Some(scene.budget), ..Limits::single() };
-    let settings = QueueSettings {
-        requests_max: 100_000,
-        limits,
-        timeout: None,
-        timeout_override: true,
-        shapes_vary: false,
-        instances: 1,
-    };
-    let queue = Queue::new(settings, Arc::new(ModelStats::default()));
-    // What warm-up would have taught.
-    let mut rows = 1;
-    while rows <= scene.rows_max {
-        (0..2).for_each(|_| queue.record_run(SizeClass::of_row(0), rows, (scene.run_time)(rows)));
-        rows *= 2;
-    }
-    let mut numbers = Numbers(0x2545_f491_4f6c_dd1d);
-    let began = Instant::now();
-    let end = began + Duration::from_secs_f64(scene.seconds);
-    let mut outcome = Outcome::default();
-    let mut give_ups: BinaryHeap<Reverse<(Instant, usize)>> = BinaryHeap::new();
-    let mut tickets: BTreeMap<usize, Ticket> = BTreeMap::new();
-    let mut receivers = Vec::new();
-    let mut arrival = began;
-    let mut running: Option<(Instant, Vec<Instant>, usize, Duration)> = None;
-    loop {
-        let give_up = give_ups.peek().map(|Reverse((at, _))| *at);
-        let done = running.as_ref().map(|(at, ..)| *at);
-        let Some(now) = [Some(arrival).filter(|at| *at < end), give_up, done].into_iter().flatten().min() else {
-            break;
+/// What the one instance runs: until when, whose requests, and what the queue is told of it.
+struct Running {
+    until: Instant,
+    arrivals: Vec<Instant>,
+    took: Duration,
+}
+
+struct Simulation<'a> {
+    scene: &'a Scene,
+    queue: Queue,
+    numbers: Numbers,
+    outcome: Outcome,
+    give_ups: BinaryHeap<Reverse<(Instant, usize)>>,
+    tickets: BTreeMap<usize, Ticket>,
+    /// Kept, because a request whose receiver is gone counts as cancelled.
+    receivers: Vec<Receiver>,
+    running: Option<Running>,
+}
+
+impl<'a> Simulation<'a> {
+    fn new(scene: &'a Scene) -> Self {
+        let settings = QueueSettings {
+            requests_max: 100_000,
+            limits: Limits { rows_max: scene.rows_max, budget: Some(scene.budget), ..Limits::single() },
+            timeout: None,
+            timeout_override: true,
+            shapes_vary: false,
+            instances: 1,
         };
-        if done == Some(now) {
-            let (_, arrivals, rows, took) = running.take().expect("it is done");
-            queue.record_run(SizeClass::of_row(0), rows, took);
-            let in_time = arrivals.iter().filter(|arrived| now - **arrived <= scene.budget).count();
-            outcome.in_time += in_time;
-            outcome.late += arrivals.len() - in_time;
-        } else if give_up == Some(now) {
-            let Some(Reverse((_, index))) = give_ups.pop() else { continue };
-            outcome.given_up += usize::from(tickets.remove(&index).is_some_and(|ticket| queue.take_back(&ticket)));
-        } else {
-            let request =
-                Pushed { member: Member { rows: 1, inputs: Vec::new() }, arrived: now, deadline: None, timeout: None };
-            match queue.push(request, now) {
-                Ok((ticket, receiver)) => {
-                    if let Some(give_up) = ticket.give_up {
-                        give_ups.push(Reverse((give_up.at, outcome.sent)));
-                    }
-                    tickets.insert(outcome.sent, ticket);
-                    receivers.push(receiver);
-                }
-                Err(_) => outcome.refused_at_once += 1,
-            }
-            outcome.sent += 1;
-            arrival = now + Duration::from_secs_f64(-(1.0 - numbers.next()).ln() / scene.rate);
+        let queue = Queue::new(settings, Arc::new(ModelStats::default()));
+        // What warm-up would have taught.
+        for rows in std::iter::successors(Some(1), |rows| Some(rows * 2)).take_while(|rows| *rows <= scene.rows_max) {
+            (0..2).for_each(|_| queue.record_run(SizeClass::of_row(0), rows, (scene.run_time)(rows)));
         }
-        while running.is_none() {
-            match queue.look_at(0, now) {
+        Self {
+            scene,
+            queue,
+            numbers: Numbers(0x2545_f491_4f6c_dd1d),
+            outcome: Outcome::default(),
+            give_ups: BinaryHeap::new(),
+            tickets: BTreeMap::new(),
+            receivers: Vec::new(),
+            running: None,
+        }
+    }
+
+    fn run(mut self) -> Outcome {
+        let began = Instant::now();
+        let end = began + Duration::from_secs_f64(self.scene.seconds);
+        let mut arrival = began;
+        loop {
+            let give_up = self.give_ups.peek().map(|Reverse((at, _))| *at);
+            let done = self.running.as_ref().map(|running| running.until);
+            let arrives = Some(arrival).filter(|at| *at < end);
+            let Some(now) = [arrives, give_up, done].into_iter().flatten().min() else { break };
+            if done == Some(now) {
+                self.finish(now);
+            } else if give_up == Some(now) {
+                self.give_up();
+            } else {
+                self.arrive(now);
+                let gap = -(1.0 - self.numbers.next()).ln() / self.scene.rate;
+                arrival = now + Duration::from_secs_f64(gap);
+            }
+            self.pull(now);
+        }
+        let failures: u64 = self.queue.stats().snapshot().failures.values().sum();
+        let outcome = self.outcome;
+        let settled = outcome.in_time + outcome.late + outcome.refused_at_once + outcome.given_up;
+        assert_eq!(outcome.sent, settled + failures as usize, "every request has one outcome: {outcome:?}");
+        outcome
+    }
+
+    fn finish(&mut self, now: Instant) {
+        let Some(running) = self.running.take() else { return };
+        let rows = running.arrivals.len();
+        self.queue.record_run(SizeClass::of_row(0), rows, running.took);
+        let in_time = running.arrivals.iter().filter(|arrived| now - **arrived <= self.scene.budget).count();
+        self.outcome.in_time += in_time;
+        self.outcome.late += rows - in_time;
+    }
+
+    fn give_up(&mut self) {
+        let Some(Reverse((_, index))) = self.give_ups.pop() else { return };
+        let taken = self.tickets.remove(&index).is_some_and(|ticket| self.queue.take_back(&ticket));
+        self.outcome.given_up += usize::from(taken);
+    }
+
+    fn arrive(&mut self, now: Instant) {
+        let member = Member { rows: 1, inputs: Vec::new() };
+        let request = Pushed { member, arrived: now, deadline: None, timeout: None };
+        match self.queue.push(request, now) {
+            Ok((ticket, receiver)) => {
+                if let Some(give_up) = ticket.give_up {
+                    self.give_ups.push(Reverse((give_up.at, self.outcome.sent)));
+                }
+                self.tickets.insert(self.outcome.sent, ticket);
+                self.receivers.push(receiver);
+            }
+            Err(_) => self.outcome.refused_at_once += 1,
+        }
+        self.outcome.sent += 1;
+    }
+
+    fn pull(&mut self, now: Instant) {
+        while self.running.is_none() {
+            match self.queue.look_at(0, now) {
                 Look::Run(pulled) => {
-                    let rows = pulled.entries.iter().map(|entry| entry.promise.rows).sum();
-                    let vary = 1.0 + scene.jitter * (2.0 * numbers.next() - 1.0);
-                    let took = (scene.run_time)(rows).mul_f64(vary);
+                    let vary = 1.0 + self.scene.jitter * (2.0 * self.numbers.next() - 1.0);
+                    let took = (self.scene.run_time)(pulled.entries.len()).mul_f64(vary);
                     let arrivals = pulled.entries.iter().map(|entry| entry.arrived).collect();
-                    outcome.executions += 1;
-                    running = Some((now + took, arrivals, rows, took));
+                    self.outcome.executions += 1;
+                    self.running = Some(Running { until: now + took, arrivals, took });
                 }
                 Look::Again => {}
                 Look::Wait(_) | Look::Closed => break,
             }
         }
     }
-    let failures: u64 = queue.stats().snapshot().failures.values().sum();
-    let refused_in_plan = failures as usize;
-    let settled = outcome.in_time + outcome.late + outcome.refused_at_once + outcome.given_up + refused_in_plan;
-    assert_eq!(outcome.sent, settled, "every request has one outcome: {outcome:?}");
-    outcome
 }
 
 /// Requests per second with batches of the best size, back to back, each of at most half of the budget: who arrives
@@ -133,7 +180,7 @@ fn capacity(scene: &Scene) -> f64 {
 }
 
 fn check(scene: &Scene, goodput_min: f64) {
-    let outcome = simulate(scene);
+    let outcome = Simulation::new(scene).run();
     let capacity = capacity(scene);
     let possible = capacity.min(scene.rate) * scene.seconds;
     let share = outcome.in_time as f64 / possible;
