@@ -34,7 +34,7 @@ pub(super) fn bind(fields: Vec<Field>, dialect: Dialect, positions: &mut Positio
     (config, binder.mistakes)
 }
 
-fn descriptor() -> MessageDescriptor {
+pub(super) fn descriptor() -> MessageDescriptor {
     static POOL: OnceLock<DescriptorPool> = OnceLock::new();
     let pool =
         POOL.get_or_init(|| DescriptorPool::decode(schema::DESCRIPTORS).expect("the build script wrote a valid set"));

@@ -25,6 +25,8 @@ mod written;
 #[cfg(test)]
 mod golden;
 #[cfg(test)]
+mod round_trip;
+#[cfg(test)]
 mod scan_tests;
 #[cfg(test)]
 mod tests;

@@ -97,7 +97,11 @@ fn float(value: &Value) -> Option<f64> {
     match value {
         Value::Float(number) => Some(*number),
         #[allow(clippy::cast_precision_loss, reason = "a float field keeps what a float can hold")]
-        Value::Integer(integer) => integer.value().map(|number| number as f64),
+        Value::Integer(integer) => match integer.value() {
+            Some(number) => Some(number as f64),
+            // Beyond 64 bits only decimal digits are a float.
+            None => integer.text.parse().ok().filter(|_| !integer.text.trim_start_matches('-').starts_with('0')),
+        },
         Value::Word(word) => {
             let (negative, word) = word.strip_prefix('-').map_or((false, word.as_str()), |rest| (true, rest));
             let number = match word.to_ascii_lowercase().as_str() {
