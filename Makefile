@@ -13,7 +13,7 @@ PYTEST_ARGS ?=
 minilm := model_repository/minilm/1/model.pt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check clients bench setup clean distclean
+.PHONY: help run test check clients bench fuzz setup clean distclean
 
 help: ## say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -44,6 +44,10 @@ bench: setup-run ## CPU and latency per request, by perf_analyzer
 	$(CARGO) build --release $(cargo_jobs)
 	@scripts/prepare-minilm target/release/nereid
 	@$(PYTHON) scripts/bench
+
+fuzz: setup-run ## the fuzz targets, ten minutes each
+	JOBS=$(JOBS) scripts/fuzz pbtxt 600
+	JOBS=$(JOBS) scripts/fuzz tensor_decode 600
 
 setup: setup-run ## download everything that the other targets need
 	@$(PYTHON) scripts/setup-clients
