@@ -250,6 +250,7 @@ fn engine_settings(config: &Config) -> engine::Settings {
         load_threads: repository.load_threads,
         load_retries: repository.load_retries,
         auto_complete: repository.auto_complete,
+        config_name: repository.config_name.clone(),
         strict_readiness: config.strict_readiness,
         facts: engine::facts(&backends, cuda_devices(), repository.queue_size_default),
         backends,

@@ -91,6 +91,7 @@ pub(super) struct Loader {
     backends: BTreeMap<&'static str, Arc<dyn Backend>>,
     facts: Facts,
     auto_complete: bool,
+    config_name: Option<String>,
     retries: u32,
     pub(super) metrics: Metrics,
 }
@@ -102,6 +103,7 @@ impl Loader {
             backends: settings.backends.iter().map(|backend| (backend.name(), backend.clone())).collect(),
             facts: settings.facts.clone(),
             auto_complete: settings.auto_complete,
+            config_name: settings.config_name.clone(),
             retries: settings.load_retries,
             metrics,
         }
@@ -144,7 +146,8 @@ impl Loader {
         if overrides.is_empty() && served == Some(&dir.stamp) {
             return Ok(Loaded::Unchanged);
         }
-        let source = overrides.config.as_deref().map_or(Source::File, Source::Json);
+        let file = self.config_name.as_deref().map_or(Source::File, Source::Named);
+        let source = overrides.config.as_deref().map_or(file, Source::Json);
         let (config, files) = self.configure(&dir, source)?;
         let versions: Vec<Version> = files.keys().copied().collect();
         resolved(&versions);

@@ -59,6 +59,8 @@ pub struct Settings {
     pub load_retries: u32,
     /// Whether configurations are completed from the model files.
     pub auto_complete: bool,
+    /// The configuration to prefer: `configs/NAME.pbtxt`.
+    pub config_name: Option<String>,
     /// Whether the engine is ready only when every wanted model is.
     pub strict_readiness: bool,
     /// What configurations are held against.

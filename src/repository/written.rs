@@ -22,6 +22,8 @@ pub const CONFIG_BYTES_MAX: usize = 1 << 20;
 pub enum Source<'a> {
     /// `config.pbtxt` of the model's directory; without one, the backend completes everything.
     File,
+    /// `configs/NAME.pbtxt` if the model has it, otherwise `config.pbtxt`.
+    Named(&'a str),
     /// Protobuf text that replaces the file.
     Text(&'a [u8]),
     /// JSON that replaces the file.
@@ -54,7 +56,12 @@ pub struct Finished {
 /// All mistakes: of syntax, names and types, of the backend's choice, and of the rules as far as they can be told.
 pub fn read(model: &ModelDir, source: Source<'_>, facts: &Facts) -> Result<Written, Mistakes> {
     let (schema, positions, mut mistakes) = match source {
-        Source::File => read_file(&model.path),
+        Source::File => read_file(&model.path, &model.path.join("config.pbtxt")),
+        Source::Named(name) => {
+            let named = model.path.join("configs").join(format!("{name}.pbtxt"));
+            let file = if named.is_file() { named } else { model.path.join("config.pbtxt") };
+            read_file(&model.path, &file)
+        }
         Source::Text(text) => read_text(text, Path::new("config text")),
         Source::Json(text) => read_json(text),
     };
@@ -137,10 +144,9 @@ pub(super) fn read_text(text: &[u8], file: &Path) -> (Option<schema::ModelConfig
     (right.then_some(schema), positions, mistakes)
 }
 
-fn read_file(directory: &Path) -> (Option<schema::ModelConfig>, Positions, Mistakes) {
-    let path = directory.join("config.pbtxt");
-    let alone = Positions::of(&path);
-    let text = match read_bounded(&path) {
+fn read_file(directory: &Path, path: &Path) -> (Option<schema::ModelConfig>, Positions, Mistakes) {
+    let alone = Positions::of(path);
+    let text = match read_bounded(path) {
         Ok(Some(text)) => text,
         Ok(None) => return (Some(schema::ModelConfig::default()), Positions::of(directory), Mistakes::default()),
         Err(message) => {
@@ -148,7 +154,7 @@ fn read_file(directory: &Path) -> (Option<schema::ModelConfig>, Positions, Mista
             return (None, alone, mistake.into());
         }
     };
-    read_text(&text, &path)
+    read_text(&text, path)
 }
 
 fn read_json(text: &str) -> (Option<schema::ModelConfig>, Positions, Mistakes) {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use nereid::engine::{Control, Engine, IndexEntry, Overrides, State};
+use nereid::engine::{Control, Engine, IndexEntry, Overrides, Settings, State};
 use nereid::error::Kind;
 use nereid::infer::{self, Infer as _, Request};
 use nereid::tensor::{DataType, NamedTensor, Shape, Tensor};
@@ -168,6 +168,22 @@ async fn overrides_replace_the_configuration_and_the_files() {
     let outside = BTreeMap::from([("../1/x".to_owned(), Bytes::new())]);
     let refused = engine.load("m", Overrides { config: Some(config.to_owned()), files: outside }).await;
     assert_eq!(refused.expect_err("the path leads out").kind(), Kind::InvalidArgument);
+    engine.stop().await;
+}
+
+#[tokio::test]
+async fn a_named_configuration_is_preferred_where_a_model_has_it() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    write_model(root.path(), "a", &identity_config("max_batch_size: 4"), &[1]);
+    write_model(root.path(), "b", &identity_config("max_batch_size: 5"), &[1]);
+    let configs = root.path().join("a/configs");
+    std::fs::create_dir(&configs).expect("the directory is writable");
+    std::fs::write(configs.join("large.pbtxt"), identity_config("max_batch_size: 64")).expect("the file is writable");
+    let named = |settings: &mut Settings| settings.config_name = Some("large".to_owned());
+    let (engine, failed) = engine_with(root.path(), Control::None, named).await;
+    assert!(failed.is_empty());
+    let rows_max = |name| engine.find(name, None).expect("served").config.max_batch_rows;
+    assert_eq!((rows_max("a"), rows_max("b")), (64, 5));
     engine.stop().await;
 }
 

@@ -45,6 +45,7 @@ pub async fn engine_with(
         load_threads: 2,
         load_retries: 0,
         auto_complete: true,
+        config_name: None,
         strict_readiness: true,
         facts: engine::facts(&backends, Vec::new(), 1000),
         backends,
