@@ -43,7 +43,8 @@ fn serve(args: &[String]) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let result = runtime(config.threads).and_then(|runtime| runtime.block_on(server::run(config)));
+    // The threads that serve requests are the front end's own; what is left for this one is little.
+    let result = runtime(1).and_then(|runtime| runtime.block_on(server::run(config)));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -81,10 +82,10 @@ fn health(given: &ArgMatches) -> Result<()> {
 fn runtime(threads: usize) -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
-        .thread_name("network")
+        .thread_name("main")
         .enable_all()
         .build()
-        .map_err(|error| Error::internal(format!("threads of the network: {error}")))
+        .map_err(|error| Error::internal(format!("cannot start a thread: {error}")))
 }
 
 fn path(given: &ArgMatches, name: &str) -> PathBuf {

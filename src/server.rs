@@ -260,6 +260,7 @@ fn engine_settings(config: &Config) -> engine::Settings {
 fn grpc_settings(config: &Config, grpc: &config::Grpc) -> protocol::grpc::Settings {
     protocol::grpc::Settings {
         server_id: config.id.clone(),
+        threads: config.threads,
         request_bytes_max: grpc.request_bytes_max,
         response_bytes_max: grpc.response_bytes_max,
         connections_max: grpc.connections_max,

@@ -19,6 +19,7 @@ mod settings;
 mod stream;
 mod timeout;
 mod transport;
+mod workers;
 
 pub use settings::Settings;
 pub use transport::serve;

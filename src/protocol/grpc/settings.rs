@@ -7,6 +7,8 @@ use std::time::Duration;
 pub struct Settings {
     /// The name that ServerMetadata answers.
     pub server_id: String,
+    /// The threads that serve connections, each of them its own; 0 for the runtime of the caller.
+    pub threads: usize,
     /// The most bytes of one message from a client.
     pub request_bytes_max: usize,
     /// The most bytes of one message to a client.
@@ -39,6 +41,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             server_id: "nereid".to_owned(),
+            threads: 0,
             request_bytes_max: i32::MAX as usize,
             response_bytes_max: i32::MAX as usize,
             connections_max: 4096,

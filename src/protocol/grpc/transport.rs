@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::dispatch::Dispatch;
 use super::settings::Settings;
+use super::workers::{Place, Workers};
 use crate::error::{Error, Result};
 use crate::gateway::Gateway;
 
@@ -37,6 +38,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<()> {
     let dispatch = Arc::new(Dispatch::new(gateway, &settings)?);
+    let workers = Workers::start(settings.threads)?;
     let builder = builder(&settings);
     let stop = CancellationToken::new();
     let mut connections = JoinSet::new();
@@ -52,7 +54,11 @@ pub async fn serve(
                 Ok((stream, peer)) => {
                     tracing::trace!(%peer, "connection opened");
                     let age = Age { max: settings.connection_age_max, grace: settings.connection_age_grace };
-                    connections.spawn(connection(stream, builder.clone(), dispatch.clone(), age, stop.clone()));
+                    let place = workers.place();
+                    let handle = place.handle.clone();
+                    let dispatch = dispatch.clone();
+                    let connection = Connection { builder: builder.clone(), dispatch, age, stop: stop.clone(), place };
+                    connections.spawn_on(connection.serve(stream), &handle);
                 }
                 Err(error) => accept_failed(error).await?,
             },
@@ -98,38 +104,50 @@ struct Age {
     grace: Option<Duration>,
 }
 
-async fn connection(
-    stream: TcpStream,
+/// What one connection needs.
+struct Connection {
     builder: http2::Builder<TokioExecutor>,
     dispatch: Arc<Dispatch>,
     age: Age,
     stop: CancellationToken,
-) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "connection without TCP_NODELAY");
-    }
-    let service = service_fn(move |request| {
-        let dispatch = dispatch.clone();
-        async move { Ok::<_, Infallible>(dispatch.call(request).await) }
-    });
-    let serving = builder.serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(serving);
-    let ended = tokio::select! {
-        ended = &mut serving => ended,
-        () = stop.cancelled() => {
-            serving.as_mut().graceful_shutdown();
-            serving.await
+    place: Place,
+}
+
+impl Connection {
+    /// Serves the connection until its client has gone, or its last call ended after it was told to stop.
+    async fn serve(self, accepted: TcpStream) {
+        let Self { builder, dispatch, age, stop, place: _place } = self;
+        // The socket was accepted by another runtime than the one that serves it from now on.
+        let stream = match accepted.into_std().and_then(TcpStream::from_std) {
+            Ok(stream) => stream,
+            Err(error) => return tracing::warn!(%error, "connection lost on its way to a thread"),
+        };
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "connection without TCP_NODELAY");
         }
-        () = after(age.max) => {
-            serving.as_mut().graceful_shutdown();
-            tokio::select! {
-                ended = &mut serving => ended,
-                () = after(age.grace) => Ok(()),
+        let service = service_fn(move |request| {
+            let dispatch = dispatch.clone();
+            async move { Ok::<_, Infallible>(dispatch.call(request).await) }
+        });
+        let serving = builder.serve_connection(TokioIo::new(stream), service);
+        tokio::pin!(serving);
+        let ended = tokio::select! {
+            ended = &mut serving => ended,
+            () = stop.cancelled() => {
+                serving.as_mut().graceful_shutdown();
+                serving.await
             }
+            () = after(age.max) => {
+                serving.as_mut().graceful_shutdown();
+                tokio::select! {
+                    ended = &mut serving => ended,
+                    () = after(age.grace) => Ok(()),
+                }
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "connection broke");
         }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "connection broke");
     }
 }
 
