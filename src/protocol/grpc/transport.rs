@@ -5,7 +5,9 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::server::conn::http2;
@@ -129,16 +131,16 @@ impl Connection {
             let dispatch = dispatch.clone();
             async move { Ok::<_, Infallible>(dispatch.call(request).await) }
         });
-        let serving = builder.serve_connection(TokioIo::new(stream), service);
+        let serving = Last { inner: builder.serve_connection(TokioIo::new(stream), service), waited: false };
         tokio::pin!(serving);
         let ended = tokio::select! {
             ended = &mut serving => ended,
             () = stop.cancelled() => {
-                serving.as_mut().graceful_shutdown();
+                serving.as_mut().inner().graceful_shutdown();
                 serving.await
             }
             () = after(age.max) => {
-                serving.as_mut().graceful_shutdown();
+                serving.as_mut().inner().graceful_shutdown();
                 tokio::select! {
                     ended = &mut serving => ended,
                     () = after(age.grace) => Ok(()),
@@ -148,6 +150,35 @@ impl Connection {
         if let Err(error) = ended {
             tracing::debug!(%error, "connection broke");
         }
+    }
+}
+
+/// Polls `inner` only after every other task that is ready.
+///
+/// A connection is woken by each of its calls that has something to send. So many calls that are answered at a time are
+/// written with one system call instead of one each.
+struct Last<F> {
+    inner: F,
+    waited: bool,
+}
+
+impl<F: Unpin> Last<F> {
+    fn inner(self: Pin<&mut Self>) -> Pin<&mut F> {
+        Pin::new(&mut self.get_mut().inner)
+    }
+}
+
+impl<F: Future + Unpin> Future for Last<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, ctx: &mut Context<'_>) -> Poll<F::Output> {
+        self.waited = !self.waited;
+        if self.waited {
+            // A task that wakes itself goes to the end of the line.
+            ctx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.inner().poll(ctx)
     }
 }
 
