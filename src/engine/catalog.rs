@@ -87,10 +87,15 @@ impl Catalog {
         self.update_readiness();
     }
 
+    /// Whether everything that should be loaded at the start was tried.
+    pub(super) fn has_started(&self) -> bool {
+        self.started.load(Ordering::Acquire)
+    }
+
     fn update_readiness(&self) {
         let snapshot = self.snapshot.load();
         let all_ready = || snapshot.values().filter(|model| model.wanted).all(ModelView::is_ready);
-        let ready = self.started.load(Ordering::Acquire) && (!self.strict || all_ready());
+        let ready = self.has_started() && (!self.strict || all_ready());
         self.ready.send_if_modified(|current| std::mem::replace(current, ready) != ready);
     }
 

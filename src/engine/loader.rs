@@ -52,6 +52,9 @@ pub(super) async fn on_thread<T: Send + 'static>(name: &str, work: impl FnOnce()
     wait.await.map_err(|_| Error::internal(format!("thread '{name}' panicked")))
 }
 
+/// The longest that a replaced version waits for those who hold it, in milliseconds.
+const HANDLES_WAIT_MS: u32 = 50;
+
 /// A served version with the threads that serve it.
 pub(super) struct Serving {
     pub(super) handle: Arc<Handle>,
@@ -61,6 +64,13 @@ pub(super) struct Serving {
 impl Serving {
     /// Finishes what waits, ends the instances, drops the model, and gives its memory back to the system. Blocking.
     pub(super) fn retire(self) {
+        // Who found this version just before it was replaced may still be about to push its request.
+        for _ in 0..HANDLES_WAIT_MS {
+            if Arc::strong_count(&self.handle) == 1 {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         self.handle.queue.close();
         for thread in self.threads {
             if thread.join().is_err() {
@@ -174,7 +184,7 @@ impl Loader {
                 .map_err(|error| Error::internal(format!("cannot read override files: {error}"))),
             None => repository::find(&self.roots, name, &mut warnings).map_err(|error| match error.kind() {
                 Kind::NotFound => {
-                    Error::internal(format!("failed to load '{name}', failed to poll from model repository"))
+                    Error::not_found(format!("failed to load '{name}', failed to poll from model repository"))
                 }
                 _ => error,
             }),

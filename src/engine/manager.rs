@@ -17,12 +17,14 @@ use super::lifecycle::{State, UNLOADED};
 use super::loader::{Loaded, Loader, Serving, on_thread};
 use super::overrides::Overrides;
 use super::{poll, stopped};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::model::Version;
 use crate::repository::{Scan, Stamp};
 
 /// Commands that may wait for the manager.
 const COMMANDS_MAX: usize = 64;
+/// Commands that may wait for an operation on the same model to end.
+const WAITING_MAX: usize = 16;
 
 type Done = oneshot::Sender<Result<()>>;
 
@@ -41,6 +43,13 @@ pub(super) enum Command {
 impl Command {
     pub(super) fn polled_load(name: String) -> Self {
         Self::Load { name, overrides: Overrides::default(), done: None }
+    }
+
+    fn refuse(self) {
+        if let Self::Load { name, done, .. } | Self::Unload { name, done } = self {
+            let message = format!("more than {WAITING_MAX} operations on model '{name}' wait already");
+            answer(done, Err(Error::unavailable(message)));
+        }
     }
 
     pub(super) fn polled_unload(name: String) -> Self {
@@ -171,13 +180,11 @@ impl Task {
             Command::Resolved { name, versions } => self.resolved(&name, &versions),
             Command::Stop { .. } => {}
             Command::Load { done, .. } if self.stopping.is_some() => answer(done, Err(stopped())),
-            Command::Load { ref name, .. } | Command::Unload { ref name, .. } => {
-                if let Some(queue) = self.queued.get_mut(name) {
-                    queue.push_back(command);
-                } else {
-                    self.begin(command);
-                }
-            }
+            Command::Load { ref name, .. } | Command::Unload { ref name, .. } => match self.queued.get_mut(name) {
+                None => self.begin(command),
+                Some(queue) if queue.len() < WAITING_MAX => queue.push_back(command),
+                Some(_) => command.refuse(),
+            },
         }
     }
 
@@ -304,6 +311,8 @@ impl Task {
                         .versions
                         .insert(*version, VersionView { state: State::Ready, reason: String::new(), handle });
                 }
+                // Requests must find the new copies before the old ones refuse.
+                self.publish();
                 if !replaced.is_empty() {
                     self.retire(name.to_owned(), replaced, Vec::new(), false);
                 }
@@ -312,6 +321,10 @@ impl Task {
             Err(error) => {
                 tracing::error!(model = name, %error, "model failed to load");
                 model.failed(&error);
+                // A name that somebody mistyped is no model that should be there.
+                if error.kind() == Kind::NotFound && model.view.versions.is_empty() && self.catalog.has_started() {
+                    self.models.remove(name);
+                }
                 Err(error)
             }
         }

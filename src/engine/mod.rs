@@ -191,7 +191,12 @@ impl Engine {
     pub async fn load(&self, name: &str, overrides: Overrides) -> Result<()> {
         self.check_explicit()?;
         repository::check_name(name)?;
-        self.manager.load(name, overrides).await
+        let loaded = self.manager.load(name, overrides).await;
+        // The reference server's status for a name that is in no repository.
+        loaded.map_err(|error| match error.kind() {
+            Kind::NotFound => Error::internal(error.message().to_owned()),
+            _ => error,
+        })
     }
 
     /// Takes a model out of service; returns once it gets no more requests, memory is freed later.

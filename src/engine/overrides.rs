@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
@@ -27,17 +26,17 @@ impl Overrides {
 /// A directory that holds override files until it is dropped.
 pub(super) struct OverrideDir {
     path: PathBuf,
+    /// Removed when dropped; only this process's user may look into it, and nobody can guess its name.
+    _holder: tempfile::TempDir,
 }
-
-static NEXT: AtomicU64 = AtomicU64::new(0);
 
 impl OverrideDir {
     /// Writes the files below a new directory of the system's temporary directory.
     pub(super) fn write(model: &str, files: &BTreeMap<String, Bytes>) -> Result<Self> {
-        let unique = format!("nereid-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let this = Self { path: std::env::temp_dir().join(unique).join(model) };
         let failed = |error: std::io::Error| Error::internal(format!("cannot write override files: {error}"));
-        std::fs::create_dir_all(&this.path).map_err(failed)?;
+        let holder = tempfile::Builder::new().prefix("nereid-").tempdir().map_err(failed)?;
+        let this = Self { path: holder.path().join(model), _holder: holder };
+        std::fs::create_dir(&this.path).map_err(failed)?;
         for (name, content) in files {
             let relative = Path::new(name);
             if !relative.components().all(|part| matches!(part, Component::Normal(_))) {
@@ -54,15 +53,5 @@ impl OverrideDir {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
-    }
-}
-
-impl Drop for OverrideDir {
-    fn drop(&mut self) {
-        if let Some(parent) = self.path.parent()
-            && let Err(error) = std::fs::remove_dir_all(parent)
-        {
-            tracing::warn!(%error, path = %parent.display(), "cannot remove override files");
-        }
     }
 }

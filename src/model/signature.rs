@@ -2,6 +2,7 @@
 //!
 //! The messages keep the shape of the reference server's (spec/triton.md §1.6), because clients match on them.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -72,8 +73,9 @@ impl Signature {
         if same_order {
             return Ok(inputs.into_iter().map(|input| input.tensor).collect());
         }
-        for (index, input) in inputs.iter().enumerate() {
-            if inputs[..index].iter().any(|other| other.name == input.name) {
+        let mut names = HashSet::with_capacity(inputs.len());
+        for input in &inputs {
+            if !names.insert(input.name.as_str()) {
                 return Err(Error::invalid(format!("input '{}' already exists in request", input.name)));
             }
             if inputs.len() == self.inputs.len() && !self.inputs.iter().any(|spec| *spec.name == *input.name) {
@@ -103,7 +105,8 @@ impl Signature {
         );
         push_names(&mut message, inputs.iter().map(|input| input.name.as_str()));
         message.push_str("], but missing required input(s) [");
-        let missing = self.inputs.iter().filter(|spec| !inputs.iter().any(|input| *input.name == *spec.name));
+        let given: HashSet<&str> = inputs.iter().map(|input| input.name.as_str()).collect();
+        let missing = self.inputs.iter().filter(|spec| !given.contains(&*spec.name));
         push_names(&mut message, missing.map(|spec| &*spec.name));
         message.push_str("]. Please provide all required input(s).");
         Error::invalid(message)
@@ -212,8 +215,15 @@ impl Signature {
     }
 }
 
+/// The most names that a message lists.
+const NAMES_SHOWN_MAX: usize = 32;
+
 fn push_names<'a>(message: &mut String, names: impl Iterator<Item = &'a str>) {
     for (index, name) in names.enumerate() {
+        if index == NAMES_SHOWN_MAX {
+            message.push_str(",...");
+            return;
+        }
         let _ = write!(message, "{}'{name}'", if index > 0 { "," } else { "" });
     }
 }

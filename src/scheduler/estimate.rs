@@ -84,6 +84,12 @@ pub struct Estimates {
 }
 
 impl Estimates {
+    /// Whether nothing was recorded.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.classes.is_empty()
+    }
+
     /// Records one execution.
     pub fn record(&mut self, class: SizeClass, rows: usize, took: Duration) {
         let fresh = || ClassTimes { by_rows: BTreeMap::new(), deviation: FIRST_DEVIATION };

@@ -136,7 +136,9 @@ fn execute(queue: &Queue, instance: &mut dyn Instance, pulled: Pulled) -> bool {
     drop(batch);
     let ended = Instant::now();
     run.ended = Some(ended);
-    queue.record_run(class, rows.iter().sum(), ended - run.began);
+    if outcome.is_ok() {
+        queue.record_run(class, rows.iter().sum(), ended - run.began);
+    }
     settle(queue, entries, &rows, run, outcome);
     !panicked
 }

@@ -63,6 +63,9 @@ pub enum Plan {
     },
 }
 
+/// What a batch that waits to grow leaves of the time until it must run.
+const GROW_RESERVE: Duration = Duration::from_millis(2);
+
 /// Plans the next execution out of `waiting`, which is in the order of service and not empty.
 ///
 /// The result never takes more than `limits.rows_max` rows (but always at least one request), never makes a batch
@@ -95,46 +98,67 @@ fn rows(waiting: &[Waiting]) -> usize {
     waiting.iter().map(|request| request.rows).sum()
 }
 
-fn in_time(request: &Waiting, end: Instant) -> bool {
-    request.due.is_none_or(|due| end <= due)
-}
-
 /// The largest batch size among those that keep the most requests in time.
 fn on_time(waiting: &[Waiting], fitting: usize, rows_max: usize, curve: &dyn Curve, now: Instant) -> usize {
+    let rows_seen = rows_max.min(rows(waiting)).max(waiting[0].rows);
+    let times: Vec<Option<Duration>> =
+        std::iter::once(None).chain((1..=rows_seen).map(|rows| curve.cautious(rows))).collect();
+    let behind = Behind { rows_max, times: &times };
     let mut best = (0, 1);
-    let mut total = 0;
-    for take in 1..=fitting {
-        total += waiting[take - 1].rows;
-        let Some(time) = curve.cautious(total) else { return fitting };
-        let end = now + time;
-        let members = &waiting[..take];
-        if take > 1 && members.iter().any(|member| !in_time(member, end)) {
+    let (mut total, mut first_due) = (0, None);
+    let mut ends = Vec::with_capacity(fitting);
+    for (index, request) in waiting[..fitting].iter().enumerate() {
+        total += request.rows;
+        let Some(time) = times[total] else { return fitting };
+        first_due = earlier(first_due, request.due);
+        if index > 0 && first_due.is_some_and(|due| now + time > due) {
             break;
         }
-        let kept = take + kept_behind(&waiting[take..], rows_max, curve, end);
-        if kept >= best.0 {
-            best = (kept, take);
+        ends.push(now + time);
+    }
+    // From the largest on: one that keeps all that could be kept needs no comparison.
+    for take in (1..=ends.len()).rev() {
+        let (kept, all) = behind.kept(&waiting[take..], ends[take - 1]);
+        if take + kept > best.0 {
+            best = (take + kept, take);
+        }
+        if all && take == ends.len() {
+            return take;
         }
     }
     best.1
 }
 
-/// How many of `behind` are in time if the next batch after `start` is the longest prefix of them that is in time.
-fn kept_behind(behind: &[Waiting], rows_max: usize, curve: &dyn Curve, start: Instant) -> usize {
-    let mut rows = 0;
-    let mut kept = 0;
-    for (index, request) in behind.iter().enumerate() {
-        rows += request.rows;
-        if rows > rows_max && index > 0 {
-            break;
+/// The batch after the one that is planned.
+struct Behind<'a> {
+    rows_max: usize,
+    /// Cautious run times by rows.
+    times: &'a [Option<Duration>],
+}
+
+impl Behind<'_> {
+    /// How many of `waiting` are in time if the next batch, at `start`, is the longest prefix of them that is in time,
+    /// and whether that is as many as fit into a batch.
+    fn kept(&self, waiting: &[Waiting], start: Instant) -> (usize, bool) {
+        let mut rows = 0;
+        let mut first_due = None;
+        for (index, request) in waiting.iter().enumerate() {
+            rows += request.rows;
+            if rows > self.rows_max && index > 0 {
+                return (index, true);
+            }
+            first_due = earlier(first_due, request.due);
+            let time = self.times.get(rows).copied().flatten();
+            if time.is_none_or(|time| first_due.is_some_and(|due| start + time > due)) {
+                return (index, false);
+            }
         }
-        let Some(time) = curve.cautious(rows) else { break };
-        if !behind[..=index].iter().all(|each| in_time(each, start + time)) {
-            break;
-        }
-        kept = index + 1;
+        (waiting.len(), true)
     }
-    kept
+}
+
+fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    [one, other].into_iter().flatten().min()
 }
 
 /// The smallest batch up to `take` whose throughput is nearly that of the best among those of at most `time_max`;
@@ -166,8 +190,10 @@ fn grow_until(waiting: &[Waiting], limits: &Limits, curve: &dyn Curve, now: Inst
     let oldest = waiting.iter().map(|request| request.arrived).min()?;
     let mut until = oldest + limits.delay_max;
     if let Some(due) = waiting.iter().filter_map(|request| request.due).min() {
-        let time = curve.cautious(total).unwrap_or_default();
-        until = until.min(due.checked_sub(time).unwrap_or(now));
+        let left = due.saturating_duration_since(now);
+        // With some of the time to spare, or a request that waits for others would itself be late in the end.
+        let time = curve.cautious(total).unwrap_or(left / 2);
+        until = until.min(now + left.saturating_sub(time).saturating_sub(GROW_RESERVE.max(left / 8)));
     }
     (until > now).then_some(until)
 }

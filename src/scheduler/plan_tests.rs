@@ -103,7 +103,7 @@ fn a_queue_delay_waits_for_more_but_not_past_a_deadline() {
     let waits = plan(&requests(now, &[None, None]), &limits, &table, now);
     assert_eq!(waits, Plan::Wait { until: now + 50 * MS });
     let hurried = plan(&requests(now, &[Some(30), None]), &limits, &table, now);
-    assert_eq!(hurried, Plan::Wait { until: now + 20 * MS });
+    assert_eq!(hurried, Plan::Wait { until: now + 20 * MS - 30 * MS / 8 });
     assert_eq!(take(plan(&requests(now, &[None; 4]), &limits, &table, now)), 4);
     assert_eq!(take(plan(&requests(now, &[None, None]), &limits, &table, now + 50 * MS)), 2);
 }
@@ -117,6 +117,10 @@ fn a_preferred_size_is_sent_at_once() {
     assert_eq!(take(plan(&requests(now, &[None; 2]), &limits, &none, now)), 2);
     assert_eq!(take(plan(&requests(now, &[None; 5]), &limits, &none, now)), 4);
     assert_eq!(take(plan(&requests(now, &[None; 5]), &limits, &none, now + 60 * MS)), 5);
+}
+
+fn in_time(request: &Waiting, end: Instant) -> bool {
+    request.due.is_none_or(|due| end <= due)
 }
 
 /// Requests in time if `take` run now and the longest prefix of the rest that is in time follows, by brute force.

@@ -18,6 +18,8 @@ pub(super) struct Promise {
     pub(super) due: Option<Instant>,
     /// When the queue timeout passes.
     pub(super) start_by: Option<Instant>,
+    /// It runs whatever is predicted, so that a prediction that was wrong can be corrected.
+    pub(super) probe: bool,
 }
 
 /// What is ahead of a request.
@@ -68,17 +70,26 @@ impl Promise {
         }
         let kind = self.due_kind();
         let limit = if kind == Kind::DeadlineExceeded { "deadline" } else { "latency budget" };
-        let (takes, excess) = ((end - now).as_millis(), (end - due).as_millis());
-        let message = format!("request refused: it is predicted to take {takes} ms, {excess} ms over its {limit}");
-        Err(Error::new(kind, message))
+        let (takes, left) = ((end - now).as_secs_f64() * 1e3, due.saturating_duration_since(now).as_secs_f64() * 1e3);
+        Err(Error::new(
+            kind,
+            format!("request refused: it is predicted to take {takes:.1} ms, and {left:.1} ms are left of its {limit}"),
+        ))
+    }
+
+    /// The cautious run time of the request alone; nothing for a probe.
+    fn own(&self, estimates: &Estimates) -> Duration {
+        if self.probe {
+            return Duration::ZERO;
+        }
+        estimates.curve(self.class).cautious(self.rows).unwrap_or_default()
     }
 
     /// When a request that still waits should be given up: when it could not be in time any more.
     pub(super) fn give_up(&self, estimates: &Estimates) -> Option<GiveUp> {
-        let latest = self.due.map(|due| {
-            let own = estimates.curve(self.class).cautious(self.rows).unwrap_or_default();
-            GiveUp { at: due.checked_sub(own).unwrap_or(due), kind: self.due_kind() }
-        });
+        let latest = self
+            .due
+            .map(|due| GiveUp { at: due.checked_sub(self.own(estimates)).unwrap_or(due), kind: self.due_kind() });
         let timeout = self.start_by.map(|at| GiveUp { at, kind: Kind::TimedOut });
         [latest, timeout].into_iter().flatten().min_by_key(|give_up| give_up.at)
     }
@@ -89,8 +100,7 @@ impl Promise {
             return Some(Kind::TimedOut);
         }
         let due = self.due?;
-        let own = estimates.curve(self.class).cautious(self.rows).unwrap_or_default();
-        (now + own > due).then(|| self.due_kind())
+        (now + self.own(estimates) > due).then(|| self.due_kind())
     }
 }
 

@@ -99,6 +99,8 @@ struct State {
     /// Executions under way, by instance: when it began and how long it is expected to take.
     running: HashMap<usize, (Instant, Duration)>,
     estimates: Estimates,
+    /// When an idle instance last took a request that was predicted to be late.
+    last_probe: Option<Instant>,
     plans: u64,
     closed: bool,
 }
@@ -116,6 +118,10 @@ pub struct Queue {
 /// The share of a latency budget that is planned with; the rest is for what no run time tells: the hand-over between
 /// threads and the way to the socket.
 const BUDGET_SHARE: f64 = 0.95;
+
+/// An idle model takes one request in this time although it is predicted to be late: predictions change by executions
+/// only, and one that was wrong would otherwise refuse everything for ever.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 /// Every so many plans the budget does not limit the batch, so that a row count that once looked slow is measured again.
 const EXPLORE_EVERY: u64 = 64;
@@ -154,7 +160,7 @@ impl Queue {
     pub fn push(&self, request: Pushed, now: Instant) -> Result<(Ticket, oneshot::Receiver<Result<Vec<Tensor>>>)> {
         let (reply, receiver) = oneshot::channel();
         let key = self.lane_key(&request.member);
-        let promise = self.promise(&request);
+        let mut promise = self.promise(&request);
         let mut state = self.state.lock();
         if state.closed {
             return Err(self.stopping());
@@ -162,7 +168,15 @@ impl Queue {
         if state.waiting >= self.settings.requests_max {
             return Err(Error::new(Kind::QueueFull, "Exceeds maximum queue size"));
         }
-        promise.admit(&state.estimates, self.ahead(&state, now), now)?;
+        let ahead = self.ahead(&state, now);
+        if let Err(late) = promise.admit(&state.estimates, ahead, now) {
+            let last_probe = state.last_probe.map_or(Duration::MAX, |last| now.saturating_duration_since(last));
+            if !ahead.idle || last_probe < PROBE_EVERY {
+                return Err(late);
+            }
+            promise.probe = true;
+            state.last_probe = Some(now);
+        }
         let seq = state.next_seq;
         state.next_seq += 1;
         state.waiting += 1;
@@ -210,7 +224,7 @@ impl Queue {
                 Look::Wait(Some(time)) => {
                     state.sleepers += 1;
                     if self.pushed.wait_for(&mut state, time).timed_out() {
-                        state.sleepers -= 1;
+                        state.sleepers = state.sleepers.saturating_sub(1);
                     }
                 }
             }
@@ -231,6 +245,10 @@ impl Queue {
                 let rows = pulled.entries.iter().map(|entry| entry.promise.rows).sum();
                 let expected = state.estimates.curve(pulled.class).cautious(rows).unwrap_or_default();
                 state.running.insert(instance, (now, expected));
+                // What is left may be ready to run although another instance still waits for it to grow.
+                if state.waiting > 0 && state.sleepers > 0 && self.pushed.notify_one() {
+                    state.sleepers -= 1;
+                }
                 Look::Run(pulled)
             }
             // Something may have been pushed while the lock was open.
@@ -239,6 +257,18 @@ impl Queue {
             None if state.closed => Look::Closed,
             None => Look::Wait(None),
         }
+    }
+
+    /// Whether no instance runs anything.
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        self.state.lock().running.is_empty()
+    }
+
+    /// Whether no run time was recorded.
+    #[cfg(test)]
+    pub(super) fn has_learned_nothing(&self) -> bool {
+        self.state.lock().estimates.is_empty()
     }
 
     /// Looks once, at `now`, without waiting; for simulations.
@@ -306,6 +336,7 @@ impl Queue {
             deadline: request.deadline,
             due: [request.deadline, budget_end].into_iter().flatten().min(),
             start_by: self.timeout(request.timeout).map(|timeout| request.arrived + timeout),
+            probe: false,
         }
     }
 
@@ -365,7 +396,7 @@ impl Queue {
         Some(plan(&waiting, &self.settings.limits, &curve, now))
     }
 
-    /// Takes out the requests at the head of a lane that would be late even if they ran alone now.
+    /// Takes out the requests of a lane that would be late even if they ran alone now.
     fn take_late(&self, state: &mut State, key: &LaneKey, now: Instant, late: &mut Vec<(Entry, Kind)>) {
         let Some(lane) = state.lanes.get_mut(key) else { return };
         let estimates = &state.estimates;

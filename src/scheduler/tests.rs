@@ -328,3 +328,51 @@ async fn a_waiting_request_is_given_up_when_the_budget_cannot_be_met_any_more() 
     assert!(began.elapsed() >= 54 * MS && began.elapsed() <= 57 * MS, "{:?}", began.elapsed());
     stage.order(Order::Answer);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_model_tries_a_request_again_although_it_is_predicted_to_be_late() {
+    let mut stage = Stage::new(budgeted(100 * MS));
+    (0..64).for_each(|_| stage.queue.record_run(SizeClass::of_row(4), 1, 150 * MS));
+    let probe = stage.ask(1, 4, None).expect("an idle model tries");
+    stage.order(Order::Answer);
+    stage.begun();
+    answer(probe).await.expect("the prediction was wrong");
+    while !stage.queue.is_idle() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(stage.ask(1, 4, None).err().expect("one a second").kind(), Kind::BudgetExceeded);
+    for _ in 0..30 {
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let probe = stage.ask(1, 4, None).expect("an idle model tries");
+        stage.order(Order::Answer);
+        stage.begun();
+        answer(probe).await.expect("answered");
+        while !stage.queue.is_idle() {
+            tokio::task::yield_now().await;
+        }
+    }
+    let corrected = stage.ask(1, 4, None).expect("the prediction is corrected");
+    stage.order(Order::Answer);
+    stage.begun();
+    answer(corrected).await.expect("answered");
+    stage.close();
+}
+
+#[tokio::test]
+async fn a_lone_request_with_a_deadline_survives_a_longer_queue_delay() {
+    let limits = Limits { rows_max: 8, delay_max: 500 * MS, ..Limits::single() };
+    let mut stage = Stage::new(QueueSettings { limits, ..settings(8) });
+    (0..64).for_each(|_| stage.queue.record_run(SizeClass::of_row(4), 1, 10 * MS));
+    stage.order(Order::Answer);
+    answer(stage.ask(1, 4, Some(400 * MS)).expect("accepted")).await.expect("runs in time");
+    stage.close();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_execution_teaches_nothing() {
+    let mut stage = Stage::new(budgeted(100 * MS));
+    stage.order(Order::Fail("broken"));
+    answer(stage.ask(1, 4, None).expect("accepted")).await.expect_err("it failed");
+    stage.close();
+    assert!(stage.queue.has_learned_nothing());
+}

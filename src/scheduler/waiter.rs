@@ -44,15 +44,18 @@ impl<F: FnOnce(Vec<Tensor>) -> Response + Unpin> Waiter<F> {
     }
 
     /// The timer fired: gives the request up if it still waits or its caller does not wait any more.
-    fn time_is_up(&mut self) -> Option<Error> {
+    fn time_is_up(&mut self) -> Option<Result<Vec<Tensor>>> {
         let Some(ticket) = self.ticket.take() else {
-            // It runs, and its caller's deadline passed; the instance records the outcome when it sees nobody waits.
-            return Some(Error::new(Kind::DeadlineExceeded, "the deadline passed while the request was executed"));
+            // It runs, and its caller's deadline passed. After this the instance sees that nobody waits, and records
+            // that as the outcome; what it sent before is the outcome already.
+            self.receiver.close();
+            let late = || Err(Error::new(Kind::DeadlineExceeded, "the deadline passed while the request was executed"));
+            return Some(self.receiver.try_recv().unwrap_or_else(|_| late()));
         };
         if self.queue.take_back(&ticket) {
             let kind = ticket.give_up.map_or(Kind::TimedOut, |give_up| give_up.kind);
             self.queue.stats().request_failed(kind, Instant::now().saturating_duration_since(self.arrived));
-            return Some(late_error(kind));
+            return Some(Err(late_error(kind)));
         }
         self.timer = self.deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
         None
@@ -82,8 +85,8 @@ impl<F: FnOnce(Vec<Tensor>) -> Response + Unpin> Stream for Waiter<F> {
             if timer.as_mut().poll(ctx).is_pending() {
                 break;
             }
-            if let Some(error) = this.time_is_up() {
-                return this.end(Err(error));
+            if let Some(outcome) = this.time_is_up() {
+                return this.end(outcome);
             }
         }
         Poll::Pending

@@ -113,6 +113,7 @@ async fn what_cannot_be_loaded_says_so() {
     let unknown = engine.load("nowhere", Overrides::default()).await.expect_err("there is no such model");
     assert_eq!(unknown.kind(), Kind::Internal);
     assert_eq!(unknown.message(), "failed to load 'nowhere', failed to poll from model repository");
+    assert!(engine.ready() && engine.index(false).await.iter().all(|entry| entry.name != "nowhere"));
     let outside = engine.load("../m", Overrides::default()).await.expect_err("a path is no name");
     assert_eq!(outside.kind(), Kind::InvalidArgument);
     engine.stop().await;
