@@ -2,6 +2,8 @@
 
 use super::Check;
 use crate::model::schema::model_config::SchedulingChoice;
+use crate::model::schema::model_queue_policy::TimeoutAction;
+use crate::model::schema::{ModelDynamicBatching, ModelQueuePolicy};
 
 pub(super) fn check(check: &mut Check<'_>) {
     let config = check.config;
@@ -9,14 +11,14 @@ pub(super) fn check(check: &mut Check<'_>) {
     match &config.scheduling_choice {
         Some(SchedulingChoice::SequenceBatching(_)) => asked.push(("sequence_batching".into(), "sequence batching")),
         Some(SchedulingChoice::EnsembleScheduling(_)) => asked.push(("ensemble_scheduling".into(), "an ensemble")),
-        Some(SchedulingChoice::DynamicBatching(batching)) if batching.priority_levels > 1 => {
-            asked.push(("dynamic_batching.priority_levels".into(), "more than one priority level"));
-        }
+        Some(SchedulingChoice::DynamicBatching(batching)) => dynamic_batching(batching, &mut asked),
         None if config.platform == "ensemble" => asked.push(("platform".into(), "an ensemble")),
         _ => {}
     }
     let ragged = config.input.iter().enumerate().filter(|(_, input)| input.allow_ragged_batch);
     asked.extend(ragged.map(|(index, _)| (format!("input[{index}].allow_ragged_batch"), "ragged batching")));
+    let optional = config.input.iter().enumerate().filter(|(_, input)| input.optional);
+    asked.extend(optional.map(|(index, _)| (format!("input[{index}].optional"), "an optional input")));
     let groups = config.instance_group.iter().enumerate().filter(|(_, group)| group.rate_limiter.is_some());
     asked.extend(groups.map(|(index, _)| (format!("instance_group[{index}].rate_limiter"), "a rate limiter")));
     let whole = [
@@ -43,4 +45,22 @@ pub(super) fn check(check: &mut Check<'_>) {
     for (key, what) in asked {
         check.mistake(key, format!("{what} is not supported by this server version"));
     }
+}
+
+fn dynamic_batching(batching: &ModelDynamicBatching, asked: &mut Vec<(String, &str)>) {
+    if batching.priority_levels > 1 {
+        asked.push(("dynamic_batching.priority_levels".into(), "more than one priority level"));
+    }
+    if batching.preserve_ordering {
+        asked.push(("dynamic_batching.preserve_ordering".into(), "keeping responses in order"));
+    }
+    let mut delayed = |key: String, policy: &ModelQueuePolicy| {
+        if policy.timeout_action() == TimeoutAction::Delay {
+            asked.push((format!("dynamic_batching.{key}.timeout_action"), "delaying requests that time out"));
+        }
+    };
+    batching.default_queue_policy.iter().for_each(|policy| delayed("default_queue_policy".into(), policy));
+    let mut levels: Vec<_> = batching.priority_queue_policy.iter().collect();
+    levels.sort_by_key(|(level, _)| **level);
+    levels.into_iter().for_each(|(level, policy)| delayed(format!("priority_queue_policy[{level}]"), policy));
 }
