@@ -14,6 +14,10 @@ use crate::tensor::{Batch, DataType, Member, Shape, Tensor, strings};
 const FREE_DIM: i64 = 16;
 /// The most bytes of one generated tensor; larger ones are not warmed up.
 const TENSOR_BYTES_MAX: usize = 256 << 20;
+/// The most bytes of all automatic batches of a model together, which exist at the same time.
+const AUTOMATIC_BYTES_MAX: usize = 256 << 20;
+/// The most rows of an automatic batch.
+const AUTOMATIC_ROWS_MAX: usize = 1024;
 
 /// The batches to run before serving: the configuration's samples, which must succeed, then, if `automatic`, zeros.
 ///
@@ -27,8 +31,10 @@ pub(super) fn batches(config: &ModelConfig, automatic: bool) -> Result<Vec<Warmu
         batches.extend(std::iter::repeat_n(once, sample.runs));
     }
     if automatic {
+        let mut left = AUTOMATIC_BYTES_MAX;
         for rows in automatic_rows(config) {
-            let Some(batch) = zeros(config, rows) else { break };
+            let Some(batch) = zeros(config, rows, left) else { break };
+            left -= batch.members.iter().flat_map(|member| &member.inputs).map(|input| input.data.len()).sum::<usize>();
             let run = |measured| Warmup { batch: batch.clone(), required: false, measured };
             // The first execution of a size is not typical: TorchScript specialises on it.
             batches.extend([run(false), run(true), run(true)]);
@@ -40,7 +46,7 @@ pub(super) fn batches(config: &ModelConfig, automatic: bool) -> Result<Vec<Warmu
 fn automatic_rows(config: &ModelConfig) -> Vec<usize> {
     let rows_max = match config.scheduling {
         Scheduling::Single(_) => 1,
-        Scheduling::Dynamic(_) => config.max_batch_rows.max(1),
+        Scheduling::Dynamic(_) => config.max_batch_rows.clamp(1, AUTOMATIC_ROWS_MAX),
     };
     let mut rows: Vec<usize> =
         std::iter::successors(Some(1), |rows| Some(rows * 2)).take_while(|&r| r < rows_max).collect();
@@ -48,13 +54,16 @@ fn automatic_rows(config: &ModelConfig) -> Vec<usize> {
     rows
 }
 
-/// A batch of zeros (empty strings); `None` if a type or shape is not known or it would be too large.
-fn zeros(config: &ModelConfig, rows: usize) -> Option<Batch> {
+/// A batch of zeros (empty strings) in at most `bytes`; `None` if a type or shape is not known or it would be too large.
+fn zeros(config: &ModelConfig, rows: usize, bytes: usize) -> Option<Batch> {
+    let mut left = bytes;
     let inputs = config.inputs.iter().map(|spec| {
         let dims: Vec<i64> =
             spec.reshape.as_ref().or(spec.dims.as_ref())?.iter().map(|&d| if d == -1 { FREE_DIM } else { d }).collect();
         let shape = with_rows(config, &dims, rows);
-        Some(Tensor { dtype: spec.dtype?, data: zero_data(spec.dtype?, &shape)?, shape })
+        let data = zero_data(spec.dtype?, &shape, left)?;
+        left -= data.len();
+        Some(Tensor { dtype: spec.dtype?, data, shape })
     });
     Some(Batch { members: vec![Member { rows, inputs: inputs.collect::<Option<_>>()? }] })
 }
@@ -64,10 +73,10 @@ fn with_rows(config: &ModelConfig, dims: &[i64], rows: usize) -> Shape {
     if config.max_batch_rows > 0 { shape.with_rows(rows as i64) } else { shape }
 }
 
-fn zero_data(dtype: DataType, shape: &Shape) -> Option<Bytes> {
+fn zero_data(dtype: DataType, shape: &Shape, bytes_max: usize) -> Option<Bytes> {
     let elements = shape.elements()?;
     let size = dtype.size().unwrap_or(4);
-    let bytes = elements.checked_mul(size).filter(|&bytes| bytes <= TENSOR_BYTES_MAX)?;
+    let bytes = elements.checked_mul(size).filter(|&bytes| bytes <= bytes_max)?;
     Some(vec![0; bytes].into())
 }
 
@@ -87,7 +96,7 @@ fn sample_batch(config: &ModelConfig, sample: &WarmupSample) -> Result<Batch> {
 
 fn sample_data(input: &WarmupInput, shape: &Shape) -> Result<Bytes> {
     let name = &input.name;
-    let zeros = zero_data(input.dtype, shape)
+    let zeros = zero_data(input.dtype, shape, TENSOR_BYTES_MAX)
         .ok_or_else(|| Error::invalid(format!("input '{name}' of shape {shape} is too large to warm up with")))?;
     match &input.data {
         WarmupData::Zero => Ok(zeros),
