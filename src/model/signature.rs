@@ -1,6 +1,6 @@
 //! Checks a request's tensors against the model, once; nothing behind this looks again.
 //!
-//! The messages keep the shape of the reference server's (spec/triton.md §1.6), because clients match on them.
+//! The messages keep the shape of the reference server's, because clients match on them.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;

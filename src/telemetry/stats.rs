@@ -65,7 +65,7 @@ pub struct BatchTotals {
     pub compute_output: Total,
 }
 
-/// The numbers at one moment; see spec/triton.md §5.1.
+/// The numbers at one moment, with the meaning that the reference server gives them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// Milliseconds since the epoch of the last execution's end; 0 for none.

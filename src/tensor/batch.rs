@@ -1,7 +1,7 @@
-//! Many requests' tensors as one batch: gathered on the way in, split on the way out.
+//! Many requests' tensors as one batch: read in order on the way in, split on the way out.
 //!
-//! A [`Batch`] keeps each member's bytes where they are. A backend that needs one contiguous buffer has each byte
-//! copied once, by [`Batch::gather`], into memory of its own choosing; one that does not reads the members.
+//! A [`Batch`] keeps each member's bytes where they are. A backend that needs one contiguous buffer copies
+//! each byte once, from [`Batch::parts`], into memory of its own choosing; one that does not reads the members.
 
 use bytes::Bytes;
 
@@ -66,20 +66,6 @@ impl Batch {
         self.members.iter().map(move |member| &member.inputs[index].data)
     }
 
-    /// Copies input `index` of all members, one after the other, into `target`.
-    ///
-    /// # Panics
-    /// If `target` is not exactly [`Batch::byte_len`] long.
-    pub fn gather(&self, index: usize, target: &mut [u8]) {
-        let mut rest = target;
-        for part in self.parts(index) {
-            let (head, tail) = rest.split_at_mut(part.len());
-            head.copy_from_slice(part);
-            rest = tail;
-        }
-        assert!(rest.is_empty(), "the target is as long as the batch");
-    }
-
     /// Splits one output of the whole batch into a view for each member, without copying.
     ///
     /// Returns `None` if the outermost dimension is not the batch's rows, unless there is only one member, which
@@ -126,8 +112,7 @@ mod tests {
     fn gather_then_split_gives_each_member_its_bytes() {
         let batch = Batch { members: vec![member(1, b"ab"), member(2, b"cdef")] };
         assert_eq!(&*batch.shape(0), &[3, 2]);
-        let mut gathered = vec![0; batch.byte_len(0)];
-        batch.gather(0, &mut gathered);
+        let gathered: Vec<u8> = batch.parts(0).flatten().copied().collect();
         assert_eq!(gathered, b"abcdef");
         let output = Tensor { dtype: DataType::Uint8, shape: batch.shape(0), data: gathered.into() };
         let parts = batch.split(output).expect("the rows match");
