@@ -78,7 +78,7 @@ impl Serving {
             }
         }
         drop(self.handle);
-        libtorch::purge();
+        libtorch::release_unused();
     }
 }
 

@@ -153,12 +153,18 @@ pub struct Loaded {
     pub cuda: bool,
 }
 
+static LOADED: OnceLock<Result<Loaded>> = OnceLock::new();
+
+/// libtorch if something has loaded it; never loads it.
+pub fn if_loaded() -> Option<&'static Loaded> {
+    LOADED.get()?.as_ref().ok()
+}
+
 /// libtorch, loaded at the first call.
 ///
 /// # Errors
 /// One line saying what is missing or wrong; the same at each call.
 pub fn loaded() -> Result<&'static Loaded> {
-    static LOADED: OnceLock<Result<Loaded>> = OnceLock::new();
     LOADED.get_or_init(load).as_ref().map_err(Clone::clone)
 }
 

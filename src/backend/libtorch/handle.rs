@@ -5,7 +5,7 @@
 //! Both ends only ever read such memory: a module that writes into its inputs gets copies, and one that writes into its
 //! own state has its outputs copied (see [`Effects`]).
 //!
-//! One of the two files with `unsafe`; the other is `ffi`.
+//! One of the two files of the backend with `unsafe`; the other is `ffi`.
 
 use std::ffi::c_void;
 use std::marker::PhantomData;
@@ -110,9 +110,11 @@ pub fn cuda_memory(index: u32) -> Result<(u64, u64)> {
 
 /// Gives unused memory of libtorch's CUDA allocator back.
 pub fn empty_cuda_cache() -> Result<()> {
-    let loaded = ffi::loaded()?;
-    // SAFETY: takes nothing.
-    if loaded.cuda { loaded.api.check(unsafe { (loaded.api.cuda_empty_cache)() }) } else { Ok(()) }
+    match ffi::if_loaded() {
+        // SAFETY: takes nothing; the CUDA part was loaded before.
+        Some(loaded) if loaded.cuda => loaded.api.check(unsafe { (loaded.api.cuda_empty_cache)() }),
+        _ => Ok(()),
+    }
 }
 
 /// A libtorch tensor.
@@ -399,6 +401,13 @@ impl Module {
     pub fn optimized(&self) -> Result<Self> {
         // SAFETY: `self.raw` is live.
         Self::made(|api, out| unsafe { (api.module_optimize)(self.raw, out) })
+    }
+
+    /// Adds an attribute that is a list of one tensor.
+    #[cfg(test)]
+    pub fn register_list(&mut self, name: &str, tensor: &Handle) -> Result<()> {
+        // SAFETY: both handles are live; the name is read during the call only.
+        self.api.check(unsafe { (self.api.module_register)(self.raw, text(name.as_bytes()), tensor.raw, 2) })
     }
 
     /// Adds a parameter or buffer.

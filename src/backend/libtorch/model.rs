@@ -58,6 +58,7 @@ impl TorchModel {
         let schema = module.schema().map_err(|error| load_failure(&self.config, &error))?;
         self.binding = Arc::new(Binding::new(&self.config, &schema)?);
         self.effects = module.effects().unwrap_or(self.effects);
+        self.tell_effects(device);
         // A module that writes to its state has a copy for each instance, so that no two threads write to one.
         let copies = if self.effects.state { instances_on(&self.config, device) } else { 1 };
         self.footprint.add(&Footprint::on(device, weight_bytes(&module)? * copies as u64));
@@ -66,6 +67,20 @@ impl TorchModel {
         let module = optimize::best(plain)?;
         self.modules.insert(device, module);
         Ok(())
+    }
+
+    /// Says what costs memory or time because of what `forward` may write to.
+    fn tell_effects(&self, device: Device) {
+        let model = &*self.config.name;
+        let instances = instances_on(&self.config, device);
+        if self.effects.state && instances > 1 {
+            let reason = "forward may write to what the module holds";
+            tracing::warn!(model, %device, instances, reason, "each instance has its own copy of the weights");
+        }
+        if self.effects.inputs {
+            let reason = "forward may write to its inputs";
+            tracing::info!(model, %device, reason, "inputs are copied before each execution");
+        }
     }
 
     fn instance_of(&self, module: Arc<Module>, device: Device) -> TorchInstance {

@@ -1,14 +1,20 @@
 // The C++ side of shim.h: each function is one libtorch call, with every exception caught.
 #include "shim.h"
 
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/Parallel.h>
+#include <c10/core/CPUAllocator.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/jit/api/module.h>
@@ -65,6 +71,61 @@ at::Device device_of(int32_t device) {
 int32_t device_code(const at::Device& device) { return device.is_cuda() ? device.index() : -1; }
 at::TensorOptions options_of(int32_t dtype) { return at::TensorOptions().dtype(static_cast<at::ScalarType>(dtype)); }
 
+// --- memory -----------------------------------------------------------------------------------------------------------
+
+// The most that tensors on the host may take: nine tenths of the memory that this machine, or this container, has.
+uint64_t memory_limit() {
+  uint64_t bytes = static_cast<uint64_t>(::sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+  uint64_t allowed = 0;
+  if (std::ifstream("/sys/fs/cgroup/memory.max") >> allowed && allowed > 0) bytes = std::min(bytes, allowed);
+  return bytes / 10 * 9;
+}
+
+// Libtorch's usual allocator with a limit on the sum of what is large. The system grants address space without looking
+// at how much memory there is, so an absurd size would only fail when it is written to, with the whole process.
+class BoundedAllocator final : public c10::Allocator {
+ public:
+  explicit BoundedAllocator(c10::Allocator* inner) : inner_(inner), limit_(memory_limit()) {}
+
+  c10::DataPtr allocate(size_t bytes) override {
+    if (bytes < kLarge) return inner_->allocate(bytes);
+    auto held = std::make_unique<Held>(bytes, limit_);
+    held->memory = inner_->allocate(bytes);
+    void* data = held->memory.get();
+    return {data, held.release(), [](void* context) { delete static_cast<Held*>(context); }, at::Device(at::kCPU)};
+  }
+
+  void copy_data(void* target, const void* source, std::size_t bytes) const override {
+    default_copy_data(target, source, bytes);
+  }
+
+ private:
+  static constexpr size_t kLarge = size_t{1} << 20;
+  static std::atomic<uint64_t> used_;
+
+  struct Held {
+    size_t bytes;
+    c10::DataPtr memory;
+
+    Held(size_t wanted, uint64_t limit) : bytes(wanted) {
+      uint64_t used = used_.load();
+      do {
+        TORCH_CHECK(wanted <= limit && used <= limit - wanted, "not enough memory: you tried to allocate ", wanted,
+                    " bytes, and tensors use ", used, " of at most ", limit);
+      } while (!used_.compare_exchange_weak(used, used + wanted));
+    }
+    Held(const Held&) = delete;
+    ~Held() {
+      memory.clear();
+      used_ -= bytes;
+    }
+  };
+
+  c10::Allocator* inner_;
+  uint64_t limit_;
+};
+std::atomic<uint64_t> BoundedAllocator::used_{0};
+
 // --- process and thread ---------------------------------------------------------------------------------------------
 
 char* configure() {
@@ -72,6 +133,7 @@ char* configure() {
     // The profiling executor measures the first two runs of each shape, which makes both slow and, on a CPU, gains
     // nothing afterwards.
     torch::jit::getProfilingMode() = false;
+    c10::SetCPUAllocator(new BoundedAllocator(c10::GetCPUAllocator()), /*priority=*/100);  // For the process's life.
   });
 }
 
@@ -160,7 +222,10 @@ char* module_new(nt_text name, nt_module** out) {
 }
 
 char* module_register(nt_module* self, nt_text name, const nt_tensor* tensor, int32_t buffer) {
-  return guarded([&] { self->module.register_parameter(string_of(name), tensor->tensor, buffer != 0); });
+  return guarded([&] {
+    if (buffer != 2) return self->module.register_parameter(string_of(name), tensor->tensor, buffer != 0);
+    self->module.register_attribute(string_of(name), c10::ListType::ofTensors(), c10::List<at::Tensor>({tensor->tensor}));
+  });
 }
 
 char* module_define(nt_module* self, nt_text source) {
@@ -247,26 +312,80 @@ char* module_weights(const nt_module* self, void* context, void (*each)(void*, c
   });
 }
 
-void find_state_writes(torch::jit::Block* block, const torch::jit::AliasDb& aliases, bool& found) {
-  for (auto* node : block->nodes()) {
-    found |= node->kind() == c10::prim::SetAttr;
-    if (node->kind() == c10::prim::GetAttr) found |= aliases.hasWriters(node->output());
-    for (auto* inner : node->blocks()) find_state_writes(inner, aliases, found);
+// Whether values of this type hold tensors, lists or objects, such as a list of tensors; a module counts as its parts.
+bool holds(const c10::Type& type) {
+  switch (type.kind()) {
+    case c10::TypeKind::AnyType:
+    case c10::TypeKind::InterfaceType:
+      return true;
+    case c10::TypeKind::ClassType:
+      return !type.expectRef<c10::ClassType>().is_module();
+    default:
+      break;
   }
+  for (const auto& inner : type.containedTypes()) {
+    const auto kind = inner->kind();
+    const bool mutates = kind == c10::TypeKind::TensorType || kind == c10::TypeKind::ListType ||
+                         kind == c10::TypeKind::DictType || kind == c10::TypeKind::ClassType;
+    if (mutates || holds(*inner)) return true;
+  }
+  return false;
 }
 
+// What the nodes of a graph write to; see `module_effects`.
+struct Effects {
+  const torch::jit::AliasDb& aliases;
+  bool state = false;          // Something that the module holds is written.
+  bool inputs = false;         // An argument is written.
+  bool elements = false;       // A list or dictionary is written that is not evidently new.
+  bool state_holds = false;    // The module holds containers of what can be written.
+
+  void visit(torch::jit::Block* block) {
+    for (auto* node : block->nodes()) {
+      const auto kind = node->kind();
+      state |= kind == c10::prim::SetAttr;
+      if (kind == c10::prim::GetAttr) {
+        state |= aliases.hasWriters(node->output());
+        state_holds |= holds(*node->output()->type());
+      }
+      // What these run is not in this graph.
+      const bool opaque = kind == c10::prim::CallMethod || kind == c10::prim::CallFunction ||
+                          kind == c10::prim::fork || kind == c10::prim::awaitable || kind == c10::prim::PythonOp;
+      state |= opaque;
+      inputs |= opaque;
+      const auto* schema = node->maybeSchema();
+      if (schema != nullptr && schema->is_mutable() && !node->inputs().empty()) {
+        const auto* written = node->inputs()[0];
+        const auto origin = written->node()->kind();
+        elements |= written->type()->kind() != c10::TypeKind::TensorType && origin != c10::prim::ListConstruct &&
+                    origin != c10::prim::DictConstruct;
+      }
+      for (auto* inner : node->blocks()) visit(inner);
+    }
+  }
+};
+
+// Errs on the side of an effect. To the analysis, arguments and elements of containers are one class of values, which
+// `any` stands for: a write to one of them counts for every container there is. `isFrozen` keeps the module's own
+// tensors out of that class.
 char* module_effects(const nt_module* self, int32_t* inputs, int32_t* state) {
   *inputs = *state = 1;
   return guarded([&] {
     auto graph = self->module.get_method("forward").graph()->copy();
     torch::jit::Inline(*graph);
-    const torch::jit::AliasDb aliases(graph);
-    bool writes_state = aliases.hasWriters(graph->inputs()[0]);
-    find_state_writes(graph->block(), aliases, writes_state);
-    bool writes_inputs = false;
-    for (size_t i = 1; i < graph->inputs().size(); ++i) writes_inputs |= aliases.hasWriters(graph->inputs()[i]);
-    *inputs = writes_inputs;
-    *state = writes_state;
+    const size_t arguments = graph->inputs().size();
+    const auto* any = graph->addInput("any")->setType(c10::TensorType::get());
+    const torch::jit::AliasDb aliases(graph, /*isFrozen=*/true);
+    Effects effects{aliases};
+    effects.visit(graph->block());
+    effects.elements |= aliases.hasWriters(any);
+    effects.state |= effects.elements && effects.state_holds;
+    for (size_t i = 1; i < arguments; ++i) {
+      const auto* input = graph->inputs()[i];
+      effects.inputs |= aliases.hasWriters(input) || (effects.elements && holds(*input->type()));
+    }
+    *inputs = effects.inputs;
+    *state = effects.state;
   });
 }
 
@@ -303,7 +422,7 @@ char* run(const nt_module* self, const nt_run* how, const nt_input* inputs, size
       for (size_t i = 0; i < inputs_len; ++i) stack.push_back(value_of(inputs[i], device));
     }
     auto result = self->module.get_method("forward")(std::move(stack));
-    if (device.is_cuda()) at::accelerator::synchronizeDevice(device.index());
+    if (device.is_cuda()) at::accelerator::getCurrentStream(device.index()).synchronize();
     *out = new nt_value{std::move(result)};
   });
 }

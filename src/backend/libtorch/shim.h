@@ -99,7 +99,7 @@ struct nt_api {
   void (*tensor_free)(nt_tensor*);
 
   char* (*module_new)(nt_text name, nt_module** out);
-  char* (*module_register)(nt_module*, nt_text name, const nt_tensor*, int32_t buffer);
+  char* (*module_register)(nt_module*, nt_text name, const nt_tensor*, int32_t buffer);  // 2: a list of it, as an attribute.
   char* (*module_define)(nt_module*, nt_text source);
   char* (*module_save)(const nt_module*, nt_text path);
   // Weights go to `device`; evaluation mode is on.
