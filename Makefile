@@ -23,6 +23,7 @@ run: setup-run ## build the server and serve model_repository/
 	-@$(PYTHON) scripts/setup-clients
 	$(CARGO) build --release $(cargo_jobs)
 	@scripts/prepare-minilm target/release/nereid
+	@echo "when it is ready, try: .venv/bin/python examples/embed.py"
 	@exec target/release/nereid serve --model-repository model_repository $(ARGS)
 
 test: check clients ## all that CI checks

@@ -95,6 +95,8 @@ pub struct Grpc {
     pub calls_max: u32,
     /// Requests at a time on one stream; more are not read until one is answered.
     pub stream_requests_max: usize,
+    /// Time for a new connection to begin to speak HTTP/2.
+    pub handshake_timeout: Duration,
     /// Time without traffic before a ping.
     pub keepalive_time: Duration,
     /// Time until an unanswered ping ends the connection.
@@ -254,6 +256,7 @@ impl Grpc {
             connections_max: reader.number("grpc-max-connections") as usize,
             calls_max: reader.number("grpc-max-concurrent-streams") as u32,
             stream_requests_max: reader.number("grpc-max-stream-requests") as usize,
+            handshake_timeout: Duration::from_millis(reader.number("grpc-handshake-timeout")),
             keepalive_time: Duration::from_millis(reader.number("grpc-keepalive-time")),
             keepalive_timeout: Duration::from_millis(reader.number("grpc-keepalive-timeout")),
             connection_age_max: reader.maybe_number("grpc-max-connection-age").map(Duration::from_millis),

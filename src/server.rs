@@ -40,11 +40,11 @@ pub async fn run(config: Config) -> Result<()> {
     }
     let exit_timeout = config.exit_timeout;
     let exit_on_error = config.exit_on_error;
-    let mut stop = stop_signals()?;
+    let stop = stop_signals()?;
     let server = Server::bind(&config).await?;
     let failed = tokio::select! {
         failed = server.load() => failed?,
-        () = stop.recv() => return server.stop(exit_timeout).await,
+        () = stop.cancelled() => return server.stop(exit_timeout).await,
     };
     if !failed.is_empty() && exit_on_error {
         server.stop(exit_timeout).await?;
@@ -52,12 +52,7 @@ pub async fn run(config: Config) -> Result<()> {
         return Err(Error::internal(format!("failed to load all models: {}", names.join(", "))));
     }
     println!("{}", server.greeting());
-    stop.recv().await;
-    tokio::spawn(async move {
-        stop.recv().await;
-        tracing::warn!("second signal, ending at once");
-        std::process::exit(1);
-    });
+    stop.cancelled().await;
     server.stop(exit_timeout).await
 }
 
@@ -67,9 +62,21 @@ struct StopSignals {
     interrupt: tokio::signal::unix::Signal,
 }
 
-fn stop_signals() -> Result<StopSignals> {
+/// Cancelled by the first signal; a second one ends the process, whatever the server is doing by then.
+fn stop_signals() -> Result<CancellationToken> {
     let listen = |kind| signal(kind).map_err(|error| Error::internal(format!("cannot listen for signals: {error}")));
-    Ok(StopSignals { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    let mut signals =
+        StopSignals { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? };
+    let stop = CancellationToken::new();
+    let first = stop.clone();
+    tokio::spawn(async move {
+        signals.recv().await;
+        first.cancel();
+        signals.recv().await;
+        tracing::warn!("second signal, ending at once");
+        std::process::exit(1);
+    });
+    Ok(stop)
 }
 
 impl StopSignals {
@@ -176,7 +183,7 @@ impl Server {
             } else {
                 address.to_string()
             };
-            line.push_str(&format!("\ntry: .venv/bin/python examples/embed.py --url {address}"));
+            line.push_str(&format!("\ntry: nereid health --grpc {address}"));
         }
         line
     }
@@ -266,6 +273,7 @@ fn grpc_settings(config: &Config, grpc: &config::Grpc) -> protocol::grpc::Settin
         connections_max: grpc.connections_max,
         calls_max: grpc.calls_max,
         stream_requests_max: grpc.stream_requests_max,
+        handshake_timeout: grpc.handshake_timeout,
         keepalive_interval: grpc.keepalive_time,
         keepalive_timeout: grpc.keepalive_timeout,
         connection_age_max: grpc.connection_age_max,

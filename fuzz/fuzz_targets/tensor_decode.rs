@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
-use std::time::Duration;
 
 use bytes::Bytes;
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
@@ -74,7 +73,7 @@ fuzz_target!(|data: &[u8]| {
 fn follow(message: ModelInferRequest, config: &ModelConfig) {
     let raw: usize = message.raw_input_contents.iter().map(Bytes::len).sum();
     let in_contents = message.encoded_len();
-    let arrival = Arrival { at: Instant::now(), limit: Some(Duration::from_secs(1)) };
+    let arrival = Arrival { at: Instant::now(), deadline: None };
     let Ok(decoded) = decode::request(message, config, arrival) else { return };
     let request = decoded.request;
     let held: usize = request.inputs.iter().map(|input| input.tensor.data.len()).sum();

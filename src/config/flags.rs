@@ -74,6 +74,7 @@ pub const FLAGS: &[Flag] = &[
     flag(GRPC, "grpc-port", Value::Number(0, 65535), "8001", "Port to listen on; 0 for any that is free"),
     flag(GRPC, "grpc-max-request-bytes", Value::Number(1024, i32::MAX as u64), "2147483647", "The largest request message"),
     flag(GRPC, "grpc-max-response-bytes", Value::Number(1024, i32::MAX as u64), "2147483647", "The largest response message"),
+    flag(GRPC, "grpc-handshake-timeout", Value::Number(1, i32::MAX as u64), "10000", "Milliseconds for a new connection to begin to speak HTTP/2"),
     flag(GRPC, "grpc-keepalive-time", Value::Number(1, i32::MAX as u64), "7200000", "Milliseconds without traffic before a ping"),
     flag(GRPC, "grpc-keepalive-timeout", Value::Number(1, i32::MAX as u64), "20000", "Milliseconds until an unanswered ping ends the connection"),
     flag(GRPC, "grpc-max-connection-age", Value::Number(1, MILLISECONDS_MAX), "", "Milliseconds until a connection is asked to end"),

@@ -22,9 +22,10 @@ use tokio_util::sync::CancellationToken;
 use crate::telemetry::metrics::Metrics;
 
 /// Connections that are served at the same time; others wait to be accepted.
-const CONNECTIONS_MAX: usize = 64;
+const CONNECTIONS_MAX: usize = 256;
 /// The longest time from a connection's last response to its next complete request head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// Short, so that peers which never complete one cannot keep scrapes out.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest request head in bytes, and the most header lines in it.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 const HEADERS_MAX: usize = 64;
@@ -164,6 +165,18 @@ mod tests {
         let mut idle = TcpStream::connect(address).await.expect("the server listens");
         idle.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("the server reads");
         idle.read_exact(&mut [0; 12]).await.expect("a status line");
+        drop(stop);
+        server.await.expect("the server ends");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn half_a_request_is_not_waited_for_long() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let (stop, stopped) = oneshot::channel::<()>();
+        let server = tokio::spawn(serve(listener, Metrics::new(), async { drop(stopped.await) }));
+        let ended = tokio::time::timeout(2 * HEAD_TIMEOUT, ask_or_reset(address, "GET /metrics HTT"));
+        assert!(!ended.await.expect("the server closes").starts_with("HTTP/1.1 200"));
         drop(stop);
         server.await.expect("the server ends");
     }

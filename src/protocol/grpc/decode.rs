@@ -3,8 +3,6 @@
 //! Whether names, shapes and sizes fit the model is `model::Signature`'s to check, later and once. Tensor bytes are
 //! views of the message's buffer, never copies, unless they came as typed contents. Begin with [`request`].
 
-use std::time::Duration;
-
 use bytes::Bytes;
 
 use super::wire::ModelInferRequest;
@@ -23,8 +21,8 @@ const DIMENSIONS_MAX: usize = 64;
 pub struct Arrival {
     /// When the message had been read.
     pub at: Instant,
-    /// How long the caller waits from then on; `None` for ever.
-    pub limit: Option<Duration>,
+    /// Until when the caller waits, counted from the call's headers on; `None` for ever.
+    pub deadline: Option<Instant>,
 }
 
 /// A decoded request.
@@ -45,8 +43,8 @@ pub fn version(text: &str) -> Result<Option<Version>> {
         return Ok(None);
     }
     match text.parse::<i128>() {
-        Ok(number) if number > 0 && Version::try_from(number).is_ok() => Ok(Some(number as Version)),
-        Ok(number) if number <= 0 => Err(Error::invalid(format!(
+        Ok(number) if is_plain(text) && number > 0 && Version::try_from(number).is_ok() => Ok(Some(number as Version)),
+        Ok(number) if number <= 0 || !is_plain(text) => Err(Error::invalid(format!(
             "invalid model version specified '{text}' , version should be an integral value > 0"
         ))),
         failed => Err(Error::invalid(format!(
@@ -57,6 +55,11 @@ pub fn version(text: &str) -> Result<Option<Version>> {
     }
 }
 
+/// Whether a number is written in the one way that a version has: without a plus sign and leading zeros.
+fn is_plain(number: &str) -> bool {
+    !number.starts_with(['+', '0'])
+}
+
 /// Decodes `wire`, a request for the model of `config`.
 ///
 /// # Errors
@@ -65,7 +68,7 @@ pub fn version(text: &str) -> Result<Option<Version>> {
 pub fn request(wire: ModelInferRequest, config: &ModelConfig, arrival: Arrival) -> Result<Decoded> {
     let version = version(&wire.model_version)?;
     let parameters = parameters::of_request(wire.parameters)?;
-    let inputs = inputs(wire.inputs, wire.raw_input_contents, config)?;
+    let inputs = inputs(wire.inputs, wire.raw_input_contents, config, &wire.id)?;
     let outputs = wire.outputs.into_iter().map(output).collect::<Result<_>>()?;
     let request = Request {
         model: wire.model_name,
@@ -74,7 +77,7 @@ pub fn request(wire: ModelInferRequest, config: &ModelConfig, arrival: Arrival) 
         inputs,
         outputs,
         arrived: arrival.at,
-        deadline: arrival.limit.and_then(|limit| arrival.at.checked_add(limit)),
+        deadline: arrival.deadline,
         timeout: parameters.timeout,
         priority: parameters.priority,
         parameters: parameters.custom,
@@ -82,7 +85,7 @@ pub fn request(wire: ModelInferRequest, config: &ModelConfig, arrival: Arrival) 
     Ok(Decoded { request, empty_final_response: parameters.empty_final_response })
 }
 
-fn inputs(wire: Vec<InferInputTensor>, raw: Vec<Bytes>, config: &ModelConfig) -> Result<Vec<NamedTensor>> {
+fn inputs(wire: Vec<InferInputTensor>, raw: Vec<Bytes>, config: &ModelConfig, id: &str) -> Result<Vec<NamedTensor>> {
     let raw_count = raw.len();
     if raw_count > wire.len() {
         return Err(Error::invalid(format!(
@@ -104,7 +107,7 @@ fn inputs(wire: Vec<InferInputTensor>, raw: Vec<Bytes>, config: &ModelConfig) ->
                 parameters::shared_memory_disabled()
             });
         }
-        let dtype = data_type(&input, config)?;
+        let dtype = data_type(&input, config, id)?;
         let shape = shape(&input)?;
         let data = match (input.contents, raw_count) {
             (Some(_), 1..) => {
@@ -127,11 +130,11 @@ fn inputs(wire: Vec<InferInputTensor>, raw: Vec<Bytes>, config: &ModelConfig) ->
     Ok(tensors)
 }
 
-fn data_type(input: &InferInputTensor, config: &ModelConfig) -> Result<DataType> {
+fn data_type(input: &InferInputTensor, config: &ModelConfig, id: &str) -> Result<DataType> {
     if let Some(dtype) = DataType::from_name(&input.datatype) {
         return Ok(dtype);
     }
-    Err(Error::invalid(match config.inputs.iter().find(|spec| *spec.name == *input.name) {
+    let refusal = match config.inputs.iter().find(|spec| *spec.name == *input.name) {
         Some(spec) => format!(
             "inference input '{}' data-type is '{}', but model '{}' expects '{}'",
             input.name,
@@ -140,7 +143,9 @@ fn data_type(input: &InferInputTensor, config: &ModelConfig) -> Result<DataType>
             spec.dtype_name()
         ),
         None => format!("unexpected inference input '{}' for model '{}'", input.name, config.name),
-    }))
+    };
+    let id = if id.is_empty() { "<id_unknown>" } else { id };
+    Err(Error::invalid(format!("[request id: {id}] {refusal}")))
 }
 
 fn shape(input: &InferInputTensor) -> Result<Shape> {
@@ -168,7 +173,7 @@ mod tests {
         assert_eq!(version(""), Ok(None));
         assert_eq!(version("3"), Ok(Some(3)));
         let message = |text| version(text).expect_err("refused").to_string();
-        for text in ["0", "-1"] {
+        for text in ["0", "-1", "+1", "01"] {
             assert_eq!(
                 message(text),
                 format!("invalid model version specified '{text}' , version should be an integral value > 0")

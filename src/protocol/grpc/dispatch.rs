@@ -12,6 +12,8 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Frame;
 use hyper::body::Incoming;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::Status;
 use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
@@ -31,6 +33,7 @@ use crate::model::schema;
 use crate::protocol::status;
 
 const MODEL_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
+const MODEL_STREAM_INFER: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
 
 /// The number of the field `ModelInferResponse.raw_output_contents`.
 const RAW_OUTPUT_CONTENTS: u32 = 6;
@@ -41,6 +44,8 @@ pub struct Dispatch {
     request_bytes_max: usize,
     response_bytes_max: usize,
     services: Routes,
+    /// One token for each inference whose request was read and whose answer was not yet handed to the transport.
+    inferences: TaskTracker,
 }
 
 impl Dispatch {
@@ -69,35 +74,48 @@ impl Dispatch {
             request_bytes_max: settings.request_bytes_max,
             response_bytes_max: settings.response_bytes_max,
             services,
+            inferences: TaskTracker::new(),
         })
+    }
+
+    /// Resolves once no inference is in flight; a request that was not read to its end is none.
+    ///
+    /// Calls made after that must be refused, which [`Gateway::drain`] sees to.
+    pub async fn inferences_ended(&self) {
+        self.inferences.close();
+        self.inferences.wait().await;
     }
 
     /// Answers one call. Dropping the future cancels it.
     pub async fn call(&self, request: Request<Incoming>) -> Response<Body> {
         if request.uri().path() == MODEL_INFER && !is_compressed(request.headers()) {
             return match self.model_infer(request).await {
-                Ok(body) => {
-                    let mut response = Response::new(Body::Framed(body));
+                Ok((body, inference)) => {
+                    let mut response = Response::new(Body::Framed { body, _inference: inference });
                     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
                     response
                 }
                 Err(status) => status.into_http(),
             };
         }
+        let inference =
+            matches!(request.uri().path(), MODEL_INFER | MODEL_STREAM_INFER).then(|| self.inferences.token());
         match self.services.clone().oneshot(request).await {
-            Ok(response) => response.map(Body::Boxed),
+            Ok(response) => response.map(|body| Body::Boxed { body, _inference: inference }),
             Err(never) => match never {},
         }
     }
 
-    async fn model_infer(&self, request: Request<Incoming>) -> Result<framing::Body, Status> {
+    async fn model_infer(&self, request: Request<Incoming>) -> Result<(framing::Body, TaskTrackerToken), Status> {
         let (head, mut body) = request.into_parts();
-        let limit = timeout::of(&head.headers).map_err(|error| status::grpc(&error))?;
-        let message = framing::read(&mut body, self.request_bytes_max).await?;
-        let arrival = Arrival { at: Instant::now(), limit };
+        let deadline = timeout::deadline(&head.headers).map_err(|error| status::grpc(&error))?;
+        let message = timeout::before(deadline, framing::read(&mut body, self.request_bytes_max)).await?;
+        let inference = self.inferences.token();
+        let arrival = Arrival { at: Instant::now(), deadline };
         let response = infer::unary(&self.gateway, message, arrival).await.map_err(|error| status::grpc(&error))?;
         let (message, raw) = encode::split(response);
-        framing::Body::new(&message, RAW_OUTPUT_CONTENTS, raw, self.response_bytes_max)
+        let body = framing::Body::new(&message, RAW_OUTPUT_CONTENTS, raw, self.response_bytes_max)?;
+        Ok((body, inference))
     }
 }
 
@@ -112,10 +130,10 @@ pub enum Body {
     /// Nothing: all is in the headers.
     #[default]
     Empty,
-    /// One message of our own framing.
-    Framed(framing::Body),
-    /// What a generated service answers.
-    Boxed(tonic::body::Body),
+    /// One message of our own framing; in flight as long as this is.
+    Framed { body: framing::Body, _inference: TaskTrackerToken },
+    /// What a generated service answers, and for an inference that it is in flight.
+    Boxed { body: tonic::body::Body, _inference: Option<TaskTrackerToken> },
 }
 
 impl http_body::Body for Body {
@@ -125,16 +143,16 @@ impl http_body::Body for Body {
     fn poll_frame(self: Pin<&mut Self>, ctx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         match self.get_mut() {
             Body::Empty => Poll::Ready(None),
-            Body::Framed(body) => Pin::new(body).poll_frame(ctx).map_err(|never| match never {}),
-            Body::Boxed(body) => Pin::new(body).poll_frame(ctx),
+            Body::Framed { body, .. } => Pin::new(body).poll_frame(ctx).map_err(|never| match never {}),
+            Body::Boxed { body, .. } => Pin::new(body).poll_frame(ctx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Body::Empty => true,
-            Body::Framed(body) => body.is_end_stream(),
-            Body::Boxed(body) => body.is_end_stream(),
+            Body::Framed { body, .. } => body.is_end_stream(),
+            Body::Boxed { body, .. } => body.is_end_stream(),
         }
     }
 }

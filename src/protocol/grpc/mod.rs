@@ -10,6 +10,7 @@ pub mod decode;
 mod dispatch;
 mod encode;
 mod framing;
+mod handshake;
 mod health;
 mod infer;
 mod metadata;

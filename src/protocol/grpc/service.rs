@@ -67,8 +67,8 @@ impl GrpcInferenceService for InferenceService {
 
     /// Reached by compressed calls only; others take the short way of `dispatch.rs`.
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Answer<ModelInferResponse> {
-        let limit = timeout::of(request.metadata().as_ref()).map_err(|error| status::grpc(&error))?;
-        let arrival = Arrival { at: Instant::now(), limit };
+        let deadline = timeout::deadline(request.metadata().as_ref()).map_err(|error| status::grpc(&error))?;
+        let arrival = Arrival { at: Instant::now(), deadline };
         let response = infer::unary(&self.gateway, request.into_inner(), arrival).await;
         let message = encode::response(response.map_err(|error| status::grpc(&error))?);
         match message.encoded_len() {
@@ -85,12 +85,12 @@ impl GrpcInferenceService for InferenceService {
         &self,
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Answer<Self::ModelStreamInferStream> {
-        let limit = timeout::of(request.metadata().as_ref()).map_err(|error| status::grpc(&error))?;
+        let deadline = timeout::deadline(request.metadata().as_ref()).map_err(|error| status::grpc(&error))?;
         let options = Options {
             requests_max: self.stream_requests_max,
             response_bytes_max: self.response_bytes_max,
             end_at_error: request.metadata().get("triton_grpc_error").is_some_and(|value| value == "true"),
-            deadline: limit.and_then(|limit| Instant::now().checked_add(limit)),
+            deadline,
         };
         Ok(Response::new(Infers::new(self.gateway.clone(), request.into_inner(), options)))
     }

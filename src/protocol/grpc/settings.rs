@@ -25,6 +25,8 @@ pub struct Settings {
     pub call_window_bytes: u32,
     /// How many bytes of all calls of a connection a client may send ahead.
     pub connection_window_bytes: u32,
+    /// How long a new connection may take to begin to speak HTTP/2 (`--grpc-handshake-timeout`).
+    pub handshake_timeout: Duration,
     /// How often a silent connection is asked for a sign of life (`--grpc-keepalive-time`).
     pub keepalive_interval: Duration,
     /// How long the sign of life may take (`--grpc-keepalive-timeout`).
@@ -50,6 +52,7 @@ impl Default for Settings {
             frame_bytes: 1 << 20,
             call_window_bytes: 16 << 20,
             connection_window_bytes: 64 << 20,
+            handshake_timeout: Duration::from_secs(10),
             keepalive_interval: Duration::from_secs(7200),
             keepalive_timeout: Duration::from_secs(20),
             connection_age_max: None,

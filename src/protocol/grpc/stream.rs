@@ -102,8 +102,7 @@ where
     }
 
     fn start(&mut self, request: ModelInferRequest) {
-        let now = Instant::now();
-        let arrival = Arrival { at: now, limit: self.options.deadline.map(|deadline| deadline.duration_since(now)) };
+        let arrival = Arrival { at: Instant::now(), deadline: self.options.deadline };
         let id = request.id.clone();
         let model = request.model_name.clone();
         match infer::start(&self.gateway, request, arrival, Rpc::Stream) {

@@ -1,21 +1,36 @@
-//! Reads the `grpc-timeout` header: how long the caller waits.
+//! Reads the `grpc-timeout` header, how long the caller waits, and keeps to it while a request is read.
 
 use std::time::Duration;
 
 use http::HeaderMap;
+use tonic::Status;
 
 use crate::error::{Error, Result};
+use crate::infer::Instant;
 
-/// The caller's time limit; `None` if it has none.
+/// When the caller stops waiting, if its call's headers came just now; `None` if it does not.
 ///
 /// # Errors
 /// [`crate::error::Kind::InvalidArgument`] if the header is not one to eight digits and a unit of `HMSmun`.
-pub fn of(headers: &HeaderMap) -> Result<Option<Duration>> {
+pub fn deadline(headers: &HeaderMap) -> Result<Option<Instant>> {
     let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
     match parse(value.as_bytes()) {
-        Some(limit) => Ok(Some(limit)),
+        Some(limit) => Ok(Instant::now().checked_add(limit)),
         None => Err(Error::invalid(format!("malformed grpc-timeout header {value:?}"))),
     }
+}
+
+/// The result of `reading`, unless `deadline` comes first.
+///
+/// # Errors
+/// `DEADLINE_EXCEEDED` then.
+pub async fn before<T>(
+    deadline: Option<Instant>,
+    reading: impl Future<Output = std::result::Result<T, Status>>,
+) -> std::result::Result<T, Status> {
+    let Some(deadline) = deadline else { return reading.await };
+    let late = |_| Status::deadline_exceeded("Deadline Exceeded");
+    tokio::time::timeout_at(deadline, reading).await.map_err(late)?
 }
 
 fn parse(text: &[u8]) -> Option<Duration> {

@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::dispatch::Dispatch;
+use super::handshake::Handshake;
 use super::settings::Settings;
 use super::workers::{Place, Workers};
 use crate::error::{Error, Result};
@@ -26,8 +27,12 @@ use crate::gateway::Gateway;
 /// How long to wait before the next attempt when the process has no file descriptors left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
+/// How long connections have to end at a stop once no inference is in flight.
+const CLOSE_TIME: Duration = Duration::from_secs(1);
+
 /// Serves gRPC on `listener` until `shutdown` resolves; then refuses connections, lets each client know, and returns
-/// once every call has ended.
+/// once every call has ended. Who does not end its connection although none of its inferences is in flight, such as a
+/// peer that is silent or never finishes its request, is cut off after a second.
 ///
 /// Streams end by themselves once `gateway` drains and their requests are answered.
 ///
@@ -59,7 +64,10 @@ pub async fn serve(
                     let place = workers.place();
                     let handle = place.handle.clone();
                     let dispatch = dispatch.clone();
-                    let connection = Connection { builder: builder.clone(), dispatch, age, stop: stop.clone(), place };
+                    let builder = builder.clone();
+                    let handshake_timeout = settings.handshake_timeout;
+                    let connection =
+                        Connection { builder, dispatch, handshake_timeout, age, stop: stop.clone(), place };
                     connections.spawn_on(connection.serve(stream), &handle);
                 }
                 Err(error) => accept_failed(error).await?,
@@ -68,7 +76,17 @@ pub async fn serve(
     }
     drop(listener);
     stop.cancel();
-    while connections.join_next().await.is_some() {}
+    let unused = async {
+        dispatch.inferences_ended().await;
+        tokio::time::sleep(CLOSE_TIME).await;
+    };
+    tokio::select! {
+        () = async { while connections.join_next().await.is_some() {} } => {}
+        () = unused => {
+            tracing::debug!(connections = connections.len(), "cutting off connections that do not end");
+            connections.shutdown().await;
+        }
+    }
     Ok(())
 }
 
@@ -110,6 +128,7 @@ struct Age {
 struct Connection {
     builder: http2::Builder<TokioExecutor>,
     dispatch: Arc<Dispatch>,
+    handshake_timeout: Duration,
     age: Age,
     stop: CancellationToken,
     place: Place,
@@ -118,7 +137,7 @@ struct Connection {
 impl Connection {
     /// Serves the connection until its client has gone, or its last call ended after it was told to stop.
     async fn serve(self, accepted: TcpStream) {
-        let Self { builder, dispatch, age, stop, place: _place } = self;
+        let Self { builder, dispatch, handshake_timeout, age, stop, place: _place } = self;
         // The socket was accepted by another runtime than the one that serves it from now on.
         let stream = match accepted.into_std().and_then(TcpStream::from_std) {
             Ok(stream) => stream,
@@ -127,6 +146,7 @@ impl Connection {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "connection without TCP_NODELAY");
         }
+        let stream = Handshake::new(stream, handshake_timeout);
         let service = service_fn(move |request| {
             let dispatch = dispatch.clone();
             async move { Ok::<_, Infallible>(dispatch.call(request).await) }

@@ -315,12 +315,13 @@ async fn the_models_checks_name_the_request() {
     let served = Served::start().await;
     let mut client = served.client().await;
     for (id, shown) in [("mine", "[request id: mine] "), ("", "[request id: <id_unknown>] ")] {
-        let bad = pair_but(|request| {
-            request.id = id.to_owned();
-            request.inputs[0].shape = vec![4];
-        });
-        let (_, message) = refusal(client.model_infer(bad).await);
-        assert!(message.starts_with(shown), "{message}");
+        let shape = pair_but(|request| request.inputs[0].shape = vec![4]);
+        let datatype = pair_but(|request| request.inputs[0].datatype = "FLOAT".to_owned());
+        for mut bad in [shape, datatype] {
+            bad.id = id.to_owned();
+            let (_, message) = refusal(client.model_infer(bad).await);
+            assert!(message.starts_with(shown), "{message}");
+        }
     }
     drop(client);
     served.stop().await;

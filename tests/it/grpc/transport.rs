@@ -1,13 +1,25 @@
 //! What is below messages: limits, framing, unknown calls.
 
+use std::net::SocketAddr;
+use std::time::Duration;
+
 use bytes::Bytes;
+use futures_util::StreamExt as _;
+use http::Request;
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use nereid::engine::Control;
+use nereid::infer::Instant;
 use nereid::protocol::grpc::Settings;
 use nereid::protocol::grpc::wire::ServerLiveRequest;
 use prost::Message as _;
-use tonic::Code;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tonic::{Code, Status};
 
-use super::{Served, call, framed, pair, refusal, request};
+use super::{PATIENCE, SLOW, Served, call, framed, pair, refusal, request, slow, until, within};
 
 #[tokio::test]
 async fn broken_bodies_are_refused() {
@@ -81,4 +93,98 @@ async fn a_stop_ends_idle_connections() {
     client.server_live(ServerLiveRequest {}).await.expect("answered");
     served.stop().await;
     assert!(client.server_live(ServerLiveRequest {}).await.is_err());
+}
+
+/// The preface of HTTP/2 with a frame of settings.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// A peer that says this much and nothing more.
+async fn silent_after(address: SocketAddr, beginning: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.expect("the server listens");
+    stream.write_all(beginning).await.expect("the server reads");
+    stream
+}
+
+/// Begins a call with `start` of a body that never ends; gives the status, if one comes.
+async fn unfinished(address: SocketAddr, path: &str, timeout: Option<&str>, start: &'static [u8]) -> Option<Status> {
+    let stream = TcpStream::connect(address).await.expect("the server listens");
+    let builder = http2::Builder::new(TokioExecutor::new());
+    let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await.expect("it speaks HTTP/2");
+    let connection = tokio::spawn(connection);
+    let frames = futures_util::stream::iter([Ok::<_, std::io::Error>(Frame::data(Bytes::from_static(start)))]);
+    let body = StreamBody::new(frames.chain(futures_util::stream::pending()));
+    let mut asked = Request::post(format!("http://{address}{path}")).header("content-type", "application/grpc");
+    if let Some(timeout) = timeout {
+        asked = asked.header("grpc-timeout", timeout);
+    }
+    let answer = sender.send_request(asked.body(body).expect("well formed")).await.ok()?;
+    let status = Status::from_header_map(answer.headers());
+    if status.is_none() {
+        // The headers of a stream, which goes on until the connection ends.
+        let _ = connection.await;
+    }
+    status
+}
+
+#[tokio::test]
+async fn peers_that_do_nothing_do_not_hold_up_a_stop() {
+    let served = Served::start().await;
+    let address = served.address;
+    let _nothing = silent_after(address, b"").await;
+    let _half = silent_after(address, &PREFACE[..5]).await;
+    let _no_answer_to_pings = silent_after(address, PREFACE).await;
+    let infer = "/inference.GRPCInferenceService/ModelInfer";
+    let reflection = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+    let request = tokio::spawn(unfinished(address, infer, None, &[0, 0, 0, 1, 0, 9]));
+    let stream = tokio::spawn(unfinished(address, reflection, None, &[]));
+    served.client().await.server_live(ServerLiveRequest {}).await.expect("answered");
+    let start = Instant::now();
+    served.stop().await;
+    assert!(start.elapsed() < PATIENCE / 2, "{:?}", start.elapsed());
+    assert!(within(request).await.expect("no panic").is_none_or(|status| status.code() != Code::Ok));
+    within(stream).await.expect("no panic");
+}
+
+#[tokio::test]
+async fn a_stop_waits_for_requests_in_flight_longer_than_for_connections() {
+    let served = Served::start().await;
+    let client = served.client().await;
+    let handle = served.engine.find("slow", None).expect("it is ready");
+    let calls: Vec<_> = (0..6)
+        .map(|_| {
+            let mut client = client.clone();
+            tokio::spawn(async move { client.model_infer(slow()).await })
+        })
+        .collect();
+    until(|| served.engine.metrics().render().contains("nereid_requests_received_total 6")).await;
+    let _silent = silent_after(served.address, PREFACE).await;
+    let start = Instant::now();
+    drop(client);
+    served.stop().await;
+    assert!(start.elapsed() > 4 * SLOW, "{:?}", start.elapsed());
+    for call in calls {
+        within(call).await.expect("no panic").expect("answered");
+    }
+    assert_eq!(handle.stats.snapshot().execution_count, 6);
+}
+
+#[tokio::test]
+async fn a_connection_that_does_not_begin_to_speak_makes_room() {
+    let settings = Settings { connections_max: 1, handshake_timeout: Duration::from_millis(50), ..Settings::default() };
+    let served = Served::with(Control::None, settings).await;
+    let mut half = silent_after(served.address, &PREFACE[..5]).await;
+    let _ = within(half.read_to_end(&mut Vec::new())).await;
+    let mut client = served.client().await;
+    within(client.server_live(ServerLiveRequest {})).await.expect("answered");
+    drop(client);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_deadline_counts_from_the_headers_on() {
+    let served = Served::start().await;
+    let infer = "/inference.GRPCInferenceService/ModelInfer";
+    let status = within(unfinished(served.address, infer, Some("50m"), &[0, 0, 0, 1, 0, 9])).await;
+    assert_eq!(status.expect("an answer before the body ends").code(), Code::DeadlineExceeded);
+    served.stop().await;
 }
