@@ -141,7 +141,69 @@ fn random_data(dtype: DataType, bytes: usize) -> Bytes {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+    use std::time::Duration;
+
     use super::*;
+    use crate::model::{DynamicBatching, QueuePolicy, TensorSpec, TimeoutAction, schema};
+
+    /// A model of one input of this many floats a row, with dynamic batching.
+    fn batching(rows: usize, floats: i64) -> ModelConfig {
+        let queue = QueuePolicy {
+            timeout_action: TimeoutAction::Reject,
+            timeout: None,
+            allow_timeout_override: false,
+            requests_max: 1,
+        };
+        let preferred_rows = Vec::new();
+        let batching =
+            DynamicBatching { preferred_rows, queue_delay_max: Duration::ZERO, preserve_ordering: false, queue };
+        let input = TensorSpec {
+            name: "x".into(),
+            dtype: Some(DataType::Fp32),
+            dims: Some(Shape::new(&[floats])),
+            reshape: None,
+            optional: false,
+            labels: Arc::from([]),
+        };
+        ModelConfig {
+            name: "m".into(),
+            backend: "identity".to_owned(),
+            max_batch_rows: rows,
+            inputs: vec![input],
+            outputs: Vec::new(),
+            instances: Vec::new(),
+            scheduling: Scheduling::Dynamic(batching),
+            budget: None,
+            decoupled: false,
+            warmup: Vec::new(),
+            parameters: BTreeMap::new(),
+            metric_tags: BTreeMap::new(),
+            schema: Arc::new(schema::ModelConfig::default()),
+        }
+    }
+
+    fn rows_of(config: &ModelConfig) -> Vec<usize> {
+        let batches = batches(config, true).expect("there is no sample");
+        let mut rows: Vec<usize> = batches.iter().map(|warmup| warmup.batch.rows()).collect();
+        rows.dedup();
+        rows
+    }
+
+    #[test]
+    fn automatic_batches_end_at_the_most_rows() {
+        assert_eq!(rows_of(&batching(6, 4)), [1, 2, 4, 6]);
+        assert_eq!(rows_of(&batching(i32::MAX as usize, 4)).last(), Some(&AUTOMATIC_ROWS_MAX));
+    }
+
+    #[test]
+    fn automatic_batches_fit_into_their_bytes_together() {
+        let mebibytes = |rows: &[usize]| rows.iter().sum::<usize>();
+        let rows = rows_of(&batching(1024, 1 << 18));
+        assert_eq!(rows, [1, 2, 4, 8, 16, 32, 64, 128]);
+        assert!(mebibytes(&rows) <= AUTOMATIC_BYTES_MAX >> 20);
+    }
 
     #[test]
     fn random_data_fills_every_type_exactly() {
