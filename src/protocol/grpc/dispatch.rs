@@ -1,7 +1,8 @@
 //! Routes one HTTP/2 request to its service by path.
 //!
 //! An uncompressed ModelInfer, nearly all of the traffic, is answered here without tonic's codec and layers;
-//! everything else goes to the generated services. Begin with [`Dispatch::call`].
+//! a compressed one and ModelStreamInfer take tonic's way with a codec that bounds requests, and everything else goes
+//! to the generated services. Begin with [`Dispatch::call`].
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,21 +13,25 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Frame;
 use hyper::body::Incoming;
+use parking_lot::Mutex;
+use prost::Message;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
-use tonic::Status;
 use tonic::codec::CompressionEncoding;
+use tonic::server::Grpc;
 use tonic::service::Routes;
+use tonic::{Code, Status};
 use tower::ServiceExt as _;
 
+use super::codec::InferCodec;
 use super::decode::Arrival;
 use super::health::HealthService;
 use super::health_wire::health_server::HealthServer;
 use super::service::InferenceService;
 use super::settings::Settings;
-use super::wire::grpc_inference_service_server::GrpcInferenceServiceServer;
+use super::wire::grpc_inference_service_server::{GrpcInferenceService as _, GrpcInferenceServiceServer};
 use super::{encode, framing, infer, timeout};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::gateway::Gateway;
 use crate::infer::Instant;
 use crate::model::schema;
@@ -41,6 +46,7 @@ const RAW_OUTPUT_CONTENTS: u32 = 6;
 /// Answers every call of every connection.
 pub struct Dispatch {
     gateway: Arc<Gateway>,
+    inference: Arc<InferenceService>,
     request_bytes_max: usize,
     response_bytes_max: usize,
     services: Routes,
@@ -54,9 +60,9 @@ impl Dispatch {
     /// # Errors
     /// [`crate::error::Kind::Internal`] if our own descriptors cannot be read.
     pub fn new(gateway: Arc<Gateway>, settings: &Settings) -> Result<Self> {
-        let inference = GrpcInferenceServiceServer::new(InferenceService::new(gateway.clone(), settings))
+        let inference = Arc::new(InferenceService::new(gateway.clone(), settings));
+        let generated = GrpcInferenceServiceServer::from_arc(inference.clone())
             .max_decoding_message_size(settings.request_bytes_max)
-            // The service itself refuses what is larger, with the message that clients know.
             .max_encoding_message_size(usize::MAX)
             .accept_compressed(CompressionEncoding::Gzip)
             .accept_compressed(CompressionEncoding::Deflate);
@@ -64,13 +70,14 @@ impl Dispatch {
         let reflection =
             || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(schema::DESCRIPTORS);
         let broken = |error| Error::internal(format!("the descriptors of the services are broken: {error}"));
-        let services = Routes::new(inference)
+        let services = Routes::new(generated)
             .add_service(health)
             .add_service(reflection().build_v1().map_err(broken)?)
             .add_service(reflection().build_v1alpha().map_err(broken)?)
             .prepare();
         Ok(Self {
             gateway,
+            inference,
             request_bytes_max: settings.request_bytes_max,
             response_bytes_max: settings.response_bytes_max,
             services,
@@ -98,24 +105,120 @@ impl Dispatch {
                 Err(status) => status.into_http(),
             };
         }
-        let inference =
-            matches!(request.uri().path(), MODEL_INFER | MODEL_STREAM_INFER).then(|| self.inferences.token());
+        match request.uri().path() {
+            MODEL_INFER => return self.compressed(request).await,
+            MODEL_STREAM_INFER => return self.stream(request).await,
+            _ => {}
+        }
         match self.services.clone().oneshot(request).await {
-            Ok(response) => response.map(|body| Body::Boxed { body, _inference: inference }),
+            Ok(response) => response.map(|body| Body::Boxed { body, _inference: None }),
             Err(never) => match never {},
         }
     }
 
+    /// tonic's way for a service whose requests are bounded.
+    fn tonic<Answer: Message + Send + 'static>(&self) -> Grpc<InferCodec<Answer>> {
+        Grpc::new(InferCodec::default())
+            .max_decoding_message_size(self.request_bytes_max)
+            // The service itself refuses what is larger, with the message that clients know.
+            .max_encoding_message_size(usize::MAX)
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Deflate)
+    }
+
+    async fn compressed(&self, request: Request<Incoming>) -> Response<Body> {
+        let unread = Arc::new(Mutex::new(Some(Unread::new(self.gateway.clone()))));
+        let infer = tower::service_fn(|request| {
+            // It was read: from here on the service counts.
+            if let Some(unread) = unread.lock().take() {
+                unread.read();
+            }
+            let (service, token) = (self.inference.clone(), self.inferences.token());
+            async move {
+                let _in_flight = token;
+                service.model_infer(request).await
+            }
+        });
+        let response = self.tonic().unary(infer, request).await;
+        if let Some(unread) = unread.lock().take() {
+            unread.refuse(Code::InvalidArgument);
+        }
+        response.map(|body| Body::Boxed { body, _inference: None })
+    }
+
+    async fn stream(&self, request: Request<Incoming>) -> Response<Body> {
+        let token = self.inferences.token();
+        let infer = tower::service_fn(|request| {
+            let service = self.inference.clone();
+            async move { service.model_stream_infer(request).await }
+        });
+        let response = self.tonic().streaming(infer, request).await;
+        response.map(|body| Body::Boxed { body, _inference: Some(token) })
+    }
+
+    /// A response beyond the limit counts as answered: the model did its work.
     async fn model_infer(&self, request: Request<Incoming>) -> Result<(framing::Body, TaskTrackerToken), Status> {
         let (head, mut body) = request.into_parts();
-        let deadline = timeout::deadline(&head.headers).map_err(|error| status::grpc(&error))?;
-        let message = timeout::before(deadline, framing::read(&mut body, self.request_bytes_max)).await?;
+        let unread = Unread::new(self.gateway.clone());
+        let read = async {
+            let deadline = timeout::deadline(&head.headers).map_err(|error| status::grpc(&error))?;
+            let message = timeout::before(deadline, framing::read(&mut body, self.request_bytes_max)).await?;
+            Ok((deadline, message))
+        };
+        let (deadline, message) = match read.await {
+            Ok(read) => read,
+            Err(status) => {
+                unread.refuse(Status::code(&status));
+                return Err(status);
+            }
+        };
+        unread.read();
         let inference = self.inferences.token();
         let arrival = Arrival { at: Instant::now(), deadline };
         let response = infer::unary(&self.gateway, message, arrival).await.map_err(|error| status::grpc(&error))?;
         let (message, raw) = encode::split(response);
         let body = framing::Body::new(&message, RAW_OUTPUT_CONTENTS, raw, self.response_bytes_max)?;
         Ok((body, inference))
+    }
+}
+
+/// Counts a request that is refused, or given up by its caller, before it was read.
+struct Unread {
+    gateway: Arc<Gateway>,
+    kind: Option<Kind>,
+}
+
+impl Unread {
+    /// A request whose call just came.
+    fn new(gateway: Arc<Gateway>) -> Self {
+        Self { gateway, kind: Some(Kind::Cancelled) }
+    }
+
+    /// It was read; who goes on with it counts it.
+    fn read(mut self) {
+        self.kind = None;
+    }
+
+    fn refuse(mut self, code: Code) {
+        self.kind = Some(kind(code));
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        if let Some(kind) = self.kind {
+            self.gateway.refused(kind);
+        }
+    }
+}
+
+/// What a request that could not be read is counted as: the caller's mistake, whatever code gRPC has for it.
+pub fn kind(code: Code) -> Kind {
+    match code {
+        Code::Cancelled => Kind::Cancelled,
+        Code::DeadlineExceeded => Kind::DeadlineExceeded,
+        Code::Unimplemented => Kind::Unimplemented,
+        _ => Kind::InvalidArgument,
     }
 }
 

@@ -17,6 +17,9 @@ use hyper::body::{Body as _, Incoming};
 use prost::Message;
 use tonic::Status;
 
+use super::bounds;
+use super::wire::ModelInferRequest;
+
 /// The flag byte and the length before each message.
 pub const HEADER_BYTES: usize = 5;
 
@@ -83,12 +86,12 @@ impl Buf for Chunks {
     }
 }
 
-/// Reads the one message of a unary call, uncompressed.
+/// Reads the one request for inference of a unary call, uncompressed.
 ///
 /// # Errors
 /// `RESOURCE_EXHAUSTED` beyond `bytes_max`, as soon as the message's header says so; `INTERNAL` if the body is not
-/// exactly one message; `UNIMPLEMENTED` if it is compressed; `CANCELLED` if the client went away.
-pub async fn read<M: Message + Default>(body: &mut Incoming, bytes_max: usize) -> Result<M, Status> {
+/// exactly one message; `INVALID_ARGUMENT` beyond [`bounds`]; `UNIMPLEMENTED` if it is compressed; `CANCELLED` if the client went away.
+pub async fn read(body: &mut Incoming, bytes_max: usize) -> Result<ModelInferRequest, Status> {
     let mut chunks = Chunks::default();
     let mut wanted = None;
     while let Some(frame) = body.frame().await {
@@ -105,7 +108,8 @@ pub async fn read<M: Message + Default>(body: &mut Incoming, bytes_max: usize) -
     if wanted != Some(chunks.remaining()) {
         return Err(Status::internal("the request is not exactly one message"));
     }
-    M::decode(chunks).map_err(|error| Status::internal(format!("malformed request message: {error}")))
+    bounds::check(chunks.list.iter().map(|chunk| &chunk[..]), chunks.remaining)?;
+    ModelInferRequest::decode(chunks).map_err(|error| Status::internal(format!("malformed request message: {error}")))
 }
 
 fn header(chunks: &mut Chunks, bytes_max: usize) -> Result<usize, Status> {
@@ -199,7 +203,7 @@ impl http_body::Body for Body {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::grpc::wire::{ModelInferRequest, ModelInferResponse};
+    use crate::protocol::grpc::wire::ModelInferResponse;
 
     fn chunked(data: &Bytes, size: usize) -> Chunks {
         let mut chunks = Chunks::default();

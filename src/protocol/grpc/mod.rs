@@ -5,6 +5,8 @@
 //! `decode` and `encode` are the only places where wire messages and the server's own types meet.
 
 mod admin;
+mod bounds;
+mod codec;
 mod contents;
 pub mod decode;
 mod dispatch;

@@ -15,12 +15,12 @@ use futures_util::StreamExt as _;
 use futures_util::stream::{FuturesOrdered, SelectAll};
 use prost::Message as _;
 use tokio_util::sync::WaitForCancellationFutureOwned;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::decode::Arrival;
 use super::infer::{self, Rpc, Started};
 use super::wire::{ModelInferRequest, ModelStreamInferResponse};
-use super::{encode, framing};
+use super::{dispatch, encode, framing};
 use crate::error::{Error, Result};
 use crate::gateway::Gateway;
 use crate::infer::{Instant, Parameters, Response, Responses, only};
@@ -95,7 +95,14 @@ where
             match requests.poll_next_unpin(ctx) {
                 Poll::Pending => return Ok(()),
                 Poll::Ready(None) => self.requests = None,
-                Poll::Ready(Some(request)) => self.start(request?),
+                Poll::Ready(Some(Ok(request))) => self.start(request),
+                Poll::Ready(Some(Err(status))) => {
+                    // Not a caller that went away between requests.
+                    if !matches!(status.code(), Code::Cancelled | Code::Unknown) {
+                        self.gateway.refused(dispatch::kind(status.code()));
+                    }
+                    return Err(status);
+                }
             }
         }
         Ok(())

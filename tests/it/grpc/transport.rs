@@ -17,6 +17,7 @@ use nereid::protocol::grpc::wire::ServerLiveRequest;
 use prost::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tonic::codec::CompressionEncoding;
 use tonic::{Code, Status};
 
 use super::{PATIENCE, SLOW, Served, call, framed, pair, refusal, request, slow, until, within};
@@ -39,6 +40,39 @@ async fn broken_bodies_are_refused() {
     ] {
         let status = call(&served, "ModelInfer", &[], body).await;
         assert_eq!(status.code(), code, "{what}: {status}");
+    }
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_refused_before_it_was_read_is_counted() {
+    let served = Served::start().await;
+    let nonsense = framed(&[0xff; 20], 20, 0);
+    let gzip = [("grpc-encoding", "gzip")];
+    call(&served, "ModelInfer", &[], nonsense.clone()).await;
+    call(&served, "ModelInfer", &[], Bytes::new()).await;
+    call(&served, "ModelInfer", &[("grpc-timeout", "soon")], nonsense.clone()).await;
+    call(&served, "ModelInfer", &gzip, framed(b"not gzip", 8, 1)).await;
+    call(&served, "ModelStreamInfer", &[], nonsense).await;
+    let metrics = served.engine.metrics().render();
+    assert!(metrics.contains("nereid_requests_received_total 5"), "{metrics}");
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_of_too_many_parts_is_refused_by_every_way() {
+    let served = Served::start().await;
+    let mut many = pair();
+    many.inputs = vec![Default::default(); 5000];
+    for encoding in [None, Some(CompressionEncoding::Gzip)] {
+        let mut client = served.client().await;
+        if let Some(encoding) = encoding {
+            client = client.send_compressed(encoding);
+        }
+        let expected = (Code::InvalidArgument, "the request has more than 4096 inputs".to_owned());
+        assert_eq!(refusal(client.model_infer(many.clone()).await), expected, "{encoding:?}");
+        let mut stream = client.model_stream_infer(tokio_stream::once(many.clone())).await.expect("open").into_inner();
+        assert_eq!(refusal(within(stream.message()).await), expected, "{encoding:?}, on a stream");
     }
     served.stop().await;
 }
