@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -81,50 +80,29 @@ uint64_t memory_limit() {
   return bytes / 10 * 9;
 }
 
-// Libtorch's usual allocator with a limit on the sum of what is large. The system grants address space without looking
-// at how much memory there is, so an absurd size would only fail when it is written to, with the whole process.
+// Libtorch's usual allocator, but for single allocations that the machine cannot hold. The system grants address space
+// without looking at how much memory there is, so an absurd size would only fail when it is written to, with the whole
+// process. What is granted is the usual allocator's own: operators free scratch memory by its bare pointer, so nothing
+// may be wrapped around it.
 class BoundedAllocator final : public c10::Allocator {
  public:
   explicit BoundedAllocator(c10::Allocator* inner) : inner_(inner), limit_(memory_limit()) {}
 
   c10::DataPtr allocate(size_t bytes) override {
-    if (bytes < kLarge) return inner_->allocate(bytes);
-    auto held = std::make_unique<Held>(bytes, limit_);
-    held->memory = inner_->allocate(bytes);
-    void* data = held->memory.get();
-    return {data, held.release(), [](void* context) { delete static_cast<Held*>(context); }, at::Device(at::kCPU)};
+    TORCH_CHECK(bytes <= limit_, "not enough memory: you tried to allocate ", bytes, " bytes of at most ", limit_);
+    return inner_->allocate(bytes);
   }
 
+  c10::DeleterFnPtr raw_deleter() const override { return inner_->raw_deleter(); }
+
   void copy_data(void* target, const void* source, std::size_t bytes) const override {
-    default_copy_data(target, source, bytes);
+    inner_->copy_data(target, source, bytes);
   }
 
  private:
-  static constexpr size_t kLarge = size_t{1} << 20;
-  static std::atomic<uint64_t> used_;
-
-  struct Held {
-    size_t bytes;
-    c10::DataPtr memory;
-
-    Held(size_t wanted, uint64_t limit) : bytes(wanted) {
-      uint64_t used = used_.load();
-      do {
-        TORCH_CHECK(wanted <= limit && used <= limit - wanted, "not enough memory: you tried to allocate ", wanted,
-                    " bytes, and tensors use ", used, " of at most ", limit);
-      } while (!used_.compare_exchange_weak(used, used + wanted));
-    }
-    Held(const Held&) = delete;
-    ~Held() {
-      memory.clear();
-      used_ -= bytes;
-    }
-  };
-
   c10::Allocator* inner_;
   uint64_t limit_;
 };
-std::atomic<uint64_t> BoundedAllocator::used_{0};
 
 // --- process and thread ---------------------------------------------------------------------------------------------
 
