@@ -8,9 +8,9 @@ use std::error::Error;
 use std::fs;
 
 use bytes::Bytes;
-use nereid::protocol::grpc::wire::grpc_inference_service_client::GrpcInferenceServiceClient;
-use nereid::protocol::grpc::wire::model_infer_request::InferInputTensor;
-use nereid::protocol::grpc::wire::{ModelInferRequest, ModelInferResponse};
+use nereid::protocol::v2::wire::grpc_inference_service_client::GrpcInferenceServiceClient;
+use nereid::protocol::v2::wire::model_infer_request::InferInputTensor;
+use nereid::protocol::v2::wire::{ModelInferRequest, ModelInferResponse};
 
 const SERVER: &str = "http://127.0.0.1:8001";
 const VOCABULARY: &str = "third_party/minilm/vocab.txt";

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::gateway::Gateway;
 use crate::model::Device;
 use crate::protocol;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{Metrics, Outcomes};
 use crate::telemetry::{host, logging};
 
 /// The kinds of model files that this server runs.
@@ -209,11 +209,15 @@ impl Server {
         if !in_time {
             engine.abort();
         }
+        let outcomes = engine.metrics().outcomes();
         if let Some(host) = host {
             host.abort();
         }
         if let Some(metrics) = metrics {
             let _ = tokio::time::timeout(Duration::from_secs(1), metrics.stop()).await;
+        }
+        if let Some(Outcomes { received, answered, refused }) = outcomes {
+            tracing::info!(received, answered, refused, "requests since the start");
         }
         if in_time {
             tracing::info!("stopped");

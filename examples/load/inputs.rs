@@ -1,9 +1,9 @@
 //! Makes a request that a model accepts, from its metadata and configuration.
 
 use bytes::Bytes;
-use nereid::protocol::grpc::wire::grpc_inference_service_client::GrpcInferenceServiceClient as Client;
-use nereid::protocol::grpc::wire::model_infer_request::InferInputTensor;
-use nereid::protocol::grpc::wire::{ModelConfigRequest, ModelInferRequest, ModelMetadataRequest};
+use nereid::protocol::v2::wire::grpc_inference_service_client::GrpcInferenceServiceClient as Client;
+use nereid::protocol::v2::wire::model_infer_request::InferInputTensor;
+use nereid::protocol::v2::wire::{ModelConfigRequest, ModelInferRequest, ModelMetadataRequest};
 use tonic::transport::Channel;
 
 use crate::{Failure, Options};

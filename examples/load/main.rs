@@ -17,8 +17,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use nereid::protocol::grpc::wire::ModelInferRequest;
-use nereid::protocol::grpc::wire::grpc_inference_service_client::GrpcInferenceServiceClient as Client;
+use nereid::protocol::v2::wire::ModelInferRequest;
+use nereid::protocol::v2::wire::grpc_inference_service_client::GrpcInferenceServiceClient as Client;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};

@@ -13,9 +13,9 @@ use libfuzzer_sys::fuzz_target;
 use nereid::model::{
     Device, Instances, ModelConfig, QueuePolicy, Scheduling, Signature, TensorSpec, TimeoutAction, schema,
 };
-use nereid::protocol::grpc::decode::{self, Arrival};
-use nereid::protocol::grpc::wire::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
-use nereid::protocol::grpc::wire::{InferTensorContents, ModelInferRequest};
+use nereid::protocol::v2::decode::{self, Arrival};
+use nereid::protocol::v2::wire::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
+use nereid::protocol::v2::wire::{InferTensorContents, ModelInferRequest};
 use nereid::tensor::{DataType, Shape, strings};
 use prost::Message as _;
 use tokio::time::Instant;

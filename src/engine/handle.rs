@@ -6,7 +6,7 @@ use crate::backend::Model;
 use crate::error::{Error, Result};
 use crate::infer::{Instant, Output, Parameters, Request, Response, Responses};
 use crate::model::{Footprint, ModelConfig, Signature, Version};
-use crate::scheduler::{Pushed, Queue, Waiter};
+use crate::scheduler::{Answer, Pushed, Queue, Waiter};
 use crate::telemetry::metrics::InFlight;
 use crate::telemetry::stats::ModelStats;
 use crate::tensor::{Member, Tensor};
@@ -66,10 +66,10 @@ impl Handle {
         let waiting = self.queue.push(pushed, now)?;
         let (model, version, signature) = (self.config.name.clone(), self.version, self.signature.clone());
         let (id, selected) = (request.id, checked.outputs);
-        let respond = move |outputs: Vec<Tensor>| {
+        let respond = move |Answer { outputs, times }: Answer| {
             let _answered = in_flight;
             let outputs = select(&signature, selected.as_deref(), outputs);
-            Response { model, version, id, outputs, parameters: Parameters::new(), last: true }
+            Response { model, version, id, outputs, parameters: Parameters::new(), last: true, times: Some(times) }
         };
         Ok(Box::pin(Waiter::new(self.queue.clone(), waiting, times, respond)))
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Parameters;
+use super::{Instant, Parameters};
 use crate::model::Version;
 use crate::tensor::Tensor;
 
@@ -21,6 +21,23 @@ pub struct Response {
     pub parameters: Parameters,
     /// Whether no other response follows.
     pub last: bool,
+    /// When its request passed each stage; `None` if it was not executed.
+    pub times: Option<Times>,
+}
+
+/// When a request passed the stages of its execution; written by the instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Times {
+    /// It entered the queue.
+    pub queued: Instant,
+    /// An instance took it and began to prepare the inputs.
+    pub began: Instant,
+    /// The inputs were where the computation needs them.
+    pub inputs_ready: Instant,
+    /// The computation was done.
+    pub outputs_ready: Instant,
+    /// The outputs were split and handed over.
+    pub ended: Instant,
 }
 
 /// One output tensor of a response.

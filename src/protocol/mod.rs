@@ -3,3 +3,4 @@
 pub mod grpc;
 pub mod metrics;
 pub mod status;
+pub mod v2;

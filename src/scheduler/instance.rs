@@ -11,10 +11,10 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::estimate::SizeClass;
-use super::queue::{Entry, Pulled, Queue};
+use super::queue::{Answer, Entry, Pulled, Queue};
 use crate::backend::{Instance, Model, Replies};
 use crate::error::{Error, Kind, Result};
-use crate::infer::Instant;
+use crate::infer::{Instant, Times};
 use crate::model::Device;
 use crate::telemetry::stats::{BatchTimes, RequestTimes};
 use crate::tensor::{Batch, Tensor};
@@ -163,7 +163,9 @@ fn settle(queue: &Queue, entries: Vec<Entry>, rows: &[usize], run: Run, outcome:
             Some(outputs) => {
                 let queue = run.began.saturating_duration_since(entry.arrived);
                 times.push(RequestTimes { rows, queue, total: now.saturating_duration_since(entry.arrived) });
-                answered.push((entry.reply, outputs));
+                let queued = entry.arrived;
+                let times = Times { queued, began: run.began, inputs_ready, outputs_ready, ended: now };
+                answered.push((entry.reply, Answer { outputs, times }));
             }
         }
     }
@@ -176,8 +178,8 @@ fn settle(queue: &Queue, entries: Vec<Entry>, rows: &[usize], run: Run, outcome:
     if !times.is_empty() {
         queue.stats().batch_finished(&batch, times);
     }
-    for (reply, outputs) in answered {
-        let _ = reply.send(Ok(outputs));
+    for (reply, answer) in answered {
+        let _ = reply.send(Ok(answer));
     }
 }
 

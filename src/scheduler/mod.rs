@@ -14,7 +14,7 @@ mod waiter;
 pub use estimate::{Estimates, SizeClass};
 pub use instance::{Started, Starting, Warmup, start};
 pub use plan::{Curve, Limits, Plan, Waiting, plan};
-pub use queue::{Pushed, Queue, QueueSettings, Ticket};
+pub use queue::{Answer, Pushed, Queue, QueueSettings, Ticket};
 pub use waiter::Waiter;
 
 #[cfg(test)]

@@ -16,12 +16,21 @@ use super::estimate::{Estimates, SizeClass};
 use super::plan::{Curve as _, Limits, Plan, Waiting, plan};
 use super::promise::{Ahead, GiveUp, Promise, late_error};
 use crate::error::{Error, Kind, Result};
-use crate::infer::Instant;
+use crate::infer::{Instant, Times};
 use crate::telemetry::stats::ModelStats;
 use crate::tensor::{Member, Tensor};
 
-/// Where a request's outputs go: all outputs of the model in its order.
-pub(super) type Reply = oneshot::Sender<Result<Vec<Tensor>>>;
+/// What an execution gave one request.
+#[derive(Debug)]
+pub struct Answer {
+    /// All outputs of the model in its order.
+    pub outputs: Vec<Tensor>,
+    /// When the request passed each stage.
+    pub times: Times,
+}
+
+/// Where a request's answer goes.
+pub(super) type Reply = oneshot::Sender<Result<Answer>>;
 
 /// The limits of one queue.
 #[derive(Clone, Debug)]
@@ -157,7 +166,7 @@ impl Queue {
     /// # Errors
     /// [`Kind::QueueFull`], [`Kind::BudgetExceeded`] or [`Kind::DeadlineExceeded`] if it is predicted to be late,
     /// [`Kind::Unavailable`] after [`Queue::close`].
-    pub fn push(&self, request: Pushed, now: Instant) -> Result<(Ticket, oneshot::Receiver<Result<Vec<Tensor>>>)> {
+    pub fn push(&self, request: Pushed, now: Instant) -> Result<(Ticket, oneshot::Receiver<Result<Answer>>)> {
         let (reply, receiver) = oneshot::channel();
         let key = self.lane_key(&request.member);
         let mut promise = self.promise(&request);

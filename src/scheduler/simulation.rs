@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::queue::{Look, Queue, QueueSettings};
+use super::queue::{Answer, Look, Queue, QueueSettings};
 use super::{Limits, Pushed, SizeClass, Ticket};
 use crate::error::Result;
 use crate::infer::Instant;
 use crate::telemetry::stats::ModelStats;
-use crate::tensor::{Member, Tensor};
+use crate::tensor::Member;
 
-type Receiver = oneshot::Receiver<Result<Vec<Tensor>>>;
+type Receiver = oneshot::Receiver<Result<Answer>>;
 
 /// A model, and the load on it.
 struct Scene {

@@ -117,13 +117,14 @@ impl Stage {
         let member = Member { rows, inputs: vec![Tensor { dtype: DataType::Uint8, shape, data }] };
         let deadline = deadline.map(|deadline| now + deadline);
         let waiting = self.queue.push(Pushed { member, arrived: now, deadline, timeout }, now)?;
-        let respond: Respond = Box::new(|outputs| Response {
+        let respond: Respond = Box::new(|answer| Response {
             model: "puppet".into(),
             version: 1,
-            id: outputs.len().to_string(),
+            id: answer.outputs.len().to_string(),
             outputs: Vec::new(),
             parameters: Parameters::new(),
             last: true,
+            times: None,
         });
         Ok(Waiter::new(self.queue.clone(), waiting, (now, deadline), respond))
     }
@@ -146,7 +147,7 @@ impl Stage {
     }
 }
 
-type Respond = Box<dyn FnOnce(Vec<Tensor>) -> Response + Send>;
+type Respond = Box<dyn FnOnce(Answer) -> Response + Send>;
 type Waiting1 = Waiter<Respond>;
 
 async fn answer(mut waiter: Waiting1) -> Result<()> {

@@ -12,15 +12,14 @@ use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
 use super::promise::late_error;
-use super::queue::{Queue, Ticket};
+use super::queue::{Answer, Queue, Ticket};
 use crate::error::{Error, Kind, Result};
 use crate::infer::{Instant, Response};
-use crate::tensor::Tensor;
 
-/// The stream of one request's responses; `respond` makes the response out of the model's outputs.
+/// The stream of one request's responses; `respond` makes the response out of the answer.
 pub struct Waiter<F> {
     queue: Arc<Queue>,
-    receiver: oneshot::Receiver<Result<Vec<Tensor>>>,
+    receiver: oneshot::Receiver<Result<Answer>>,
     /// Present as long as the request may still be in the queue.
     ticket: Option<Ticket>,
     /// Fires when the request is to be given up or, once it runs, at the caller's deadline.
@@ -31,11 +30,11 @@ pub struct Waiter<F> {
     respond: Option<F>,
 }
 
-impl<F: FnOnce(Vec<Tensor>) -> Response + Unpin> Waiter<F> {
+impl<F: FnOnce(Answer) -> Response + Unpin> Waiter<F> {
     /// Waits for the request with this ticket.
     pub fn new(
         queue: Arc<Queue>,
-        (ticket, receiver): (Ticket, oneshot::Receiver<Result<Vec<Tensor>>>),
+        (ticket, receiver): (Ticket, oneshot::Receiver<Result<Answer>>),
         (arrived, deadline): (Instant, Option<Instant>),
         respond: F,
     ) -> Self {
@@ -44,7 +43,7 @@ impl<F: FnOnce(Vec<Tensor>) -> Response + Unpin> Waiter<F> {
     }
 
     /// The timer fired: gives the request up if it still waits or its caller does not wait any more.
-    fn time_is_up(&mut self) -> Option<Result<Vec<Tensor>>> {
+    fn time_is_up(&mut self) -> Option<Result<Answer>> {
         let Some(ticket) = self.ticket.take() else {
             // It runs, and its caller's deadline passed. After this the instance sees that nobody waits, and records
             // that as the outcome; what it sent before is the outcome already.
@@ -61,7 +60,7 @@ impl<F: FnOnce(Vec<Tensor>) -> Response + Unpin> Waiter<F> {
         None
     }
 
-    fn end(&mut self, outcome: Result<Vec<Tensor>>) -> Poll<Option<Result<Response>>> {
+    fn end(&mut self, outcome: Result<Answer>) -> Poll<Option<Result<Response>>> {
         self.ticket = None;
         self.timer = None;
         let respond = self.respond.take();
@@ -69,7 +68,7 @@ impl<F: FnOnce(Vec<Tensor>) -> Response + Unpin> Waiter<F> {
     }
 }
 
-impl<F: FnOnce(Vec<Tensor>) -> Response + Unpin> Stream for Waiter<F> {
+impl<F: FnOnce(Answer) -> Response + Unpin> Stream for Waiter<F> {
     type Item = Result<Response>;
 
     fn poll_next(mut self: Pin<&mut Self>, ctx: &mut Context<'_>) -> Poll<Option<Self::Item>> {

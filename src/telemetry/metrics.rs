@@ -165,6 +165,17 @@ impl Metrics {
         self.shared.registry.as_ref().map(|(_, handle)| handle.render()).unwrap_or_default()
     }
 
+    /// What became of all requests so far, for the log of a stop; `None` if nothing is counted.
+    pub fn outcomes(&self) -> Option<Outcomes> {
+        self.shared.registry.as_ref()?;
+        let text = self.render();
+        let sum = |family: &Family| {
+            let lines = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(family.0));
+            lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum::<u64>()
+        };
+        Some(Outcomes { received: sum(&RECEIVED), answered: sum(&SUCCESS), refused: sum(&FAILURES) + sum(&UNROUTED) })
+    }
+
     /// Moves recorded samples into their histograms; call it about once a second, whether anybody scrapes or not.
     pub fn upkeep(&self) {
         if let Some((_, handle)) = &self.shared.registry {
@@ -232,6 +243,17 @@ fn recorder_of(registry: Option<&(PrometheusRecorder, PrometheusHandle)>) -> &dy
         Some((recorder, _)) => recorder,
         None => &NoopRecorder,
     }
+}
+
+/// Sums over all models. Once nothing is in flight, `received` is the sum of the other two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcomes {
+    /// Requests that arrived.
+    pub received: u64,
+    /// Requests that were answered by their model.
+    pub answered: u64,
+    /// Requests that were refused or failed, for whatever reason.
+    pub refused: u64,
 }
 
 /// A request that has no final answer yet; dropping it is the answer.
@@ -409,10 +431,28 @@ mod tests {
     }
 
     #[test]
+    fn outcomes_are_summed_over_models_and_reasons() {
+        let metrics = Metrics::new();
+        let models = ["a", "b"].map(|name| metrics.model(name, 1, &BTreeMap::new()));
+        for model in &models {
+            drop(metrics.request_received());
+            model.success.increment(1);
+        }
+        for kind in [Kind::TimedOut, Kind::QueueFull] {
+            drop(metrics.request_received());
+            models[0].failed(kind);
+        }
+        drop(metrics.request_received());
+        metrics.request_unrouted(Kind::NotFound);
+        assert_eq!(metrics.outcomes(), Some(Outcomes { received: 5, answered: 2, refused: 3 }));
+    }
+
+    #[test]
     fn metrics_that_are_off_hold_nothing() {
         let metrics = Metrics::off();
         metrics.request_unrouted(Kind::NotFound);
         assert_eq!(metrics.render(), "");
+        assert_eq!(metrics.outcomes(), None);
     }
 
     #[test]

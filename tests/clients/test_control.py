@@ -1,8 +1,10 @@
 """Loading and unloading in explicit mode, and the end of the process."""
 
 import json
+import signal
 import threading
 import time
+import urllib.request
 
 import pytest
 import tritonclient.grpc as grpcclient
@@ -152,3 +154,30 @@ def wait_until(reached, limit_s=30):
     deadline = time.monotonic() + limit_s
     while not reached():
         assert time.monotonic() < deadline, "not reached in time"
+
+
+def test_a_second_signal_ends_at_once(tmp_path):
+    delay = 'parameters { key: "identity.delay_us" value { string_value: "60000000" } }'
+    write_model(tmp_path, "slow", identity_config(["FP32"], max_batch_size=1, extra=delay))
+    with Nereid(tmp_path) as server, grpcclient.InferenceServerClient(server.grpc) as client:
+        client.async_infer("slow", fp32(), callback=lambda result, error: None)
+        wait_until(lambda: in_flight(server) == 1)
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: not live(client))
+        assert server.process.poll() is None
+        assert server.stop() == 1
+
+
+def in_flight(server):
+    """The inference requests that have no answer yet."""
+    with urllib.request.urlopen(server.metrics, timeout=5) as response:
+        lines = response.read().decode().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("nereid_requests_in_flight "))
+
+
+def live(client):
+    """Whether new calls are still answered."""
+    try:
+        return client.is_server_live(client_timeout=1)
+    except InferenceServerException:
+        return False

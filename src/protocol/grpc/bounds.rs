@@ -100,7 +100,7 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
-    use crate::protocol::grpc::wire::ModelInferRequest;
+    use crate::protocol::v2::wire::ModelInferRequest;
 
     #[test]
     fn parts_are_counted_by_kind_however_the_message_was_cut() {

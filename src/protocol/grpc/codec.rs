@@ -9,7 +9,7 @@ use tonic::codec::{Codec, DecodeBuf, Decoder};
 use tonic_prost::{ProstCodec, ProstEncoder};
 
 use super::bounds;
-use super::wire::ModelInferRequest;
+use crate::protocol::v2::wire::ModelInferRequest;
 
 /// Reads requests for inference and writes `Answer`s.
 #[derive(Clone, Copy, Debug)]

@@ -24,18 +24,19 @@ use tonic::{Code, Status};
 use tower::ServiceExt as _;
 
 use super::codec::InferCodec;
-use super::decode::Arrival;
 use super::health::HealthService;
 use super::health_wire::health_server::HealthServer;
 use super::service::InferenceService;
 use super::settings::Settings;
-use super::wire::grpc_inference_service_server::{GrpcInferenceService as _, GrpcInferenceServiceServer};
-use super::{encode, framing, infer, timeout};
+use super::{encode, framing, timeout};
 use crate::error::{Error, Kind, Result};
 use crate::gateway::Gateway;
 use crate::infer::Instant;
 use crate::model::schema;
 use crate::protocol::status;
+use crate::protocol::v2::decode::Arrival;
+use crate::protocol::v2::infer;
+use crate::protocol::v2::wire::grpc_inference_service_server::{GrpcInferenceService as _, GrpcInferenceServiceServer};
 
 const MODEL_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
 const MODEL_STREAM_INFER: &str = "/inference.GRPCInferenceService/ModelStreamInfer";

@@ -7,12 +7,12 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 
-use super::wire::infer_parameter::ParameterChoice;
-use super::wire::model_infer_response::InferOutputTensor;
-use super::wire::{InferParameter, ModelInferResponse, ModelStreamInferResponse};
 use crate::error::Error;
 use crate::infer::{Output, ParameterValue, Response};
 use crate::protocol::status::shorten;
+use crate::protocol::v2::wire::infer_parameter::ParameterChoice;
+use crate::protocol::v2::wire::model_infer_response::InferOutputTensor;
+use crate::protocol::v2::wire::{InferParameter, ModelInferResponse, ModelStreamInferResponse};
 
 /// The name of the stream parameter that marks the last response of a request.
 const FINAL_RESPONSE: &str = "triton_final_response";
@@ -103,6 +103,7 @@ mod tests {
             outputs: vec![output("a", b"xy"), output("b", b"")],
             parameters: Parameters::from([("cost".to_owned(), ParameterValue::Int(2))]),
             last: false,
+            times: None,
         }
     }
 

@@ -18,7 +18,7 @@ use prost::Message;
 use tonic::Status;
 
 use super::bounds;
-use super::wire::ModelInferRequest;
+use crate::protocol::v2::wire::ModelInferRequest;
 
 /// The flag byte and the length before each message.
 pub const HEADER_BYTES: usize = 5;
@@ -203,7 +203,7 @@ impl http_body::Body for Body {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::grpc::wire::ModelInferResponse;
+    use crate::protocol::v2::wire::ModelInferResponse;
 
     fn chunked(data: &Bytes, size: usize) -> Chunks {
         let mut chunks = Chunks::default();

@@ -6,16 +6,17 @@ use std::sync::Arc;
 use prost::Message as _;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::decode::Arrival;
 use super::settings::Settings;
 use super::stream::{Infers, Options};
-use super::wire::grpc_inference_service_server::GrpcInferenceService;
-use super::wire::*;
-use super::{admin, encode, framing, infer, metadata, parameters, timeout};
+use super::{encode, framing, timeout};
 use crate::error::{Error, Kind};
 use crate::gateway::Gateway;
 use crate::infer::Instant;
 use crate::protocol::status;
+use crate::protocol::v2::decode::Arrival;
+use crate::protocol::v2::wire::grpc_inference_service_server::GrpcInferenceService;
+use crate::protocol::v2::wire::*;
+use crate::protocol::v2::{admin, infer, metadata, parameters};
 
 /// Answers the inference service's RPCs through the gateway.
 pub struct InferenceService {

@@ -17,15 +17,15 @@ use prost::Message as _;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Code, Status};
 
-use super::decode::Arrival;
-use super::infer::{self, Rpc, Started};
-use super::wire::{ModelInferRequest, ModelStreamInferResponse};
 use super::{dispatch, encode, framing};
 use crate::error::{Error, Result};
 use crate::gateway::Gateway;
 use crate::infer::{Instant, Parameters, Response, Responses, only};
 use crate::model::Version;
 use crate::protocol::status;
+use crate::protocol::v2::decode::Arrival;
+use crate::protocol::v2::infer::{self, Rpc, Started};
+use crate::protocol::v2::wire::{ModelInferRequest, ModelStreamInferResponse};
 
 /// What a stream needs to know beside its requests.
 #[derive(Clone, Copy, Debug)]
@@ -193,6 +193,7 @@ fn empty_final(model: &str, version: Version, id: &str) -> Response {
         outputs: Vec::new(),
         parameters: Parameters::new(),
         last: true,
+        times: None,
     }
 }
 

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use nereid::engine::Control;
 use nereid::protocol::grpc::Settings;
-use nereid::protocol::grpc::wire::model_repository_parameter::ParameterChoice;
-use nereid::protocol::grpc::wire::{
+use nereid::protocol::v2::wire::model_repository_parameter::ParameterChoice;
+use nereid::protocol::v2::wire::{
     CudaSharedMemoryUnregisterRequest, ModelRepositoryParameter, RepositoryIndexRequest, RepositoryModelLoadRequest,
     RepositoryModelUnloadRequest, SystemSharedMemoryRegisterRequest, SystemSharedMemoryStatusRequest,
     SystemSharedMemoryUnregisterRequest,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nereid::infer::Instant;
-use nereid::protocol::grpc::wire::infer_parameter::ParameterChoice;
+use nereid::protocol::v2::wire::infer_parameter::ParameterChoice;
 use prost::Message as _;
 use tonic::{Code, Request};
 

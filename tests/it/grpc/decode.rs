@@ -1,8 +1,8 @@
 //! Bad requests: the status and the exact message of each, and a server that goes on.
 
 use bytes::Bytes;
-use nereid::protocol::grpc::wire::infer_parameter::ParameterChoice::{BoolParam, Int64Param, StringParam, Uint64Param};
-use nereid::protocol::grpc::wire::{InferTensorContents, ModelInferRequest};
+use nereid::protocol::v2::wire::infer_parameter::ParameterChoice::{BoolParam, Int64Param, StringParam, Uint64Param};
+use nereid::protocol::v2::wire::{InferTensorContents, ModelInferRequest};
 use tonic::Code;
 
 use super::{Served, input, pair, parameter, refusal, request, wanted};

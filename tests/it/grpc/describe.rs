@@ -1,6 +1,6 @@
 //! Metadata, configuration and statistics.
 
-use nereid::protocol::grpc::wire::{
+use nereid::protocol::v2::wire::{
     ModelConfigRequest, ModelMetadataRequest, ModelStatisticsRequest, ServerMetadataRequest,
 };
 use tonic::Code;

@@ -3,7 +3,7 @@
 use nereid::protocol::grpc::health_wire::HealthCheckRequest;
 use nereid::protocol::grpc::health_wire::health_check_response::ServingStatus;
 use nereid::protocol::grpc::health_wire::health_client::HealthClient;
-use nereid::protocol::grpc::wire::{ModelReadyRequest, ServerLiveRequest, ServerReadyRequest};
+use nereid::protocol::v2::wire::{ModelReadyRequest, ServerLiveRequest, ServerReadyRequest};
 use tokio_stream::StreamExt as _;
 use tonic::Code;
 

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use nereid::engine::{Control, Overrides};
 use nereid::protocol::grpc::Settings;
-use nereid::protocol::grpc::wire::infer_parameter::ParameterChoice;
-use nereid::protocol::grpc::wire::{InferTensorContents, ModelInferRequest};
+use nereid::protocol::v2::wire::infer_parameter::ParameterChoice;
+use nereid::protocol::v2::wire::{InferTensorContents, ModelInferRequest};
 use nereid::tensor::{DataType, strings};
 use tonic::codec::CompressionEncoding;
 

@@ -1,8 +1,8 @@
 //! ModelStreamInfer.
 
 use nereid::protocol::grpc::Settings;
-use nereid::protocol::grpc::wire::infer_parameter::ParameterChoice;
-use nereid::protocol::grpc::wire::{ModelInferRequest, ModelStreamInferResponse};
+use nereid::protocol::v2::wire::infer_parameter::ParameterChoice;
+use nereid::protocol::v2::wire::{ModelInferRequest, ModelStreamInferResponse};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::UnboundedReceiverStream;

@@ -13,7 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use nereid::engine::Control;
 use nereid::infer::Instant;
 use nereid::protocol::grpc::Settings;
-use nereid::protocol::grpc::wire::ServerLiveRequest;
+use nereid::protocol::v2::wire::ServerLiveRequest;
 use prost::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
