@@ -4,6 +4,7 @@
 
 mod request;
 mod response;
+pub mod round;
 
 use std::pin::Pin;
 

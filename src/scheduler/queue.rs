@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::task::{Wake, Waker};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -16,7 +17,7 @@ use super::estimate::{Estimates, SizeClass};
 use super::plan::{Curve as _, Limits, Plan, Waiting, plan};
 use super::promise::{Ahead, GiveUp, Promise, late_error};
 use crate::error::{Error, Kind, Result};
-use crate::infer::{Instant, Times};
+use crate::infer::{Instant, Times, round};
 use crate::telemetry::stats::ModelStats;
 use crate::tensor::{Member, Tensor};
 
@@ -105,6 +106,8 @@ struct State {
     next_seq: u64,
     /// Instances that sleep until something is pushed.
     sleepers: usize,
+    /// Whether a network thread wakes an instance at the end of its round.
+    wake_put_off: bool,
     /// Executions under way, by instance: when it began and how long it is expected to take.
     running: HashMap<usize, (Instant, Duration)>,
     estimates: Estimates,
@@ -134,6 +137,12 @@ const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 /// Every so many plans the budget does not limit the batch, so that a row count that once looked slow is measured again.
 const EXPLORE_EVERY: u64 = 64;
+
+impl Wake for Queue {
+    fn wake(self: Arc<Self>) {
+        self.wake_one(&mut self.state.lock());
+    }
+}
 
 impl Queue {
     /// An empty queue.
@@ -166,7 +175,11 @@ impl Queue {
     /// # Errors
     /// [`Kind::QueueFull`], [`Kind::BudgetExceeded`] or [`Kind::DeadlineExceeded`] if it is predicted to be late,
     /// [`Kind::Unavailable`] after [`Queue::close`].
-    pub fn push(&self, request: Pushed, now: Instant) -> Result<(Ticket, oneshot::Receiver<Result<Answer>>)> {
+    pub fn push(
+        self: &Arc<Self>,
+        request: Pushed,
+        now: Instant,
+    ) -> Result<(Ticket, oneshot::Receiver<Result<Answer>>)> {
         let (reply, receiver) = oneshot::channel();
         let key = self.lane_key(&request.member);
         let mut promise = self.promise(&request);
@@ -195,11 +208,24 @@ impl Queue {
         let lane = state.lanes.entry(key.clone()).or_default();
         lane.class = promise.class;
         lane.entries.push_back(Entry { member: request.member, arrived: request.arrived, promise, reply, seq });
-        if state.sleepers > 0 && self.pushed.notify_one() {
-            state.sleepers -= 1;
+        if state.sleepers > 0 && !state.wake_put_off {
+            state.wake_put_off = true;
+            // The end of a full round comes at once and takes the lock.
+            let put_off = MutexGuard::unlocked(&mut state, || round::put_off(|| Waker::from(self.clone())));
+            if !put_off {
+                self.wake_one(&mut state);
+            }
         }
         drop(state);
         Ok((Ticket { lane: key, seq, give_up }, receiver))
+    }
+
+    /// Wakes an instance if one sleeps and there is something for it to do.
+    fn wake_one(&self, state: &mut State) {
+        state.wake_put_off = false;
+        if state.waiting > 0 && state.sleepers > 0 && self.pushed.notify_one() {
+            state.sleepers -= 1;
+        }
     }
 
     /// Takes a request back. `false` if it is not in the queue any more: it runs, or has its outcome.
@@ -272,6 +298,12 @@ impl Queue {
     #[cfg(test)]
     pub(super) fn is_idle(&self) -> bool {
         self.state.lock().running.is_empty()
+    }
+
+    /// Whether an instance sleeps until something is pushed.
+    #[cfg(test)]
+    pub(super) fn has_sleepers(&self) -> bool {
+        self.state.lock().sleepers > 0
     }
 
     /// Whether no run time was recorded.

@@ -59,7 +59,7 @@ struct Running {
 
 struct Simulation<'a> {
     scene: &'a Scene,
-    queue: Queue,
+    queue: Arc<Queue>,
     numbers: Numbers,
     outcome: Outcome,
     give_ups: BinaryHeap<Reverse<(Instant, usize)>>,
@@ -79,7 +79,7 @@ impl<'a> Simulation<'a> {
             shapes_vary: false,
             instances: 1,
         };
-        let queue = Queue::new(settings, Arc::new(ModelStats::default()));
+        let queue = Arc::new(Queue::new(settings, Arc::new(ModelStats::default())));
         // What warm-up would have taught.
         for rows in std::iter::successors(Some(1), |rows| Some(rows * 2)).take_while(|rows| *rows <= scene.rows_max) {
             (0..2).for_each(|_| queue.record_run(SizeClass::of_row(0), rows, (scene.run_time)(rows)));

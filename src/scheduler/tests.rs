@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use super::*;
 use crate::backend::{Instance, Model, Replies};
 use crate::error::{Error, Kind, Result};
-use crate::infer::{Instant, Parameters, Response};
+use crate::infer::{Instant, Parameters, Response, round};
 use crate::model::{Device, Footprint};
 use crate::telemetry::stats::ModelStats;
 use crate::tensor::{Batch, DataType, Member, Shape, Tensor};
@@ -173,6 +173,23 @@ async fn while_a_model_is_busy_every_deadline_is_kept_and_nothing_late_is_execut
     let stats = stage.queue.stats().snapshot();
     assert_eq!((stats.execution_count, stats.success.count), (1, 1));
     assert_eq!(stats.failures[&Kind::DeadlineExceeded], 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_round_of_the_network_brings_is_one_batch() {
+    let stage = Stage::new(settings(4));
+    while !stage.queue.has_sleepers() {
+        std::thread::yield_now();
+    }
+    round::begin();
+    let waiters: Vec<_> = (0..3).map(|_| stage.ask(1, 4, None).expect("accepted")).collect();
+    assert!(stage.queue.has_sleepers());
+    round::end();
+    assert_eq!(stage.begun(), [1, 1, 1]);
+    stage.order(Order::Answer);
+    for waiter in waiters {
+        answer(waiter).await.expect("answered");
+    }
 }
 
 #[tokio::test(start_paused = true)]

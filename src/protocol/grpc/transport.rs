@@ -23,6 +23,7 @@ use super::settings::Settings;
 use super::workers::{Place, Workers};
 use crate::error::{Error, Result};
 use crate::gateway::Gateway;
+use crate::infer::round;
 
 /// How long to wait before the next attempt when the process has no file descriptors left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
@@ -194,6 +195,8 @@ impl<F: Future + Unpin> Future for Last<F> {
     fn poll(mut self: Pin<&mut Self>, ctx: &mut Context<'_>) -> Poll<F::Output> {
         self.waited = !self.waited;
         if self.waited {
+            // A thread that is never without work never waits, and its rounds must end, too.
+            round::end();
             // A task that wakes itself goes to the end of the line.
             ctx.waker().wake_by_ref();
             return Poll::Pending;

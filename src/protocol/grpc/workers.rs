@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::error::{Error, Result};
+use crate::infer::round;
 
 /// The threads; dropping them ends what still runs on them.
 pub struct Workers {
@@ -42,7 +43,8 @@ impl Workers {
         }
         let workers = (0..threads).map(|index| {
             let mut builder = Builder::new_multi_thread();
-            let runtime = builder.worker_threads(1).thread_name(format!("grpc-{index}")).enable_all().build();
+            builder.worker_threads(1).thread_name(format!("grpc-{index}")).enable_all();
+            let runtime = builder.on_thread_start(round::begin).on_thread_park(round::end).build();
             let runtime = runtime.map_err(|error| Error::internal(format!("cannot start a gRPC thread: {error}")))?;
             Ok(Worker { handle: runtime.handle().clone(), runtime: Some(runtime), load: Arc::default() })
         });
