@@ -33,12 +33,13 @@ check: setup-run ## format, lints, house rules, unit and integration tests
 	$(CARGO) clippy --all-targets $(cargo_jobs) -- -D warnings
 	$(CARGO) test $(cargo_jobs)
 
-clients: setup-run ## Triton's own clients against the server, and the embeddings against numpy
-	@$(PYTHON) scripts/setup-clients
+clients: setup-run ## Triton's own clients, new and old, against the server, and the embeddings against numpy
+	@$(PYTHON) scripts/setup-clients --old
 	@# Not `cargo build`: without the features that tests turn on it would compile most dependencies a second time.
 	$(CARGO) test --no-run --test tidy $(cargo_jobs)
 	@scripts/prepare-minilm target/debug/nereid
 	.venv/bin/python -m pytest tests/clients -q $(PYTEST_ARGS)
+	@if [ -x .venv-2.50/bin/python ]; then set -x; .venv-2.50/bin/python -m pytest tests/clients -q $(PYTEST_ARGS); fi
 
 bench: setup-run ## CPU and latency per request, by perf_analyzer
 	@$(PYTHON) scripts/setup-perf-analyzer
@@ -65,4 +66,4 @@ clean: ## remove what was built
 	rm -rf $(minilm) bench-results
 
 distclean: clean ## remove what was downloaded, too
-	rm -rf third_party .venv
+	rm -rf third_party .venv .venv-2.50

@@ -1,5 +1,7 @@
 """Our protocol files against those inside Triton's client: every message, field, enum and method, by server reflection."""
 
+from importlib.metadata import version
+
 import grpc
 import pytest
 from google.protobuf import descriptor_pb2
@@ -65,6 +67,7 @@ def test_nothing_of_the_protocol_is_missing(ours, theirs):
     assert theirs - ours == set()
 
 
+@pytest.mark.skipif(version("tritonclient") < "2.73", reason="an older client does not know the newer fields")
 def test_nothing_is_added_below_our_own_numbers(ours, theirs):
     added = ours - theirs
     numbers = [int(line.split(" = ")[1].split()[0]) for line in added if line.startswith("field ")]
