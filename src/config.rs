@@ -4,6 +4,7 @@
 //! the only place that looks at the process's environment. All mistakes are reported at once. Begin with [`flags`].
 
 pub mod flags;
+mod trace;
 pub mod typed;
 
 use std::fmt;
@@ -14,7 +15,7 @@ use std::time::Duration;
 
 use self::flags::Value;
 use self::typed::{Environment, File, Given, Origin, Typed};
-use crate::telemetry::logging;
+use crate::telemetry::{self, logging};
 
 /// Everything that `nereid serve` can be told.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +38,8 @@ pub struct Config {
     pub metrics: Option<Metrics>,
     /// How to log.
     pub log: logging::Settings,
+    /// What requests are traced, and where to.
+    pub trace: telemetry::trace::Settings,
     /// What was given and ignored; to be logged once logging is there.
     pub warnings: Vec<String>,
 }
@@ -169,6 +172,7 @@ impl Config {
             grpc: Grpc::read(&mut reader),
             metrics: Metrics::read(&mut reader),
             log: log_settings(&mut reader),
+            trace: trace_settings(&mut reader),
             warnings: std::mem::take(&mut reader.typed.warnings),
         };
         config.check_ports(&mut reader);
@@ -280,22 +284,32 @@ impl Metrics {
 }
 
 fn log_settings(reader: &mut Reader) -> logging::Settings {
-    use logging::{Format, Level};
-    let level = match reader.number("log-verbose") {
-        2.. => Level::Trace,
-        1 => Level::Debug,
-        0 if reader.truth("log-info") => Level::Info,
-        0 if reader.truth("log-warning") => Level::Warn,
-        0 if reader.truth("log-error") => Level::Error,
-        0 => Level::Off,
+    let levels = logging::Levels {
+        error: reader.truth("log-error"),
+        warning: reader.truth("log-warning"),
+        info: reader.truth("log-info"),
+        verbose: reader.number("log-verbose") as u32,
     };
     let directives = reader.optional("log-level").unwrap_or_default();
     if let Err(reason) = logging::check_directives(&directives) {
         let origin = reader.typed.origin("log-level");
         reader.mistake(&origin, format!("'{directives}': {reason}"));
     }
-    let format = if reader.text("log-format") == "json" { Format::Json } else { Format::Text };
-    logging::Settings { format, level, directives, file: reader.optional("log-file").map(PathBuf::from) }
+    let format = logging::Format::from_name(&reader.text("log-format")).unwrap_or(logging::Format::Default);
+    logging::Settings { format, levels, directives, file: reader.optional("log-file").map(PathBuf::from) }
+}
+
+fn trace_settings(reader: &mut Reader) -> telemetry::trace::Settings {
+    let (settings, mistakes) = trace::read(&reader.list("trace-config"));
+    let origin = reader.typed.origin("trace-config");
+    for mistake in mistakes {
+        reader.mistake(&origin, mistake);
+    }
+    telemetry::trace::Settings {
+        queue_size_max: reader.number("trace-queue-size") as usize,
+        tensor_bytes_max: reader.number("trace-tensor-bytes") as usize,
+        ..settings
+    }
 }
 
 /// Turns texts into values; a text that is none becomes a mistake and a placeholder, so that reading goes on.

@@ -18,10 +18,15 @@ use crate::config::{self, Config};
 use crate::engine::{self, Control, Engine};
 use crate::error::{Error, Result};
 use crate::gateway::Gateway;
+use crate::infer::Instant;
 use crate::model::Device;
 use crate::protocol;
 use crate::telemetry::metrics::{Metrics, Outcomes};
+use crate::telemetry::trace::{Tracer, Writing};
 use crate::telemetry::{host, logging};
+
+/// What traces may take to be written at the stop if its time is over.
+const FLUSH_TIME_MIN: Duration = Duration::from_secs(1);
 
 /// The kinds of model files that this server runs.
 pub fn backends() -> Vec<Arc<dyn Backend>> {
@@ -99,6 +104,7 @@ pub struct Server {
     grpc: Option<FrontEnd>,
     metrics: Option<FrontEnd>,
     host: Option<JoinHandle<()>>,
+    traces: Option<Writing>,
 }
 
 /// A front end's task and the way to end it.
@@ -132,14 +138,24 @@ impl Server {
     /// Opens the ports and serves; no model is loaded yet, so the server is live and not ready.
     ///
     /// # Errors
-    /// If a port cannot be opened.
+    /// If a port or the log file cannot be opened, or traces cannot be sent where they should.
     pub async fn bind(config: &Config) -> Result<Self> {
         // Without a front end nobody would ever take the samples away.
         let metrics = if config.metrics.is_some() { Metrics::new() } else { Metrics::off() };
         let engine = Arc::new(Engine::new(engine_settings(config), metrics.clone()));
-        let gateway = Arc::new(Gateway::new(engine.clone()));
-        let mut server =
-            Self { engine, gateway, grpc_address: None, metrics_address: None, grpc: None, metrics: None, host: None };
+        let (tracer, traces) = Tracer::start(config.trace.clone(), metrics.clone())?;
+        let log = logging::install(&config.log)?;
+        let gateway = Arc::new(Gateway::new(engine.clone()).telling(tracer, log));
+        let mut server = Self {
+            engine,
+            gateway,
+            grpc_address: None,
+            metrics_address: None,
+            grpc: None,
+            metrics: None,
+            host: None,
+            traces,
+        };
         if let Some(settings) = &config.grpc {
             let (listener, address) = listen(settings.address).await?;
             let (gateway, settings) = (server.gateway.clone(), grpc_settings(config, settings));
@@ -193,7 +209,8 @@ impl Server {
     /// # Errors
     /// [`crate::error::Kind::Internal`] if requests had to be abandoned because time ran out.
     pub async fn stop(self, timeout: Duration) -> Result<()> {
-        let Self { engine, gateway, grpc, metrics, host, .. } = self;
+        let Self { engine, gateway, grpc, metrics, host, traces, .. } = self;
+        let deadline = Instant::now() + timeout;
         tracing::info!(
             timeout_seconds = timeout.as_secs_f64(),
             "stopping: new requests are refused, accepted ones finish"
@@ -212,6 +229,12 @@ impl Server {
         let outcomes = engine.metrics().outcomes();
         if let Some(host) = host {
             host.abort();
+        }
+        if let Some(traces) = traces {
+            let flushed = tokio::time::timeout_at(deadline.max(Instant::now() + FLUSH_TIME_MIN), traces.stop()).await;
+            if flushed.is_err() {
+                tracing::warn!("the last traces could not be written in time");
+            }
         }
         if let Some(metrics) = metrics {
             let _ = tokio::time::timeout(Duration::from_secs(1), metrics.stop()).await;

@@ -37,6 +37,7 @@ const REPOSITORY: &str = "Models";
 const GRPC: &str = "gRPC";
 const METRICS: &str = "Metrics";
 const LOG: &str = "Log";
+const TRACE: &str = "Trace";
 
 const fn flag(
     heading: &'static str,
@@ -90,6 +91,10 @@ pub const FLAGS: &[Flag] = &[
     flag(METRICS, "metrics-port", Value::Number(0, 65535), "8002", "Port to listen on; 0 for any that is free"),
     flag(METRICS, "metrics-interval-ms", Value::Number(10, MILLISECONDS_MAX), "2000", "Milliseconds between samples of the host"),
 
+    flag(TRACE, "trace-config", Value::List("[MODE,]NAME=VALUE"), "", "Trace setting, repeatable: level, rate, count, mode; triton,file; triton,log-frequency; opentelemetry,url; README.md has all"),
+    flag(TRACE, "trace-queue-size", Value::Number(1, 10_000_000), "2048", "Traces that wait to be written to files; more are dropped"),
+    flag(TRACE, "trace-tensor-bytes", Value::Number(0, 1 << 30), "65536", "The most bytes kept of all tensors of one trace"),
+
     flag(LOG, "log-format", Value::Choice(&["default", "ISO8601", "json"]), "default", "Form of the log lines"),
     flag(LOG, "log-level", Value::Text("LEVELS"), "", "Levels by module, such as info,nereid::engine=debug"),
     flag(LOG, "log-verbose", Value::Number(0, 9), "0", "1 for debug lines, more for trace lines"),
@@ -113,7 +118,7 @@ pub const UNSUPPORTED: &[&str] = &[
     "grpc-http2-min-recv-ping-interval-without-data", "grpc-http2-max-ping-strikes", "grpc-restricted-protocol",
     "allow-sagemaker", "sagemaker-port", "sagemaker-safe-port-range", "sagemaker-thread-count", "allow-vertex-ai",
     "vertex-ai-port", "vertex-ai-thread-count", "vertex-ai-default-model", "allow-gpu-metrics", "metrics-config",
-    "trace-config", "cache-config", "cache-directory", "rate-limit", "rate-limit-resource",
+    "cache-config", "cache-directory", "rate-limit", "rate-limit-resource",
     "pinned-memory-pool-byte-size", "cuda-memory-pool-byte-size", "cuda-virtual-address-size",
     "min-supported-compute-capability", "buffer-manager-thread-count", "host-policy", "model-load-gpu-limit",
     "allow-client-shm", "backend-directory", "backend-config", "repoagent-directory", "strict-model-config",
@@ -157,7 +162,7 @@ mod tests {
     #[test]
     fn an_unknown_name_is_answered_with_the_nearest() {
         assert_eq!(why_unknown("grpc-prot"), "is unknown; did you mean grpc-port?");
-        assert!(why_unknown("trace_config").contains("not supported"));
+        assert!(why_unknown("cache_config").contains("not supported"));
         assert!(why_unknown("xyzzy").contains("--help"));
     }
 }

@@ -14,6 +14,8 @@ use crate::engine::Engine;
 use crate::error::{Error, Kind, Result};
 use crate::infer::{Infer, Request, RequestedOutput, Responses};
 use crate::model::Version;
+use crate::telemetry::logging;
+use crate::telemetry::trace::Tracer;
 
 pub use crate::engine::{Handle, IndexEntry, Overrides, State};
 
@@ -21,12 +23,30 @@ pub use crate::engine::{Handle, IndexEntry, Overrides, State};
 pub struct Gateway {
     engine: Arc<Engine>,
     draining: CancellationToken,
+    tracer: Arc<Tracer>,
+    log: Arc<logging::Control>,
 }
 
 impl Gateway {
-    /// A gateway to `engine`.
+    /// A gateway to `engine`, without traces and with a log that is not its own.
     pub fn new(engine: Arc<Engine>) -> Self {
-        Self { engine, draining: CancellationToken::new() }
+        Self { engine, draining: CancellationToken::new(), tracer: Arc::default(), log: Arc::default() }
+    }
+
+    /// The same with these traces and this log.
+    #[must_use]
+    pub fn telling(self, tracer: Arc<Tracer>, log: Arc<logging::Control>) -> Self {
+        Self { tracer, log, ..self }
+    }
+
+    /// What traces requests.
+    pub fn tracer(&self) -> &Arc<Tracer> {
+        &self.tracer
+    }
+
+    /// What decides which log lines there are.
+    pub fn log(&self) -> &logging::Control {
+        &self.log
     }
 
     /// From now on refuses new inference; what was accepted goes on.

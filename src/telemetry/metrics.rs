@@ -51,6 +51,7 @@ const UNROUTED: Family =
     Family("nereid_unrouted_requests_total", "Requests refused before a model version was found for them, by reason");
 const LOADS: Family = Family("nereid_model_loads_total", "Loads of model versions, by result");
 const UNLOADS: Family = Family("nereid_model_unloads_total", "Unloads of model versions");
+const TRACES: Family = Family("nereid_traces_total", "Traces of requests, by what became of them");
 const BUILD: Family = Family("nereid_build_info", "Always 1; the labels say what is running");
 
 // Of the host and the process.
@@ -114,6 +115,8 @@ struct Shared {
     loads: Counter,
     load_failures: Counter,
     unloads: Counter,
+    /// One for each of [`Traced::ALL`].
+    traces: [Counter; Traced::ALL.len()],
 }
 
 impl fmt::Debug for Metrics {
@@ -155,6 +158,7 @@ impl Metrics {
             loads: server.with("result", "success").counter(&LOADS),
             load_failures: server.with("result", "failure").counter(&LOADS),
             unloads: server.counter(&UNLOADS),
+            traces: Traced::ALL.map(|traced| server.with("result", traced.label()).counter(&TRACES)),
             registry,
         };
         Self { shared: Arc::new(shared) }
@@ -212,6 +216,11 @@ impl Metrics {
         self.shared.unloads.increment(1);
     }
 
+    /// Counts traces that were written or lost.
+    pub(super) fn traced(&self, traced: Traced, count: u64) {
+        self.shared.traces[traced as usize].increment(count);
+    }
+
     /// The gauges of the host and the process.
     pub(super) fn host(&self) -> HostGauges {
         let server = self.series(Vec::new());
@@ -242,6 +251,30 @@ fn recorder_of(registry: Option<&(PrometheusRecorder, PrometheusHandle)>) -> &dy
     match registry {
         Some((recorder, _)) => recorder,
         None => &NoopRecorder,
+    }
+}
+
+/// What became of a trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Traced {
+    /// It is in a file, or a collector has it.
+    Written,
+    /// Too many others waited to be written.
+    Dropped,
+    /// The file or the collector did not take it.
+    Failed,
+}
+
+impl Traced {
+    /// All of them, in declaration order.
+    const ALL: [Traced; 3] = [Traced::Written, Traced::Dropped, Traced::Failed];
+
+    fn label(self) -> &'static str {
+        match self {
+            Traced::Written => "written",
+            Traced::Dropped => "dropped",
+            Traced::Failed => "failed",
+        }
     }
 }
 

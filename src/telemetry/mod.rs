@@ -1,4 +1,4 @@
-//! What the server tells about itself: statistics, metrics, logs.
+//! What the server tells about itself: statistics, metrics, logs, traces.
 //!
 //! A measure is recorded once, where it happens; every metric's name stands in [`metrics`].
 
@@ -6,3 +6,4 @@ pub mod host;
 pub mod logging;
 pub mod metrics;
 pub mod stats;
+pub mod trace;

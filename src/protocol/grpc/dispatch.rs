@@ -34,9 +34,11 @@ use crate::gateway::Gateway;
 use crate::infer::Instant;
 use crate::model::schema;
 use crate::protocol::status;
+use crate::protocol::v2::context::{Context as RequestContext, REQUEST_ID};
 use crate::protocol::v2::decode::Arrival;
 use crate::protocol::v2::infer;
 use crate::protocol::v2::wire::grpc_inference_service_server::{GrpcInferenceService as _, GrpcInferenceServiceServer};
+use crate::telemetry::trace::Protocol;
 
 const MODEL_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
 const MODEL_STREAM_INFER: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
@@ -96,16 +98,27 @@ impl Dispatch {
 
     /// Answers one call. Dropping the future cancels it.
     pub async fn call(&self, request: Request<Incoming>) -> Response<Body> {
+        let context = RequestContext::of(&self.gateway, Protocol::Grpc, request.headers());
+        let id = context.header_given();
+        let mut response = self.route(request, context).await;
+        if let Some(id) = id {
+            response.headers_mut().insert(REQUEST_ID, id);
+        }
+        response
+    }
+
+    async fn route(&self, mut request: Request<Incoming>, context: RequestContext) -> Response<Body> {
         if request.uri().path() == MODEL_INFER && !is_compressed(request.headers()) {
-            return match self.model_infer(request).await {
+            return match self.model_infer(request, &context).await {
                 Ok((body, inference)) => {
-                    let mut response = Response::new(Body::Framed { body, _inference: inference });
+                    let mut response = Response::new(Body::Framed { body, _inference: inference, _context: context });
                     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
                     response
                 }
                 Err(status) => status.into_http(),
             };
         }
+        request.extensions_mut().insert(context);
         match request.uri().path() {
             MODEL_INFER => return self.compressed(request).await,
             MODEL_STREAM_INFER => return self.stream(request).await,
@@ -158,7 +171,11 @@ impl Dispatch {
     }
 
     /// A response beyond the limit counts as answered: the model did its work.
-    async fn model_infer(&self, request: Request<Incoming>) -> Result<(framing::Body, TaskTrackerToken), Status> {
+    async fn model_infer(
+        &self,
+        request: Request<Incoming>,
+        context: &RequestContext,
+    ) -> Result<(framing::Body, TaskTrackerToken), Status> {
         let (head, mut body) = request.into_parts();
         let unread = Unread::new(self.gateway.clone());
         let read = async {
@@ -175,8 +192,9 @@ impl Dispatch {
         };
         unread.read();
         let inference = self.inferences.token();
-        let arrival = Arrival { at: Instant::now(), deadline };
+        let arrival = Arrival { at: Instant::now(), deadline, context: context.clone() };
         let response = infer::unary(&self.gateway, message, arrival).await.map_err(|error| status::grpc(&error))?;
+        context.sending();
         let (message, raw) = encode::split(response);
         let body = framing::Body::new(&message, RAW_OUTPUT_CONTENTS, raw, self.response_bytes_max)?;
         Ok((body, inference))
@@ -234,8 +252,8 @@ pub enum Body {
     /// Nothing: all is in the headers.
     #[default]
     Empty,
-    /// One message of our own framing; in flight as long as this is.
-    Framed { body: framing::Body, _inference: TaskTrackerToken },
+    /// One message of our own framing; in flight, and being sent, as long as this is.
+    Framed { body: framing::Body, _inference: TaskTrackerToken, _context: RequestContext },
     /// What a generated service answers, and for an inference that it is in flight.
     Boxed { body: tonic::body::Body, _inference: Option<TaskTrackerToken> },
 }

@@ -9,14 +9,15 @@ use tonic::{Request, Response, Status, Streaming};
 use super::settings::Settings;
 use super::stream::{Infers, Options};
 use super::{encode, framing, timeout};
-use crate::error::{Error, Kind};
+use crate::error::Error;
 use crate::gateway::Gateway;
 use crate::infer::Instant;
 use crate::protocol::status;
+use crate::protocol::v2::context::Context;
 use crate::protocol::v2::decode::Arrival;
 use crate::protocol::v2::wire::grpc_inference_service_server::GrpcInferenceService;
 use crate::protocol::v2::wire::*;
-use crate::protocol::v2::{admin, infer, metadata, parameters};
+use crate::protocol::v2::{admin, infer, log, metadata, parameters, trace};
 
 /// Answers the inference service's RPCs through the gateway.
 pub struct InferenceService {
@@ -69,8 +70,10 @@ impl GrpcInferenceService for InferenceService {
     /// Reached by compressed calls only; others take the short way of `dispatch.rs`.
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Answer<ModelInferResponse> {
         let deadline = timeout::deadline(request.metadata().as_ref()).map_err(|error| status::grpc(&error))?;
-        let arrival = Arrival { at: Instant::now(), deadline };
+        let context = context(&request);
+        let arrival = Arrival { at: Instant::now(), deadline, context: context.clone() };
         let response = infer::unary(&self.gateway, request.into_inner(), arrival).await;
+        context.sending();
         let message = encode::response(response.map_err(|error| status::grpc(&error))?);
         match message.encoded_len() {
             length if length > self.response_bytes_max => {
@@ -92,6 +95,7 @@ impl GrpcInferenceService for InferenceService {
             response_bytes_max: self.response_bytes_max,
             end_at_error: request.metadata().get("triton_grpc_error").is_some_and(|value| value == "true"),
             deadline,
+            context: context(&request),
         };
         Ok(Response::new(Infers::new(self.gateway.clone(), request.into_inner(), options)))
     }
@@ -166,13 +170,18 @@ impl GrpcInferenceService for InferenceService {
         Ok(Response::new(CudaSharedMemoryUnregisterResponse {}))
     }
 
-    async fn trace_setting(&self, _: Request<TraceSettingRequest>) -> Answer<TraceSettingResponse> {
-        answer(Err(Error::new(Kind::Unimplemented, "this server does not trace requests")))
+    async fn trace_setting(&self, request: Request<TraceSettingRequest>) -> Answer<TraceSettingResponse> {
+        answer(trace::settings(&self.gateway, request.into_inner()))
     }
 
-    async fn log_settings(&self, _: Request<LogSettingsRequest>) -> Answer<LogSettingsResponse> {
-        answer(Err(Error::new(Kind::Unimplemented, "log settings cannot be changed while the server runs")))
+    async fn log_settings(&self, request: Request<LogSettingsRequest>) -> Answer<LogSettingsResponse> {
+        answer(log::settings(&self.gateway, request.into_inner()))
     }
+}
+
+/// What `dispatch.rs` has learned from the call's headers.
+fn context<T>(request: &Request<T>) -> Context {
+    request.extensions().get().cloned().unwrap_or_default()
 }
 
 /// No region is ever registered: asking for all gives none, asking for one by name is an error.

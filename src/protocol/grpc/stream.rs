@@ -23,12 +23,13 @@ use crate::gateway::Gateway;
 use crate::infer::{Instant, Parameters, Response, Responses, only};
 use crate::model::Version;
 use crate::protocol::status;
+use crate::protocol::v2::context::Context as RequestContext;
 use crate::protocol::v2::decode::Arrival;
 use crate::protocol::v2::infer::{self, Rpc, Started};
 use crate::protocol::v2::wire::{ModelInferRequest, ModelStreamInferResponse};
 
 /// What a stream needs to know beside its requests.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// The most requests in flight; more are not read.
     pub requests_max: usize,
@@ -38,6 +39,8 @@ pub struct Options {
     pub end_at_error: bool,
     /// When the caller stops waiting for all of it.
     pub deadline: Option<Instant>,
+    /// The call's id, and whether its requests may be traced.
+    pub context: RequestContext,
 }
 
 /// One response or error, with what a message needs.
@@ -109,7 +112,8 @@ where
     }
 
     fn start(&mut self, request: ModelInferRequest) {
-        let arrival = Arrival { at: Instant::now(), deadline: self.options.deadline };
+        let context = self.options.context.another();
+        let arrival = Arrival { at: Instant::now(), deadline: self.options.deadline, context };
         let id = request.id.clone();
         let model = request.model_name.clone();
         match infer::start(&self.gateway, request, arrival, Rpc::Stream) {

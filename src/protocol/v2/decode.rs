@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 
+use super::context::Context;
 use super::wire::ModelInferRequest;
 use super::wire::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
 use super::{contents, parameters};
@@ -17,12 +18,14 @@ use crate::tensor::{DataType, NamedTensor, Shape, Tensor};
 const DIMENSIONS_MAX: usize = 64;
 
 /// What a caller said about a request beside the message.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Arrival {
     /// When the message had been read.
     pub at: Instant,
     /// Until when the caller waits, counted from the call's headers on; `None` for ever.
     pub deadline: Option<Instant>,
+    /// Its id and its trace.
+    pub context: Context,
 }
 
 /// A decoded request.

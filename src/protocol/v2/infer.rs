@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use super::decode::{self, Arrival, Decoded};
+use super::outcome::Observer;
 use super::wire::ModelInferRequest;
 use crate::error::{Error, Kind, Result};
 use crate::gateway::{Gateway, Handle};
 use crate::infer::{Response, Responses, only};
 use crate::model::Version;
+use crate::telemetry::trace::Start;
 
 /// A request that was handed to the engine.
 pub struct Started {
@@ -26,7 +28,10 @@ pub struct Started {
 /// # Errors
 /// Whatever is wrong with the request, or why it could not be executed.
 pub async fn unary(gateway: &Gateway, wire: ModelInferRequest, arrival: Arrival) -> Result<Response> {
-    only(start(gateway, wire, arrival, Rpc::Unary)?.responses).await
+    let (started, observer) = begin(gateway, wire, arrival, Rpc::Unary)?;
+    let outcome = only(started.responses).await;
+    observer.outcome(&outcome);
+    outcome
 }
 
 /// Which of the two inference RPCs a request came by.
@@ -43,14 +48,33 @@ pub enum Rpc {
 /// # Errors
 /// Whatever is wrong with the request.
 pub fn start(gateway: &Gateway, wire: ModelInferRequest, arrival: Arrival, rpc: Rpc) -> Result<Started> {
+    let (started, observer) = begin(gateway, wire, arrival, rpc)?;
+    Ok(Started { responses: observer.around(started.responses), ..started })
+}
+
+/// As [`start`]; whoever takes the responses shows them to the observer.
+fn begin(gateway: &Gateway, wire: ModelInferRequest, arrival: Arrival, rpc: Rpc) -> Result<(Started, Observer)> {
+    let mut observer = Observer { context: arrival.context.clone(), handle: None, arrived: arrival.at };
+    if let Some(trace) = observer.context.trace() {
+        trace.start(Start { model: &wire.model_name, id: &wire.id, arrived: arrival.at });
+    }
     let checked = check(gateway, wire, arrival, rpc);
-    let (handle, decoded) = checked.inspect_err(|error| gateway.refused(error.kind()))?;
-    Ok(Started {
+    let (handle, decoded) = checked.inspect_err(|error| {
+        gateway.refused(error.kind());
+        observer.failed(error);
+    })?;
+    if let Some(trace) = observer.context.trace() {
+        let inputs = decoded.request.inputs.iter().map(|input| (input.name.as_str(), &input.tensor));
+        trace.executing(handle.version, inputs);
+    }
+    let started = Started {
         responses: gateway.infer(decoded.request),
         decoupled: handle.config.decoupled,
         version: handle.version,
         empty_final_response: decoded.empty_final_response,
-    })
+    };
+    observer.handle = Some(handle);
+    Ok((started, observer))
 }
 
 fn check(gateway: &Gateway, wire: ModelInferRequest, arrival: Arrival, rpc: Rpc) -> Result<(Arc<Handle>, Decoded)> {

@@ -1,0 +1,174 @@
+//! Traces of single requests, into files or to an OpenTelemetry collector.
+//!
+//! A [`Tracer`] decides which requests are traced and hands what it learns of them to one task, which writes. When
+//! nothing is traced a request costs one atomic load. Begin with [`Tracer::start`]; protocols meet [`Trace`].
+
+mod file;
+mod otlp;
+mod record;
+mod settings;
+mod span;
+mod writer;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use opentelemetry::trace::SpanContext;
+use opentelemetry_sdk::trace::{IdGenerator as _, RandomIdGenerator};
+use parking_lot::RwLock;
+use tokio::sync::mpsc;
+
+pub use self::otlp::{Settings as OtlpSettings, Transport};
+pub use self::record::{Caller, Protocol, Record, Start, Trace};
+use self::settings::Store;
+pub use self::settings::{Change, Level, Update, Values};
+pub use self::writer::Writing;
+use crate::error::Result;
+use crate::telemetry::metrics::{Metrics, Traced};
+
+/// What kind of traces a server makes; fixed at its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Files of the reference server's own format.
+    #[default]
+    Triton,
+    /// Spans for a collector.
+    OpenTelemetry,
+}
+
+impl Mode {
+    /// The name in settings.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Mode::Triton => "triton",
+            Mode::OpenTelemetry => "opentelemetry",
+        }
+    }
+}
+
+/// How a server traces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// What kind of traces.
+    pub mode: Mode,
+    /// What is traced, until somebody changes it.
+    pub values: Values,
+    /// Where traces go in mode triton; without it there are none.
+    pub file: Option<PathBuf>,
+    /// Where traces go in mode opentelemetry.
+    pub otlp: OtlpSettings,
+    /// The most traces that wait to be written to files; more are dropped.
+    pub queue_size_max: usize,
+    /// The most bytes that are kept of all tensors of one trace.
+    pub tensor_bytes_max: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            mode: Mode::default(),
+            values: Values::default(),
+            file: None,
+            otlp: OtlpSettings::default(),
+            queue_size_max: 2048,
+            tensor_bytes_max: 64 << 10,
+        }
+    }
+}
+
+/// Decides what is traced, and passes on what was.
+#[derive(Debug)]
+pub struct Tracer {
+    settings: Settings,
+    /// Whether any request may be traced, as `store` says; all that an untraced request looks at.
+    on: AtomicBool,
+    store: RwLock<Store>,
+    last_id: AtomicU64,
+    /// To the task that writes; `None` if traces have nowhere to go.
+    queue: Option<mpsc::Sender<Record>>,
+    metrics: Metrics,
+}
+
+impl Default for Tracer {
+    /// Traces nothing, and remembers what it is told.
+    fn default() -> Self {
+        Self::new(Settings::default(), None, Metrics::off())
+    }
+}
+
+impl Tracer {
+    /// A tracer with these settings, and the task that writes for it. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::InvalidArgument`] if the collector's URL cannot be used.
+    pub fn start(settings: Settings, metrics: Metrics) -> Result<(Arc<Self>, Option<Writing>)> {
+        let Some((queue, writing)) = writer::start(&settings, &metrics)? else {
+            return Ok((Arc::new(Self::new(settings, None, metrics)), None));
+        };
+        Ok((Arc::new(Self::new(settings, Some(queue), metrics)), Some(writing)))
+    }
+
+    fn new(settings: Settings, queue: Option<mpsc::Sender<Record>>, metrics: Metrics) -> Self {
+        let store = Store::new(settings.values);
+        let on = AtomicBool::new(queue.is_some() && store.is_on());
+        Self { settings, on, store: RwLock::new(store), last_id: AtomicU64::new(0), queue, metrics }
+    }
+
+    /// How it was started.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The settings of a model; of the server without a name. A count is what is left of it.
+    pub fn values(&self, model: Option<&str>) -> Values {
+        self.store.read().values(model)
+    }
+
+    /// Changes the settings of a model, or the server's, which hold for models that have none of their own.
+    pub fn change(&self, model: Option<&str>, change: Change) {
+        let mut store = self.store.write();
+        store.change(model, change);
+        if store.is_on() && self.queue.is_none() {
+            tracing::warn!(
+                "traces have no file to go to and are not made; the server needs --trace-config triton,file="
+            );
+        }
+        self.on.store(self.queue.is_some() && store.is_on(), Ordering::Relaxed);
+    }
+
+    /// Whether any request may be traced.
+    pub fn is_on(&self) -> bool {
+        self.on.load(Ordering::Relaxed)
+    }
+
+    /// The caller's span, by the W3C headers; in mode triton they are not looked at.
+    pub fn parent(&self, traceparent: &str, tracestate: Option<&str>) -> Option<SpanContext> {
+        match self.settings.mode {
+            Mode::Triton => None,
+            Mode::OpenTelemetry => otlp::parent(traceparent, tracestate),
+        }
+    }
+
+    /// Decides whether a request is traced; gives the trace's number and how it is.
+    fn sample(&self, model: &str, forced: bool) -> Option<(u64, Values)> {
+        let values = self.store.read().sample(model, forced)?;
+        Some((self.last_id.fetch_add(1, Ordering::Relaxed) + 1, values))
+    }
+
+    fn tensor_bytes_max(&self) -> usize {
+        self.settings.tensor_bytes_max
+    }
+
+    /// Passes a record on; if too many wait it is dropped and counted.
+    fn record(&self, record: Record) {
+        if self.queue.as_ref().is_none_or(|queue| queue.try_send(record).is_err()) {
+            self.metrics.traced(Traced::Dropped, 1);
+        }
+    }
+}
+
+/// A request id that nobody else has: 128 random bits, in hexadecimal digits.
+pub fn random_id() -> Arc<str> {
+    RandomIdGenerator::default().new_trace_id().to_string().into()
+}
