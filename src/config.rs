@@ -61,6 +61,10 @@ pub struct Repository {
     pub load_retries: u32,
     /// Requests that wait per model whose configuration gives no limit; at least one.
     pub queue_size_default: usize,
+    /// Responses of one request to a decoupled model that wait for the client; at least one.
+    pub responses_max: usize,
+    /// The longest that a decoupled model waits for the client to take a response.
+    pub response_stall: Duration,
 }
 
 /// Who decides what is loaded.
@@ -230,6 +234,8 @@ impl Repository {
             load_threads: reader.number("model-load-thread-count") as usize,
             load_retries: reader.number("model-load-retry-count") as u32,
             queue_size_default: reader.number("queue-size-default") as usize,
+            responses_max: reader.number("grpc-max-response-pool-size") as usize,
+            response_stall: Duration::from_secs(reader.number("response-stall-secs")),
         }
     }
 }

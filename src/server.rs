@@ -286,6 +286,10 @@ fn engine_settings(config: &Config) -> engine::Settings {
         auto_complete: repository.auto_complete,
         config_name: repository.config_name.clone(),
         strict_readiness: config.strict_readiness,
+        responses: engine::ResponseLimits {
+            waiting_max: repository.responses_max,
+            stall_max: repository.response_stall,
+        },
         facts: engine::facts(&backends, cuda_devices(), repository.queue_size_default),
         backends,
     }

@@ -8,6 +8,7 @@ pub mod identity;
 pub mod libtorch;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::Result;
 use crate::model::{Device, Footprint, ModelConfig, VersionFiles, schema};
@@ -70,14 +71,18 @@ pub trait Model: Send + Sync {
 
 /// One execution context; lives and dies on one thread.
 pub trait Instance {
-    /// Runs one batch and hands each member its response through `replies`. Blocking.
+    /// Runs one batch and hands each member its responses through `replies`. Blocking. A decoupled model's batch has one
+    /// member.
     ///
     /// # Errors
-    /// The reason why the batch failed; every member that has no response yet gets it.
+    /// The reason why the batch failed; every member that has not its last response yet gets it.
     fn run(&mut self, batch: &Batch, replies: &mut dyn Replies) -> Result<()>;
 }
 
 /// Takes what an instance produces.
+///
+/// An instance of an ordinary model gives each member one response, by [`Replies::batch`] or [`Replies::member`]. One of
+/// a decoupled model may give a member any number before that by [`Replies::send`], and may end without another.
 pub trait Replies {
     /// The inputs are where the computation needs them. Ends the `compute_input` time.
     fn inputs_ready(&mut self);
@@ -85,12 +90,26 @@ pub trait Replies {
     /// The computation is done. Ends the `compute_infer` time.
     fn outputs_ready(&mut self);
 
-    /// The outputs of the whole batch, in the order of the model's configuration; split over the members.
+    /// The last outputs of the whole batch, in the order of the model's configuration; split over the members.
     ///
     /// # Errors
     /// [`crate::error::Kind::Backend`] if an output's outermost dimension is not the batch's rows.
     fn batch(&mut self, outputs: Vec<Tensor>) -> Result<()>;
 
-    /// The outputs of one member, in the order of the model's configuration.
+    /// The last outputs of one member, in the order of the model's configuration.
     fn member(&mut self, index: usize, outputs: Vec<Tensor>);
+
+    /// Sends one response of a member of a decoupled model now; another may follow. Blocks while as many as may wait for
+    /// the caller.
+    ///
+    /// # Errors
+    /// Once nobody takes this member's responses any more: stop producing them. [`crate::error::Kind::Internal`] if the
+    /// model is not decoupled.
+    fn send(&mut self, index: usize, outputs: Vec<Tensor>) -> Result<()>;
+
+    /// Blocks for `time`, for a decoupled model that does not produce as fast as it could.
+    ///
+    /// # Errors
+    /// As [`Replies::send`], at once when it comes true.
+    fn pause(&mut self, index: usize, time: Duration) -> Result<()>;
 }

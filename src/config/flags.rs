@@ -69,6 +69,8 @@ pub const FLAGS: &[Flag] = &[
     flag(REPOSITORY, "model-load-thread-count", Value::Number(1, 256), "4", "Models that load at the same time"),
     flag(REPOSITORY, "model-load-retry-count", Value::Number(0, 1000), "0", "How often a failed load is tried again"),
     flag(REPOSITORY, "queue-size-default", Value::Number(1, 10_000_000), "4096", "Requests that wait per model whose max_queue_size is 0"),
+    flag(REPOSITORY, "grpc-max-response-pool-size", Value::Number(1, i32::MAX as u64), "64", "Responses of one request to a decoupled model that wait for the client"),
+    flag(REPOSITORY, "response-stall-secs", Value::Number(1, SECONDS_MAX), "60", "The longest that a decoupled model waits for a client to take a response"),
 
     flag(GRPC, "allow-grpc", Value::Bool, "true", "Serve gRPC"),
     flag(GRPC, "grpc-address", Value::Text("ADDRESS"), "0.0.0.0", "Address to listen on"),
@@ -113,7 +115,7 @@ pub const UNSUPPORTED: &[&str] = &[
     "model-namespacing", "enable-peer-access", "allow-http", "http-port", "reuse-http-port",
     "http-header-forward-pattern", "http-thread-count", "http-max-input-size", "http-restricted-api",
     "reuse-grpc-port", "grpc-header-forward-pattern", "grpc-infer-thread-count", "grpc-infer-allocation-pool-size",
-    "grpc-max-response-pool-size", "grpc-use-ssl", "grpc-use-ssl-mutual", "grpc-server-cert", "grpc-server-key",
+    "grpc-use-ssl", "grpc-use-ssl-mutual", "grpc-server-cert", "grpc-server-key",
     "grpc-root-cert", "grpc-infer-response-compression-level", "grpc-keepalive-permit-without-calls", "grpc-http2-max-pings-without-data",
     "grpc-http2-min-recv-ping-interval-without-data", "grpc-http2-max-ping-strikes", "grpc-restricted-protocol",
     "allow-sagemaker", "sagemaker-port", "sagemaker-safe-port-range", "sagemaker-thread-count", "allow-vertex-ai",

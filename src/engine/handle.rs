@@ -65,11 +65,14 @@ impl Handle {
         let times = (request.arrived, request.deadline);
         let waiting = self.queue.push(pushed, now)?;
         let (model, version, signature) = (self.config.name.clone(), self.version, self.signature.clone());
-        let (id, selected) = (request.id, checked.outputs);
-        let respond = move |Answer { outputs, times }: Answer| {
-            let _answered = in_flight;
+        let (mut id, selected) = (request.id, checked.outputs);
+        let respond = move |Answer { outputs, times, last }: Answer| {
+            // Kept as long as another response may be made.
+            let _in_flight = &in_flight;
             let outputs = select(&signature, selected.as_deref(), outputs);
-            Response { model, version, id, outputs, parameters: Parameters::new(), last: true, times: Some(times) }
+            let (model, parameters) = (model.clone(), Parameters::new());
+            let id = if last { std::mem::take(&mut id) } else { id.clone() };
+            Response { model, version, id, outputs, parameters, last, times: Some(times) }
         };
         Ok(Box::pin(Waiter::new(self.queue.clone(), waiting, times, respond)))
     }

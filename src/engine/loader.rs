@@ -15,7 +15,7 @@ use crate::error::{Error, Kind, Result};
 use crate::infer::Instant;
 use crate::model::{ModelConfig, Scheduling, Signature, Version, VersionFiles};
 use crate::repository::{self, BackendFacts, Facts, ModelDir, Source, Stamp};
-use crate::scheduler::{Limits, Queue, QueueSettings, Starting, Warmup, start};
+use crate::scheduler::{Limits, Queue, QueueSettings, ResponseLimits, Starting, Warmup, start};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::stats::ModelStats;
 
@@ -103,6 +103,7 @@ pub(super) struct Loader {
     auto_complete: bool,
     config_name: Option<String>,
     retries: u32,
+    responses: ResponseLimits,
     pub(super) metrics: Metrics,
 }
 
@@ -115,6 +116,7 @@ impl Loader {
             auto_complete: settings.auto_complete,
             config_name: settings.config_name.clone(),
             retries: settings.load_retries,
+            responses: settings.responses,
             metrics,
         }
     }
@@ -229,7 +231,7 @@ impl Loader {
         let began = Instant::now();
         let model = self.backend(&config.backend)?.open(files, config)?;
         let stats = Arc::new(ModelStats::new(&self.metrics, &config.name, version, &config.metric_tags));
-        let queue = Arc::new(Queue::new(queue_settings(config), stats.clone()));
+        let queue = Arc::new(Queue::new(queue_settings(config, self.responses), stats.clone()));
         let threads = start_instances(config, version, &model, &queue)?;
         let took = began.elapsed();
         stats.loaded(took);
@@ -282,7 +284,7 @@ fn start_instances(
     Err(error)
 }
 
-fn queue_settings(config: &ModelConfig) -> QueueSettings {
+fn queue_settings(config: &ModelConfig, responses: ResponseLimits) -> QueueSettings {
     let policy = config.scheduling.queue_policy();
     let limits = match &config.scheduling {
         Scheduling::Single(_) => Limits::single(),
@@ -300,5 +302,6 @@ fn queue_settings(config: &ModelConfig) -> QueueSettings {
         timeout_override: policy.allow_timeout_override,
         shapes_vary: config.inputs.iter().any(|input| input.dims.as_ref().is_none_or(|dims| dims.contains(&-1))),
         instances: config.instances.iter().map(|group| group.count).sum(),
+        responses: config.decoupled.then_some(responses),
     }
 }

@@ -36,6 +36,8 @@ pub use lifecycle::State;
 pub use loader::facts;
 pub use overrides::Overrides;
 
+pub use crate::scheduler::ResponseLimits;
+
 /// Who decides what is loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Control {
@@ -63,6 +65,8 @@ pub struct Settings {
     pub config_name: Option<String>,
     /// Whether the engine is ready only when every wanted model is.
     pub strict_readiness: bool,
+    /// What the responses of one request to a decoupled model may take.
+    pub responses: ResponseLimits,
     /// What configurations are held against.
     pub facts: Facts,
     /// The backends by their names.

@@ -25,7 +25,7 @@ pub(super) fn facts() -> Facts {
     Facts {
         cuda_devices: vec![],
         backends: vec![
-            backend("identity", None, false, &["identity.delay_us"]),
+            backend("identity", None, false, &["identity.delay_us", "identity.mode"]),
             backend("pytorch", Some("model.pt"), true, &["INFERENCE_MODE"]),
         ],
         parameter_keys: vec![],

@@ -11,13 +11,14 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::estimate::SizeClass;
-use super::queue::{Answer, Entry, Pulled, Queue};
-use crate::backend::{Instance, Model, Replies};
-use crate::error::{Error, Kind, Result};
-use crate::infer::{Instant, Times};
+use super::queue::{Entry, Pulled, Queue};
+use super::run::Run;
+use crate::backend::{Instance, Model};
+use crate::error::{Error, Result};
+use crate::infer::Instant;
 use crate::model::Device;
-use crate::telemetry::stats::{BatchTimes, RequestTimes};
-use crate::tensor::{Batch, Tensor};
+use crate::telemetry::stats::RequestTimes;
+use crate::tensor::Batch;
 
 /// What an instance needs to start.
 pub struct Starting {
@@ -107,7 +108,7 @@ fn warm_up(starting: &Starting, instance: &mut dyn Instance) -> Result<()> {
             break;
         }
         let mut run = Run::new(batch.members.len());
-        match guarded(|| instance.run(batch, &mut run.replies(batch))) {
+        match guarded(|| instance.run(batch, &mut run.replies(batch, &[]))) {
             Ok(()) if *measured => {
                 let bytes: usize = (0..batch.inputs()).map(|index| batch.byte_len(index)).sum();
                 let class = SizeClass::of_row(bytes / batch.rows().max(1));
@@ -128,122 +129,45 @@ fn execute(queue: &Queue, instance: &mut dyn Instance, pulled: Pulled) -> bool {
     let rows: Vec<usize> = batch.members.iter().map(|member| member.rows).collect();
     let mut run = Run::new(entries.len());
     let mut panicked = false;
-    let outcome = catch_unwind(AssertUnwindSafe(|| instance.run(&batch, &mut run.replies(&batch))));
+    let outcome = catch_unwind(AssertUnwindSafe(|| instance.run(&batch, &mut run.replies(&batch, &entries))));
     let outcome = outcome.unwrap_or_else(|payload| {
         panicked = true;
         Err(panic_error(&*payload))
     });
     drop(batch);
-    let ended = Instant::now();
-    run.ended = Some(ended);
+    run.ended = Some(Instant::now());
     if outcome.is_ok() {
-        queue.record_run(class, rows.iter().sum(), ended - run.began);
+        queue.record_run(class, rows.iter().sum(), run.took());
     }
-    settle(queue, entries, &rows, run, outcome);
+    settle(queue, entries, &rows, run, outcome.err());
     !panicked
 }
 
 /// Gives each request its outcome. What was answered is recorded before it is sent, so that a caller who asks for the
 /// statistics right after its response finds itself counted.
-fn settle(queue: &Queue, entries: Vec<Entry>, rows: &[usize], run: Run, outcome: Result<()>) {
-    let now = run.ended.unwrap_or(run.began);
-    let error = outcome.err().unwrap_or_else(|| Error::internal("the model gave no outputs for this request"));
-    let inputs_ready = run.inputs_ready.unwrap_or(run.began);
-    let outputs_ready = run.outputs_ready.unwrap_or(now);
+fn settle(queue: &Queue, entries: Vec<Entry>, rows: &[usize], mut run: Run, failure: Option<Error>) {
     let mut answered = Vec::with_capacity(entries.len());
     let mut times = Vec::with_capacity(entries.len());
-    for ((entry, outputs), &rows) in entries.into_iter().zip(run.outputs).zip(rows) {
-        match outputs {
-            None => queue.settle(entry, error.clone(), now),
-            Some(_) if entry.reply.is_closed() => {
-                let past_deadline = entry.promise.deadline.is_some_and(|deadline| deadline <= now);
-                let kind = if past_deadline { Kind::DeadlineExceeded } else { Kind::Cancelled };
-                queue.settle(entry, Error::new(kind, ""), now);
-            }
-            Some(outputs) => {
+    for (index, (entry, &rows)) in entries.into_iter().zip(rows).enumerate() {
+        let concluded = run.conclude(index, &entry, failure.as_ref());
+        if let Some(responses) = run.take_responses(index) {
+            queue.stats().request_responded(&responses);
+        }
+        match concluded {
+            Ok(answer) => {
+                let ended = answer.as_ref().map_or_else(Instant::now, |answer| answer.times.ended);
                 let queue = run.began.saturating_duration_since(entry.arrived);
-                times.push(RequestTimes { rows, queue, total: now.saturating_duration_since(entry.arrived) });
-                let queued = entry.arrived;
-                let times = Times { queued, began: run.began, inputs_ready, outputs_ready, ended: now };
-                answered.push((entry.reply, Answer { outputs, times }));
+                times.push(RequestTimes { rows, queue, total: ended.saturating_duration_since(entry.arrived) });
+                answered.push((entry.reply, answer));
             }
+            Err(error) => queue.settle(entry, error, run.end()),
         }
     }
-    let batch = BatchTimes {
-        rows: rows.iter().sum(),
-        compute_input: inputs_ready - run.began,
-        compute_infer: outputs_ready.saturating_duration_since(inputs_ready),
-        compute_output: now.saturating_duration_since(outputs_ready),
-    };
     if !times.is_empty() {
-        queue.stats().batch_finished(&batch, times);
+        queue.stats().batch_finished(&run.times(rows.iter().sum()), times);
     }
     for (reply, answer) in answered {
-        let _ = reply.send(Ok(answer));
-    }
-}
-
-/// What one execution leaves behind.
-struct Run {
-    began: Instant,
-    inputs_ready: Option<Instant>,
-    outputs_ready: Option<Instant>,
-    ended: Option<Instant>,
-    outputs: Vec<Option<Vec<Tensor>>>,
-}
-
-impl Run {
-    fn new(members: usize) -> Self {
-        Self {
-            began: Instant::now(),
-            inputs_ready: None,
-            outputs_ready: None,
-            ended: None,
-            outputs: vec![None; members],
-        }
-    }
-
-    fn replies<'a>(&'a mut self, batch: &'a Batch) -> Collect<'a> {
-        Collect { batch, run: self }
-    }
-}
-
-/// Collects the outputs of one execution.
-struct Collect<'a> {
-    batch: &'a Batch,
-    run: &'a mut Run,
-}
-
-impl Replies for Collect<'_> {
-    fn inputs_ready(&mut self) {
-        self.run.inputs_ready = Some(Instant::now());
-    }
-
-    fn outputs_ready(&mut self) {
-        self.run.outputs_ready = Some(Instant::now());
-    }
-
-    fn batch(&mut self, outputs: Vec<Tensor>) -> Result<()> {
-        let count = outputs.len();
-        let mut members: Vec<Vec<Tensor>> = self.batch.members.iter().map(|_| Vec::with_capacity(count)).collect();
-        for (index, output) in outputs.into_iter().enumerate() {
-            let shape = output.shape.clone();
-            let Some(parts) = self.batch.split(output) else {
-                return Err(Error::new(
-                    Kind::Backend,
-                    format!("output {index} of shape {shape} does not have the batch's {} rows", self.batch.rows()),
-                ));
-            };
-            for (member, part) in members.iter_mut().zip(parts) {
-                member.push(part);
-            }
-        }
-        self.run.outputs = members.into_iter().map(Some).collect();
-        Ok(())
-    }
-
-    fn member(&mut self, index: usize, outputs: Vec<Tensor>) {
-        self.run.outputs[index] = Some(outputs);
+        reply.finish(answer.map(Ok));
     }
 }
 

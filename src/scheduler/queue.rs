@@ -11,27 +11,16 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use smallvec::SmallVec;
-use tokio::sync::oneshot;
 
 use super::estimate::{Estimates, SizeClass};
 use super::plan::{Curve as _, Limits, Plan, Waiting, plan};
 use super::promise::{Ahead, GiveUp, Promise, late_error};
+use super::reply::{self, Receiver, Reply};
+use super::responses::ResponseLimits;
 use crate::error::{Error, Kind, Result};
-use crate::infer::{Instant, Times, round};
+use crate::infer::{Instant, round};
 use crate::telemetry::stats::ModelStats;
-use crate::tensor::{Member, Tensor};
-
-/// What an execution gave one request.
-#[derive(Debug)]
-pub struct Answer {
-    /// All outputs of the model in its order.
-    pub outputs: Vec<Tensor>,
-    /// When the request passed each stage.
-    pub times: Times,
-}
-
-/// Where a request's answer goes.
-pub(super) type Reply = oneshot::Sender<Result<Answer>>;
+use crate::tensor::Member;
 
 /// The limits of one queue.
 #[derive(Clone, Debug)]
@@ -48,6 +37,8 @@ pub struct QueueSettings {
     pub shapes_vary: bool,
     /// How many instances pull.
     pub instances: usize,
+    /// What the responses of one request may take, for a decoupled model; `None` for one that gives exactly one.
+    pub responses: Option<ResponseLimits>,
 }
 
 /// A request in the queue or taken from it.
@@ -175,12 +166,8 @@ impl Queue {
     /// # Errors
     /// [`Kind::QueueFull`], [`Kind::BudgetExceeded`] or [`Kind::DeadlineExceeded`] if it is predicted to be late,
     /// [`Kind::Unavailable`] after [`Queue::close`].
-    pub fn push(
-        self: &Arc<Self>,
-        request: Pushed,
-        now: Instant,
-    ) -> Result<(Ticket, oneshot::Receiver<Result<Answer>>)> {
-        let (reply, receiver) = oneshot::channel();
+    pub fn push(self: &Arc<Self>, request: Pushed, now: Instant) -> Result<(Ticket, Receiver)> {
+        let (reply, receiver) = reply::channel(self.settings.responses);
         let key = self.lane_key(&request.member);
         let mut promise = self.promise(&request);
         let mut state = self.state.lock();
@@ -318,8 +305,12 @@ impl Queue {
         self.look(&mut self.state.lock(), instance, now)
     }
 
-    /// Records how long an execution took, for planning.
+    /// Records how long an execution took, for planning. That of a decoupled model tells nothing: it depends on how
+    /// many responses a request has, and on how fast its caller takes them.
     pub(super) fn record_run(&self, class: SizeClass, rows: usize, took: Duration) {
+        if self.settings.responses.is_some() {
+            return;
+        }
         self.state.lock().estimates.record(class, rows, took);
     }
 
@@ -490,7 +481,7 @@ impl Queue {
     /// Fails a request that was taken from the queue.
     pub(super) fn settle(&self, entry: Entry, error: Error, now: Instant) {
         self.stats.request_failed(error.kind(), now.saturating_duration_since(entry.arrived));
-        let _ = entry.reply.send(Err(error));
+        entry.reply.finish(Some(Err(error)));
     }
 }
 

@@ -5,16 +5,11 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
-
-use super::queue::{Answer, Look, Queue, QueueSettings};
-use super::{Limits, Pushed, SizeClass, Ticket};
-use crate::error::Result;
+use super::queue::{Look, Queue, QueueSettings};
+use super::{Limits, Pushed, Receiver, SizeClass, Ticket};
 use crate::infer::Instant;
 use crate::telemetry::stats::ModelStats;
 use crate::tensor::Member;
-
-type Receiver = oneshot::Receiver<Result<Answer>>;
 
 /// A model, and the load on it.
 struct Scene {
@@ -78,6 +73,7 @@ impl<'a> Simulation<'a> {
             timeout_override: true,
             shapes_vary: false,
             instances: 1,
+            responses: None,
         };
         let queue = Arc::new(Queue::new(settings, Arc::new(ModelStats::default())));
         // What warm-up would have taught.

@@ -1,5 +1,6 @@
 //! Behaviour of queue, waiter and instance together, in virtual time, with a puppet that runs when it is told.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -15,11 +16,17 @@ use crate::model::{Device, Footprint};
 use crate::telemetry::stats::ModelStats;
 use crate::tensor::{Batch, DataType, Member, Shape, Tensor};
 
-const MS: Duration = Duration::from_millis(1);
+pub(super) const MS: Duration = Duration::from_millis(1);
 
 /// What the puppet does with one batch.
-enum Order {
+pub(super) enum Order {
     Answer,
+    /// Of a decoupled model: sends so many responses, then does the last order.
+    Send(usize, Box<Order>),
+    /// Of a decoupled model: ends without a further response.
+    End,
+    /// Of a decoupled model: does nothing for so long.
+    Pause(Duration),
     Fail(&'static str),
     Panic,
 }
@@ -28,6 +35,7 @@ enum Order {
 struct Puppet {
     orders: Mutex<mpsc::Receiver<Order>>,
     seen: mpsc::Sender<Vec<usize>>,
+    sent: Arc<AtomicUsize>,
 }
 
 struct PuppetInstance(Arc<Puppet>);
@@ -46,13 +54,28 @@ impl Instance for PuppetInstance {
     fn run(&mut self, batch: &Batch, replies: &mut dyn Replies) -> Result<()> {
         let _ = self.0.seen.send(batch.members.iter().map(|member| member.rows).collect());
         let order = self.0.orders.lock().recv();
-        match order.unwrap_or(Order::Answer) {
+        self.0.obey(order.unwrap_or(Order::Answer), batch, replies)
+    }
+}
+
+impl Puppet {
+    fn obey(&self, order: Order, batch: &Batch, replies: &mut dyn Replies) -> Result<()> {
+        match order {
             Order::Answer => {
                 for (index, member) in batch.members.iter().enumerate() {
                     replies.member(index, member.inputs.clone());
                 }
                 Ok(())
             }
+            Order::Send(count, then) => {
+                for _ in 0..count {
+                    replies.send(0, batch.members[0].inputs.clone())?;
+                    self.sent.fetch_add(1, Ordering::SeqCst);
+                }
+                self.obey(*then, batch, replies)
+            }
+            Order::End => Ok(()),
+            Order::Pause(time) => replies.pause(0, time),
             Order::Fail(text) => Err(Error::new(Kind::Backend, text)),
             Order::Panic => panic!("told to"),
         }
@@ -60,14 +83,16 @@ impl Instance for PuppetInstance {
 }
 
 /// A queue with one puppet instance.
-struct Stage {
-    queue: Arc<Queue>,
+pub(super) struct Stage {
+    pub(super) queue: Arc<Queue>,
     orders: mpsc::Sender<Order>,
     seen: mpsc::Receiver<Vec<usize>>,
+    /// Responses that the instance could send before the last one.
+    pub(super) sent: Arc<AtomicUsize>,
     instance: Option<Started>,
 }
 
-fn settings(rows_max: usize) -> QueueSettings {
+pub(super) fn settings(rows_max: usize) -> QueueSettings {
     QueueSettings {
         requests_max: 1000,
         limits: Limits { rows_max, ..Limits::single() },
@@ -75,6 +100,7 @@ fn settings(rows_max: usize) -> QueueSettings {
         timeout_override: true,
         shapes_vary: true,
         instances: 1,
+        responses: None,
     }
 }
 
@@ -83,11 +109,12 @@ fn budgeted(budget: Duration) -> QueueSettings {
 }
 
 impl Stage {
-    fn new(settings: QueueSettings) -> Self {
+    pub(super) fn new(settings: QueueSettings) -> Self {
         let queue = Arc::new(Queue::new(settings, Arc::new(ModelStats::default())));
         let (orders, received) = mpsc::channel();
         let (tell, seen) = mpsc::channel();
-        let model = Arc::new(Arc::new(Puppet { orders: Mutex::new(received), seen: tell }));
+        let sent = Arc::new(AtomicUsize::new(0));
+        let model = Arc::new(Arc::new(Puppet { orders: Mutex::new(received), seen: tell, sent: sent.clone() }));
         let starting = Starting {
             queue: queue.clone(),
             model,
@@ -97,10 +124,10 @@ impl Stage {
             warmup: Arc::new([]),
         };
         let instance = start(starting).expect("a thread starts");
-        Self { queue, orders, seen, instance: Some(instance) }
+        Self { queue, orders, seen, sent, instance: Some(instance) }
     }
 
-    fn ask(&self, rows: usize, width: i64, deadline: Option<Duration>) -> Result<Waiting1> {
+    pub(super) fn ask(&self, rows: usize, width: i64, deadline: Option<Duration>) -> Result<Waiting1> {
         self.ask_with(rows, width, deadline, None)
     }
 
@@ -123,23 +150,23 @@ impl Stage {
             id: answer.outputs.len().to_string(),
             outputs: Vec::new(),
             parameters: Parameters::new(),
-            last: true,
-            times: None,
+            last: answer.last,
+            times: Some(answer.times),
         });
         Ok(Waiter::new(self.queue.clone(), waiting, (now, deadline), respond))
     }
 
     /// The row counts of the next batch that the instance begins.
-    fn begun(&self) -> Vec<usize> {
+    pub(super) fn begun(&self) -> Vec<usize> {
         self.seen.recv().expect("the instance lives")
     }
 
-    fn order(&self, order: Order) {
+    pub(super) fn order(&self, order: Order) {
         self.orders.send(order).expect("the instance lives");
     }
 
     /// Closes the queue and waits for the instance to end.
-    fn close(&mut self) {
+    pub(super) fn close(&mut self) {
         self.queue.close();
         if let Some(instance) = self.instance.take() {
             instance.thread.join().expect("the instance thread does not panic");
@@ -147,8 +174,8 @@ impl Stage {
     }
 }
 
-type Respond = Box<dyn FnOnce(Answer) -> Response + Send>;
-type Waiting1 = Waiter<Respond>;
+type Respond = Box<dyn FnMut(Answer) -> Response + Send>;
+pub(super) type Waiting1 = Waiter<Respond>;
 
 async fn answer(mut waiter: Waiting1) -> Result<()> {
     waiter.next().await.expect("there is one response").map(|_| ())

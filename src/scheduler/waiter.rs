@@ -1,6 +1,6 @@
 //! The waiting end of a request: it owns the request's deadline.
 //!
-//! A [`Waiter`] ends with the response, or takes the request back when its time is up or when it is dropped. So a
+//! A [`Waiter`] ends with the last response, or takes the request back when its time is up or when it is dropped. So a
 //! timeout is exact however busy the instances are, and a caller that goes away frees its place at once.
 
 use std::pin::Pin;
@@ -8,18 +8,19 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_core::Stream;
-use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
 use super::promise::late_error;
-use super::queue::{Answer, Queue, Ticket};
-use crate::error::{Error, Kind, Result};
+use super::queue::{Queue, Ticket};
+use super::reply::{Answer, Receiver};
+use super::responses::given_up;
+use crate::error::{Kind, Result};
 use crate::infer::{Instant, Response};
 
-/// The stream of one request's responses; `respond` makes the response out of the answer.
+/// The stream of one request's responses; `respond` makes each of them out of an answer.
 pub struct Waiter<F> {
     queue: Arc<Queue>,
-    receiver: oneshot::Receiver<Result<Answer>>,
+    receiver: Receiver,
     /// Present as long as the request may still be in the queue.
     ticket: Option<Ticket>,
     /// Fires when the request is to be given up or, once it runs, at the caller's deadline.
@@ -30,11 +31,11 @@ pub struct Waiter<F> {
     respond: Option<F>,
 }
 
-impl<F: FnOnce(Answer) -> Response + Unpin> Waiter<F> {
+impl<F: FnMut(Answer) -> Response + Unpin> Waiter<F> {
     /// Waits for the request with this ticket.
     pub fn new(
         queue: Arc<Queue>,
-        (ticket, receiver): (Ticket, oneshot::Receiver<Result<Answer>>),
+        (ticket, receiver): (Ticket, Receiver),
         (arrived, deadline): (Instant, Option<Instant>),
         respond: F,
     ) -> Self {
@@ -46,10 +47,10 @@ impl<F: FnOnce(Answer) -> Response + Unpin> Waiter<F> {
     fn time_is_up(&mut self) -> Option<Result<Answer>> {
         let Some(ticket) = self.ticket.take() else {
             // It runs, and its caller's deadline passed. After this the instance sees that nobody waits, and records
-            // that as the outcome; what it sent before is the outcome already.
-            self.receiver.close();
-            let late = || Err(Error::new(Kind::DeadlineExceeded, "the deadline passed while the request was executed"));
-            return Some(self.receiver.try_recv().unwrap_or_else(|_| late()));
+            // that as the outcome; what it settled before is the outcome already.
+            self.timer = None;
+            let late = || Err(given_up(self.deadline, Instant::now()));
+            return Some(self.receiver.close().unwrap_or_else(late));
         };
         if self.queue.take_back(&ticket) {
             let kind = ticket.give_up.map_or(Kind::TimedOut, |give_up| give_up.kind);
@@ -60,15 +61,21 @@ impl<F: FnOnce(Answer) -> Response + Unpin> Waiter<F> {
         None
     }
 
-    fn end(&mut self, outcome: Result<Answer>) -> Poll<Option<Result<Response>>> {
+    /// The response that an answer makes; all but a decoupled model's earlier ones end the stream.
+    fn deliver(&mut self, answer: Option<Result<Answer>>) -> Poll<Option<Result<Response>>> {
+        let more = matches!(&answer, Some(Ok(answer)) if !answer.last);
+        if more {
+            let respond = self.respond.as_mut();
+            return Poll::Ready(answer.zip(respond).map(|(answer, respond)| answer.map(respond)));
+        }
         self.ticket = None;
         self.timer = None;
         let respond = self.respond.take();
-        Poll::Ready(respond.map(|respond| outcome.map(respond)))
+        Poll::Ready(answer.zip(respond).map(|(answer, respond)| answer.map(respond)))
     }
 }
 
-impl<F: FnOnce(Answer) -> Response + Unpin> Stream for Waiter<F> {
+impl<F: FnMut(Answer) -> Response + Unpin> Stream for Waiter<F> {
     type Item = Result<Response>;
 
     fn poll_next(mut self: Pin<&mut Self>, ctx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -76,16 +83,15 @@ impl<F: FnOnce(Answer) -> Response + Unpin> Stream for Waiter<F> {
         if this.respond.is_none() {
             return Poll::Ready(None);
         }
-        if let Poll::Ready(reply) = Pin::new(&mut this.receiver).poll(ctx) {
-            let gone = || Err(Error::internal("the instance ended without a response"));
-            return this.end(reply.unwrap_or_else(|_| gone()));
+        if let Poll::Ready(answer) = this.receiver.poll(ctx) {
+            return this.deliver(answer);
         }
         while let Some(timer) = &mut this.timer {
             if timer.as_mut().poll(ctx).is_pending() {
                 break;
             }
             if let Some(outcome) = this.time_is_up() {
-                return this.end(outcome);
+                return this.deliver(Some(outcome));
             }
         }
         Poll::Pending

@@ -34,6 +34,10 @@ const OUTPUT_US: Family =
     Family("nv_inference_compute_output_duration_us", "Time to hand over responses, in microseconds");
 const PENDING: Family = Family("nv_inference_pending_request_count", "Requests that wait for execution");
 const LOAD_SECS: Family = Family("nv_model_load_duration_secs", "Duration of the version's last load, in seconds");
+const FIRST_RESPONSE_MS: Family = Family(
+    "nv_inference_first_response_histogram_ms",
+    "Time from arrival to the first response of requests to decoupled models, in milliseconds",
+);
 const REQUEST_SECONDS: Family =
     Family("nereid_request_duration_seconds", "Time from arrival to response of answered requests");
 const QUEUE_SECONDS: Family = Family("nereid_queue_duration_seconds", "Time answered requests waited");
@@ -67,6 +71,9 @@ const SECONDS: [f64; 17] =
     [5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 /// Upper bounds of the histogram of rows.
 const ROWS: [f64; 11] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+
+/// Upper bounds of the histogram of first responses, in milliseconds: the reference server's.
+const FIRST_RESPONSE: [f64; 4] = [100.0, 500.0, 2000.0, 5000.0];
 
 /// The values of the label `reason` by exact kind, in the order of [`Kind::ALL`].
 fn reason(kind: Kind) -> &'static str {
@@ -137,7 +144,10 @@ impl Metrics {
         let recorder = PrometheusBuilder::new()
             .set_buckets(&SECONDS)
             .and_then(|builder| builder.set_buckets_for_metric(Matcher::Full(BATCH_ROWS.0.to_owned()), &ROWS))
-            .expect("neither list of bounds is empty")
+            .and_then(|builder| {
+                builder.set_buckets_for_metric(Matcher::Full(FIRST_RESPONSE_MS.0.to_owned()), &FIRST_RESPONSE)
+            })
+            .expect("no list of bounds is empty")
             .build_recorder();
         let handle = recorder.handle();
         Self::with(Some((recorder, handle)))
@@ -330,6 +340,7 @@ pub(super) struct ModelMetrics {
     pub queue_seconds: Histogram,
     pub compute_seconds: Histogram,
     pub batch_rows: Histogram,
+    pub first_response_ms: Histogram,
     load_secs: Gauge,
     coarse_failures: [Counter; 4],
     failures: [Counter; Kind::ALL.len()],
@@ -364,6 +375,7 @@ impl ModelMetrics {
             queue_seconds: series.histogram(&QUEUE_SECONDS),
             compute_seconds: series.histogram(&COMPUTE_SECONDS),
             batch_rows: series.histogram(&BATCH_ROWS),
+            first_response_ms: series.histogram(&FIRST_RESPONSE_MS),
             load_secs: series.gauge(&LOAD_SECS),
             coarse_failures: COARSE_REASONS.map(|reason| series.with("reason", reason).counter(&FAILURE)),
             failures: Kind::ALL.map(|kind| series.with("reason", reason(kind)).counter(&FAILURES)),

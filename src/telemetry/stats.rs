@@ -54,6 +54,53 @@ pub struct RequestTimes {
     pub total: Duration,
 }
 
+/// The most responses of one request that the statistics tell apart; later ones are not counted by index.
+pub const RESPONSES_KEPT: usize = 1024;
+
+/// The responses of one request to a decoupled model.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Responses {
+    /// From arrival until the first was handed over; `None` if there was none.
+    pub first: Option<Duration>,
+    /// How many there were.
+    pub count: usize,
+    /// How long each took, up to [`RESPONSES_KEPT`]: to compute it after the one before, and to hand it over.
+    pub times: Vec<(Duration, Duration)>,
+    /// What came behind them.
+    pub end: ResponsesEnd,
+}
+
+/// What came behind the last response of a request to a decoupled model, and how long after it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ResponsesEnd {
+    /// Nothing: the response itself was the end.
+    #[default]
+    Data,
+    /// The end without a response.
+    Empty(Duration),
+    /// An error.
+    Failed(Duration),
+    /// Nothing, as nobody took more.
+    Cancelled(Duration),
+}
+
+/// The responses at one position, such as all first ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ResponseTotals {
+    /// Computing.
+    pub compute_infer: Total,
+    /// Handing over, the wait for a slow caller included.
+    pub compute_output: Total,
+    /// Both, of those that were sent.
+    pub success: Total,
+    /// Errors in place of a response.
+    pub fail: Total,
+    /// Ends in place of a response.
+    pub empty_response: Total,
+    /// Callers that took no more.
+    pub cancel: Total,
+}
+
 /// The times of executions of one row count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BatchTotals {
@@ -88,6 +135,8 @@ pub struct Snapshot {
     pub compute_output: Total,
     /// By row count of the execution.
     pub batches: BTreeMap<usize, BatchTotals>,
+    /// By position of the response from 0, for a decoupled model.
+    pub responses: BTreeMap<usize, ResponseTotals>,
     /// Failed requests by kind, those refused by the model's checks included.
     pub failures: BTreeMap<Kind, u64>,
 }
@@ -155,6 +204,32 @@ impl ModelStats {
             .compute_seconds
             .record((batch.compute_input + batch.compute_infer + batch.compute_output).as_secs_f64());
         after.count_since(&before, metrics);
+    }
+
+    /// Records the responses of one request to a decoupled model; the request itself is recorded as any other.
+    pub fn request_responded(&self, responses: &Responses) {
+        if let Some(first) = responses.first {
+            self.metrics.first_response_ms.record(first.as_secs_f64() * 1e3);
+        }
+        let mut totals = self.totals.lock();
+        for (index, &(computing, handing_over)) in responses.times.iter().enumerate() {
+            let at = totals.responses.entry(index).or_default();
+            at.compute_infer.add(1, computing);
+            at.compute_output.add(1, handing_over);
+            at.success.add(1, computing + handing_over);
+        }
+        if responses.count >= RESPONSES_KEPT {
+            return;
+        }
+        let mut end = |part: fn(&mut ResponseTotals) -> &mut Total, took| {
+            part(totals.responses.entry(responses.count).or_default()).add(1, took);
+        };
+        match responses.end {
+            ResponsesEnd::Data => {}
+            ResponsesEnd::Empty(took) => end(|at| &mut at.empty_response, took),
+            ResponsesEnd::Failed(took) => end(|at| &mut at.fail, took),
+            ResponsesEnd::Cancelled(took) => end(|at| &mut at.cancel, took),
+        }
     }
 
     /// Records a request that failed after its checks, `total` after its arrival.
@@ -263,6 +338,23 @@ mod tests {
         assert_eq!(values(&metrics, "nereid_request_duration_seconds_count{"), [2.0]);
         assert_eq!(values(&metrics, "nereid_compute_duration_seconds_count{"), [1.0]);
         assert_eq!(values(&metrics, "nereid_batch_rows_sum{"), [4.0]);
+    }
+
+    #[test]
+    fn responses_count_by_their_position_and_the_end_at_the_next() {
+        let metrics = Metrics::new();
+        let stats = ModelStats::new(&metrics, "m", 1, &BTreeMap::new());
+        let ms = Duration::from_millis;
+        let two = Responses { first: Some(ms(200)), count: 2, times: vec![(ms(3), ms(1)); 2], ..Responses::default() };
+        stats.request_responded(&Responses { end: ResponsesEnd::Empty(ms(5)), ..two.clone() });
+        stats.request_responded(&Responses { end: ResponsesEnd::Cancelled(ms(7)), ..two });
+        stats.request_responded(&Responses { end: ResponsesEnd::Failed(ms(9)), ..Responses::default() });
+        let at = stats.snapshot().responses;
+        assert_eq!(at.keys().copied().collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(at[&1].success, Total { count: 2, ns: 8_000_000 });
+        assert_eq!(at[&1].compute_infer, Total { count: 2, ns: 6_000_000 });
+        assert_eq!((at[&0].fail.count, at[&2].empty_response.ns, at[&2].cancel.count), (1, 5_000_000, 1));
+        assert_eq!(values(&metrics, "nv_inference_first_response_histogram_ms_bucket{"), [0.0, 2.0, 2.0, 2.0, 2.0]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ def pytest_sessionstart(session):
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory):
-    """Identity models of every type, one of two inputs, one that is slow, and the project's add_sub."""
+    """Identity models of every type, one of two inputs, one that is slow, and two of the project's examples."""
     folder = tmp_path_factory.mktemp("models")
     for dtype in DTYPES:
         write_model(folder, f"batched_{dtype}", identity_config([dtype], extra="dynamic_batching { }"))
@@ -28,7 +28,8 @@ def repository(tmp_path_factory):
     write_model(folder, "slow", identity_config(["FP32"], max_batch_size=1, extra=f"dynamic_batching {{ }}\n{delay}"))
     versions = "version_policy { all { } }"
     write_model(folder, "versioned", identity_config(["FP32"], extra=versions), versions=(1, 3))
-    shutil.copytree(ROOT / "model_repository" / "add_sub", folder / "add_sub")
+    for example in ("add_sub", "repeat_int32"):
+        shutil.copytree(ROOT / "model_repository" / example, folder / example)
     return folder
 
 

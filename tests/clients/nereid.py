@@ -102,3 +102,10 @@ def identity_config(dtypes, max_batch_size=8, dims="-1", extra=""):
         f"input [ {', '.join(inputs)} ]\noutput [ {', '.join(outputs)} ]\n"
         f"instance_group [ {{ count: 1 kind: KIND_CPU }} ]\n{extra}\n"
     )
+
+
+def wait_until(reached, limit_s=30):
+    """Asks again and again until `reached`, without a pause: each question is a call to the server."""
+    deadline = time.monotonic() + limit_s
+    while not reached():
+        assert time.monotonic() < deadline, "not reached in time"

@@ -3,13 +3,12 @@
 import json
 import signal
 import threading
-import time
 import urllib.request
 
 import pytest
 import tritonclient.grpc as grpcclient
 from arrays import sample, tensor
-from nereid import Nereid, identity_config, write_model
+from nereid import Nereid, identity_config, wait_until, write_model
 from tritonclient.utils import InferenceServerException
 
 
@@ -147,13 +146,6 @@ def executions(client):
     """The executions of `slow` so far."""
     (stats,) = client.get_inference_statistics("slow").model_stats
     return stats.execution_count
-
-
-def wait_until(reached, limit_s=30):
-    """Asks again and again until `reached`, without a pause: each question is a call to the server."""
-    deadline = time.monotonic() + limit_s
-    while not reached():
-        assert time.monotonic() < deadline, "not reached in time"
 
 
 def test_a_second_signal_ends_at_once(tmp_path):

@@ -3,10 +3,13 @@
 import queue
 
 import grpc
+import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
 from arrays import sample, tensor
+from nereid import wait_until
 from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import InferenceServerException
 
 
 @pytest.fixture
@@ -76,3 +79,72 @@ def test_requests_in_flight_are_answered_after_the_client_has_finished_sending(s
         answers = list(stub.ModelStreamInfer(iter(sent), timeout=30))
     assert [answer.infer_response.id for answer in answers] == ["0", "1", "2"]
     assert not any(answer.error_message for answer in answers)
+
+
+def repeat_inputs(delays_ms):
+    """Inputs of repeat_int32: one response for each delay, with the values 100, 101, ..."""
+    count = len(delays_ms)
+    arrays = {
+        "IN": np.arange(100, 100 + count, dtype=np.int32),
+        "DELAY": np.array(delays_ms, dtype=np.uint32),
+        "WAIT": np.array([0], dtype=np.uint32),
+    }
+    types = {"IN": "INT32", "DELAY": "UINT32", "WAIT": "UINT32"}
+    return [tensor(name, types[name], array) for name, array in arrays.items()]
+
+
+def received(answers):
+    """The id, the values and the mark of the end of the next message."""
+    result, error = answers.get(timeout=30)
+    assert error is None
+    response = result.get_response()
+    values = result.as_numpy("OUT")
+    return response.id, None if values is None else values.tolist(), response.parameters["triton_final_response"].bool_param
+
+
+@pytest.mark.parametrize("empty_final", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 200])
+def test_a_decoupled_model_gives_a_response_for_each_element(stream, count, empty_final):
+    streaming, answers = stream
+    streaming.async_stream_infer(
+        "repeat_int32", repeat_inputs([0] * count), request_id="r", enable_empty_final_response=empty_final
+    )
+    for number in range(count):
+        assert received(answers) == ("r", [100 + number], False)
+    if empty_final:
+        assert received(answers) == ("r", None, True)
+    streaming.stop_stream()
+    assert answers.empty()
+
+
+def test_responses_of_two_requests_interleave(stream):
+    streaming, answers = stream
+    for name in ("one", "two"):
+        streaming.async_stream_infer(
+            "repeat_int32", repeat_inputs([0, 400, 400]), request_id=name, enable_empty_final_response=True
+        )
+    seen = [received(answers) for _ in range(8)]
+    for name in ("one", "two"):
+        mine = [(values, last) for each, values, last in seen if each == name]
+        assert mine == [([100], False), ([101], False), ([102], False), (None, True)]
+    assert {name for name, _, _ in seen[:2]} == {"one", "two"}, seen
+
+
+def test_a_cancelled_stream_frees_the_instance(server, client):
+    def cancelled():
+        stats = client.get_inference_statistics("repeat_int32").model_stats[0]
+        return sum(each.cancel.count for each in stats.response_stats.values())
+
+    before = cancelled()
+    answers = queue.Queue()
+    with grpcclient.InferenceServerClient(server.grpc) as streaming:
+        streaming.start_stream(lambda result, error: answers.put((result, error)))
+        streaming.async_stream_infer("repeat_int32", repeat_inputs([0, 3_600_000]), request_id="long")
+        assert received(answers) == ("long", [100], False)
+        streaming.stop_stream(cancel_requests=True)
+    wait_until(lambda: cancelled() == before + 1)
+
+
+def test_a_decoupled_model_is_refused_by_a_call_for_one_response(client):
+    with pytest.raises(InferenceServerException, match="doesn't support models with decoupled transaction policy"):
+        client.infer("repeat_int32", repeat_inputs([0]))

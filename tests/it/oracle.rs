@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nereid::backend::libtorch::LibTorch;
 use nereid::backend::libtorch::script::Script;
@@ -43,6 +44,14 @@ impl Replies for Outputs {
 
     fn member(&mut self, _index: usize, _outputs: Vec<Tensor>) {
         unreachable!("this backend replies with whole batches");
+    }
+
+    fn send(&mut self, _index: usize, _outputs: Vec<Tensor>) -> Result<()> {
+        unreachable!("the model is not decoupled");
+    }
+
+    fn pause(&mut self, _index: usize, _time: Duration) -> Result<()> {
+        unreachable!("the model is not decoupled");
     }
 }
 

@@ -47,6 +47,7 @@ pub async fn engine_with(
         auto_complete: true,
         config_name: None,
         strict_readiness: true,
+        responses: engine::ResponseLimits::default(),
         facts: engine::facts(&backends, Vec::new(), 1000),
         backends,
     };

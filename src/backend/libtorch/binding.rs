@@ -39,6 +39,14 @@ impl Binding {
         } else {
             bind_inputs(config, &schema.arguments)?
         };
+        if config.decoupled && !matches!(schema.returns.as_slice(), [only] if is_list(&only.kind)) {
+            let kinds: Vec<_> = schema.returns.iter().map(|each| each.kind.as_str()).collect();
+            return Err(Error::invalid(format!(
+                "model '{}' is decoupled, so forward must return a list with an element for each response, not {}",
+                config.name,
+                kinds.join(", ")
+            )));
+        }
         Ok(Self { inputs, as_dictionary, outputs: bind_outputs(config, &schema.returns)? })
     }
 
@@ -121,7 +129,11 @@ fn bind_outputs(config: &ModelConfig, returns: &[Argument]) -> Result<Vec<usize>
 
 /// Whether a returned value of this type is one output, as far as its type tells.
 pub fn is_single(kind: &str) -> bool {
-    !kind.starts_with("List[") && !kind.starts_with("Dict[") && !kind.starts_with("Tuple[") || kind == STRINGS
+    !is_list(kind) && !kind.starts_with("Dict[") && !kind.starts_with("Tuple[") || kind == STRINGS
+}
+
+fn is_list(kind: &str) -> bool {
+    kind.starts_with("List[")
 }
 
 /// Whether a value of this type is a list of strings.

@@ -142,6 +142,8 @@ pub struct Api {
     pub run:
         unsafe extern "C" fn(*const RawModule, *const RawRun, *const RawInput, usize, *mut *mut RawValue) -> Failure,
     pub value_outputs: unsafe extern "C" fn(*const RawValue, *mut c_void, Visit<RawOutput>) -> Failure,
+    pub value_items:
+        unsafe extern "C" fn(*const RawValue, *mut c_void, extern "C" fn(*mut c_void, *mut RawValue)) -> Failure,
     pub value_free: unsafe extern "C" fn(*mut RawValue),
 }
 

@@ -522,6 +522,23 @@ impl Drop for Returned {
 }
 
 impl Returned {
+    /// The elements of a list, in order.
+    ///
+    /// # Errors
+    /// If it is no list.
+    pub fn items(&self) -> Result<Vec<Self>> {
+        struct Items(Vec<Returned>, &'static Api);
+        extern "C" fn each(context: *mut c_void, raw: *mut RawValue) {
+            // SAFETY: `context` is the value below, borrowed by nobody else during the call.
+            let Items(items, api) = unsafe { &mut *context.cast::<Items>() };
+            items.push(Returned { raw, api, _thread: PhantomData });
+        }
+        let mut items = Items(Vec::new(), self.api);
+        // SAFETY: `raw` is live; `each` is called during the call only, with handles that are ours from then on.
+        self.api.check(unsafe { (self.api.value_items)(self.raw, (&raw mut items).cast(), each) })?;
+        Ok(items.0)
+    }
+
     /// The values, taken out of tuples, lists and dictionaries that are nested at most one in the other.
     pub fn outputs(&self) -> Result<Vec<Output>> {
         struct Collected(Vec<Output>, &'static Api);

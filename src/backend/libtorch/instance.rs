@@ -1,11 +1,12 @@
 //! One thread's executions of a module: gather, run, take the outputs apart, check them.
 //!
-//! Knows the batch and the configuration; does not know how the module came to be, nor who asked.
+//! What a decoupled model returns is a list: each element is one response, in the form in which an ordinary model returns
+//! its only one. Knows the batch and the configuration; does not know how the module came to be, nor who asked.
 
 use std::sync::Arc;
 
 use super::binding::{Binding, type_name};
-use super::handle::{self, Effects, Handle, Input, Module, Output, OutputValue, Run};
+use super::handle::{self, Effects, Handle, Input, Module, Output, OutputValue, Returned, Run};
 use super::message;
 use super::options::Options;
 use crate::backend::{Instance, Replies};
@@ -38,16 +39,40 @@ impl Instance for TorchInstance {
             self.module.run(&self.how(), &inputs).map_err(|error| error.context("PyTorch execute failure"))?;
         drop(inputs);
         replies.outputs_ready();
+        if self.config.decoupled {
+            return self.respond(&returned, batch, replies);
+        }
         let outputs = self.collect(returned.outputs()?, batch.rows())?;
         drop(returned);
-        if self.options.cache_cleaning && self.device != Device::Cpu {
-            handle::empty_cuda_cache()?;
-        }
+        self.clean()?;
         replies.batch(outputs)
     }
 }
 
 impl TorchInstance {
+    /// Sends each element of the list that a decoupled model returned.
+    fn respond(&self, returned: &Returned, batch: &Batch, replies: &mut dyn Replies) -> Result<()> {
+        let mut items = returned.items()?;
+        let last = items.pop();
+        for item in items {
+            let outputs = self.collect(item.outputs()?, batch.rows())?;
+            replies.send(0, outputs)?;
+        }
+        let last = last.map(|item| self.collect(item.outputs()?, batch.rows())).transpose()?;
+        self.clean()?;
+        if let Some(outputs) = last {
+            replies.member(0, outputs);
+        }
+        Ok(())
+    }
+
+    fn clean(&self) -> Result<()> {
+        if self.options.cache_cleaning && self.device != Device::Cpu {
+            handle::empty_cuda_cache()?;
+        }
+        Ok(())
+    }
+
     /// How this model is run.
     pub fn how(&self) -> Run {
         Run {

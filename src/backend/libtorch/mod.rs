@@ -3,6 +3,9 @@
 //! From the bottom up: `shim.cpp` calls libtorch and catches what it throws, `ffi` finds and loads both, `handle` makes
 //! them safe; `binding` and `options` read the configuration; `model`, `optimize` and `instance` load and run;
 //! [`script`] makes model files and [`inspect`] describes them. Nothing outside this folder knows libtorch.
+//!
+//! `forward` of a decoupled model returns a list whose elements are the responses: each a tensor, tuple or dictionary of
+//! the configured outputs. All of them are computed before the first is sent, because TorchScript has no generators.
 
 mod binding;
 mod ffi;

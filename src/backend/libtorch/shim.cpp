@@ -450,6 +450,13 @@ char* value_outputs(const nt_value* self, void* context, void (*each)(void*, con
   return guarded([&] { Receiver{context, each}.flatten("", self->value, 0); });
 }
 
+char* value_items(const nt_value* self, void* context, void (*each)(void*, nt_value*)) {
+  return guarded([&] {
+    TORCH_CHECK(self->value.isList(), "forward returned ", self->value.tagKind(), ", not a list of responses");
+    for (const IValue& item : self->value.toListRef()) each(context, new nt_value{item});
+  });
+}
+
 void value_free(nt_value* self) { delete self; }
 
 void text_free(char* text) { std::free(text); }
@@ -461,7 +468,8 @@ const nt_api* nereid_torch() {
       sizeof(nt_api), text_free,     configure,     thread_begin,    cuda_count,    cuda_memory,    cuda_empty_cache,
       tensor_over,    tensor_empty,  tensor_to,     tensor_host,     tensor_view,   tensor_free,    module_new,
       module_register, module_define, module_save,  module_load,     module_copy,   module_freeze,  module_optimize,
-      module_schema,  module_weights, module_effects, module_free,   run,           value_outputs,  value_free,
+      module_schema,  module_weights, module_effects, module_free,   run,           value_outputs,  value_items,
+      value_free,
   };
   return &api;
 }

@@ -118,6 +118,8 @@ struct nt_api {
   char* (*run)(const nt_module*, const nt_run*, const nt_input*, size_t inputs, nt_value** out);
   // Flattens containers, two levels deep.
   char* (*value_outputs)(const nt_value*, void* context, void (*each)(void*, const nt_output*));
+  // The elements of a list, each the receiver's to free; fails for anything else.
+  char* (*value_items)(const nt_value*, void* context, void (*each)(void*, nt_value*));
   void (*value_free)(nt_value*);
 };
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -39,6 +40,11 @@ impl Bench {
         self
     }
 
+    fn decoupled(mut self) -> Self {
+        self.config.decoupled = true;
+        self
+    }
+
     fn instances(mut self, count: usize) -> Self {
         self.config.instances[0].count = count;
         self
@@ -58,6 +64,14 @@ impl Bench {
 
     fn run(&self, inputs: Vec<Tensor>) -> Result<Vec<Tensor>> {
         run(&mut *self.instance(), vec![Member { rows: 1, inputs }]).map(|mut outputs| outputs.remove(0))
+    }
+
+    /// The responses of a decoupled model, of which at most `taken_max` are taken, and whether the last said so.
+    fn responses(&self, inputs: Vec<Tensor>, taken_max: Option<usize>) -> Result<(Vec<Vec<Tensor>>, bool)> {
+        let batch = Batch { members: vec![Member { rows: 1, inputs }] };
+        let mut collected = Collected { taken_max, ..Collected::default() };
+        self.instance().run(&batch, &mut collected)?;
+        Ok((collected.outputs, collected.ended))
     }
 
     fn failure(&self, inputs: Vec<Tensor>) -> Error {
@@ -115,10 +129,14 @@ fn config(inputs: &[(&str, DataType, &[i64])], outputs: &[(&str, DataType, &[i64
     }
 }
 
-/// Collects what an instance replies, member by member.
+/// Collects what an instance replies, member by member; of a decoupled model, response by response.
 #[derive(Default)]
 struct Collected {
     outputs: Vec<Vec<Tensor>>,
+    /// Whether the last response said so.
+    ended: bool,
+    /// The most responses that are taken.
+    taken_max: Option<usize>,
     phases: Vec<&'static str>,
     batch: Batch,
 }
@@ -141,8 +159,23 @@ impl Replies for Collected {
         Ok(())
     }
 
-    fn member(&mut self, _index: usize, _outputs: Vec<Tensor>) {
-        unreachable!("this backend replies with whole batches");
+    fn member(&mut self, index: usize, outputs: Vec<Tensor>) {
+        assert_eq!(index, 0, "ordinary models reply with whole batches, decoupled ones have one member");
+        self.outputs.push(outputs);
+        self.ended = true;
+    }
+
+    fn send(&mut self, index: usize, outputs: Vec<Tensor>) -> Result<()> {
+        assert_eq!(index, 0);
+        if self.taken_max == Some(self.outputs.len()) {
+            return Err(Error::new(Kind::Cancelled, ""));
+        }
+        self.outputs.push(outputs);
+        Ok(())
+    }
+
+    fn pause(&mut self, _index: usize, _time: Duration) -> Result<()> {
+        unreachable!("this backend is as fast as it can be");
     }
 }
 
@@ -309,6 +342,58 @@ fn outputs_are_chosen_by_index() {
     let bench = Bench::new(&script, &[("x", FP32, &[1])], &[("OUTPUT__1", FP32, &[1])]);
     let outputs = bench.run(vec![floats(&[1], &[1.0])]).expect("it runs");
     assert_eq!(values(&outputs[0]), [2.0]);
+}
+
+#[test]
+fn a_decoupled_model_gives_a_response_for_each_element_of_the_list_it_returns() {
+    let one = [("x", FP32, &[1_i64] as &[i64])];
+    let pair = [("n", FP32, &[1_i64] as &[i64]), ("s", STRING, &[1])];
+    let body = |kind: &str, element: &str| {
+        Script::new(format!(
+            "def forward(self, x) -> List[{kind}]:\n    out: List[{kind}] = []\n    \
+             for i in range(int(x[0])):\n        out.append({element})\n    return out\n"
+        ))
+    };
+    let tensors = Bench::new(&body("Tensor", "x + i"), &one, &[("y", FP32, &[1])]).decoupled();
+    for count in [0, 1, 3] {
+        let (responses, ended) = tensors.responses(vec![floats(&[1], &[count as f32])], None).expect("it runs");
+        let numbers: Vec<_> = responses.iter().flat_map(|outputs| values(&outputs[0])).collect();
+        assert_eq!(numbers, (0..count).map(|index| (count + index) as f32).collect::<Vec<_>>());
+        assert_eq!(ended, count > 0, "an empty list ends without a response");
+    }
+    let tuples = Bench::new(&body("Tuple[Tensor, List[str]]", "(x + i, [str(i)])"), &one, &pair).decoupled();
+    let (responses, _) = tuples.responses(vec![floats(&[1], &[2.0])], None).expect("it runs");
+    assert_eq!(responses[1], [floats(&[1], &[3.0]), text(&[1], &[b"1"])]);
+    let named = [("b", FP32, &[1_i64] as &[i64]), ("a", FP32, &[1])];
+    let dictionaries =
+        Bench::new(&body("Dict[str, Tensor]", "{\"a\": x, \"b\": x * 2}"), &one, &named).decoupled().batching(4);
+    let (responses, _) = dictionaries.responses(vec![floats(&[1, 1], &[1.0])], None).expect("it runs");
+    assert_eq!(responses, [[floats(&[1, 1], &[2.0]), floats(&[1, 1], &[1.0])]]);
+}
+
+#[test]
+fn a_decoupled_model_stops_when_nobody_takes_its_responses() {
+    let script = Script::new("def forward(self, x) -> List[Tensor]:\n    return [x, x, x]\n");
+    let bench = Bench::new(&script, &[("x", FP32, &[1])], &[("y", FP32, &[1])]).decoupled();
+    let error = bench.responses(vec![floats(&[1], &[0.0])], Some(1)).expect_err("the second is not taken");
+    assert_eq!(error.kind(), Kind::Cancelled);
+}
+
+#[test]
+fn a_response_that_does_not_fit_fails_a_decoupled_model() {
+    let script = Script::new("def forward(self, x) -> List[Tuple[Tensor, Tensor]]:\n    return [(x, x)]\n");
+    let bench = Bench::new(&script, &[("x", FP32, &[1])], &[("y", FP32, &[1]), ("z", STRING, &[1])]).decoupled();
+    let error = bench.responses(vec![floats(&[1], &[0.0])], None).expect_err("z is no string");
+    assert_eq!(error.message(), "configuration expects datatype TYPE_STRING for output 'z', model provides TYPE_FP32");
+}
+
+#[test]
+fn a_decoupled_model_whose_forward_returns_no_list_does_not_load() {
+    let bench = Bench::new(&Script::new(IDENTITY), &[("x", FP32, &[1])], &[("y", FP32, &[1])]).decoupled();
+    assert_eq!(
+        bench.load_error(),
+        "model 'm' is decoupled, so forward must return a list with an element for each response, not Tensor"
+    );
 }
 
 #[test]

@@ -160,6 +160,8 @@ impl Dispatch {
         response.map(|body| Body::Boxed { body, _inference: None })
     }
 
+    /// A stream that is refused as a whole counts as one request, whatever it would have held; one that is taken counts
+    /// each request that it reads.
     async fn stream(&self, request: Request<Incoming>) -> Response<Body> {
         let token = self.inferences.token();
         let infer = tower::service_fn(|request| {
@@ -167,6 +169,9 @@ impl Dispatch {
             async move { service.model_stream_infer(request).await }
         });
         let response = self.tonic().streaming(infer, request).await;
+        if let Some(status) = Status::from_header_map(response.headers()) {
+            self.gateway.refused(kind(status.code()));
+        }
         response.map(|body| Body::Boxed { body, _inference: Some(token) })
     }
 
@@ -237,6 +242,7 @@ pub fn kind(code: Code) -> Kind {
         Code::Cancelled => Kind::Cancelled,
         Code::DeadlineExceeded => Kind::DeadlineExceeded,
         Code::Unimplemented => Kind::Unimplemented,
+        Code::Unavailable => Kind::Unavailable,
         _ => Kind::InvalidArgument,
     }
 }

@@ -57,10 +57,11 @@ pub fn stream_response(inner: Response) -> ModelStreamInferResponse {
     ModelStreamInferResponse { error_message: String::new(), infer_response: Some(message) }
 }
 
-/// The message of a request on a stream that failed: the stream goes on, the id tells which one it was.
-pub fn stream_error(error: &Error, id: String) -> ModelStreamInferResponse {
+/// The message of a request on a stream that failed: the stream goes on, the id tells which one it was. `last` if no
+/// other response follows for the request.
+pub fn stream_error(error: &Error, id: String, last: bool) -> ModelStreamInferResponse {
     let mut message = ModelInferResponse { id, ..ModelInferResponse::default() };
-    mark(&mut message, true);
+    mark(&mut message, last);
     ModelStreamInferResponse { error_message: shorten(error.message()), infer_response: Some(message) }
 }
 
@@ -130,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_failed_stream_request_is_matched_by_its_id() {
-        let message = stream_error(&Error::invalid("no"), "9".to_owned());
+        let message = stream_error(&Error::invalid("no"), "9".to_owned(), true);
         assert_eq!(message.error_message, "no");
         assert_eq!(message.infer_response.expect("always there").id, "9");
     }

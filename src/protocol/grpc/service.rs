@@ -89,6 +89,9 @@ impl GrpcInferenceService for InferenceService {
         &self,
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Answer<Self::ModelStreamInferStream> {
+        if self.gateway.is_draining() {
+            return Err(Status::unavailable("GRPC server is shutting down and has stopped accepting new requests."));
+        }
         let deadline = timeout::deadline(request.metadata().as_ref()).map_err(|error| status::grpc(&error))?;
         let options = Options {
             requests_max: self.stream_requests_max,

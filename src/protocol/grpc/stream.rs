@@ -49,6 +49,15 @@ type Outcome = std::result::Result<Response, Failure>;
 struct Failure {
     id: String,
     error: Error,
+    /// Whether the request has no further response.
+    last: bool,
+}
+
+impl Failure {
+    /// The end of a request.
+    fn new(id: String, error: Error) -> Self {
+        Self { id, error, last: true }
+    }
 }
 
 type Ordered = FuturesOrdered<Pin<Box<dyn Future<Output = Outcome> + Send>>>;
@@ -63,6 +72,8 @@ pub struct Infers<S> {
     draining: Pin<Box<WaitForCancellationFutureOwned>>,
     ordered: Ordered,
     unordered: Unordered,
+    /// Whose turn it is, so that neither keeps the other waiting.
+    unordered_first: bool,
     /// The end of the stream was sent.
     ended: bool,
 }
@@ -81,6 +92,7 @@ where
             draining,
             ordered: Ordered::new(),
             unordered: Unordered::new(),
+            unordered_first: false,
             ended: false,
         }
     }
@@ -117,10 +129,10 @@ where
         let id = request.id.clone();
         let model = request.model_name.clone();
         match infer::start(&self.gateway, request, arrival, Rpc::Stream) {
-            Err(error) => self.ordered.push_back(Box::pin(std::future::ready(Err(Failure { id, error })))),
+            Err(error) => self.ordered.push_back(Box::pin(std::future::ready(Err(Failure::new(id, error))))),
             Ok(Started { responses, decoupled: false, .. }) => {
                 self.ordered
-                    .push_back(Box::pin(async move { only(responses).await.map_err(|error| Failure { id, error }) }));
+                    .push_back(Box::pin(async move { only(responses).await.map_err(|error| Failure::new(id, error)) }));
             }
             Ok(Started { responses, version, empty_final_response, .. }) => {
                 let closing = empty_final_response.then(|| empty_final(&model, version, &id));
@@ -131,11 +143,12 @@ where
 
     /// The next response of any request; `None` if there is no request in flight.
     fn poll_outcome(&mut self, ctx: &mut Context<'_>) -> Poll<Option<Outcome>> {
-        if let Poll::Ready(Some(outcome)) = self.ordered.poll_next_unpin(ctx) {
-            return Poll::Ready(Some(outcome));
-        }
-        if let Poll::Ready(Some(outcome)) = self.unordered.poll_next_unpin(ctx) {
-            return Poll::Ready(Some(outcome));
+        self.unordered_first = !self.unordered_first;
+        for unordered in [self.unordered_first, !self.unordered_first] {
+            let next = if unordered { self.unordered.poll_next_unpin(ctx) } else { self.ordered.poll_next_unpin(ctx) };
+            if let Poll::Ready(Some(outcome)) = next {
+                return Poll::Ready(Some(outcome));
+            }
         }
         if self.ordered.is_empty() && self.unordered.is_empty() { Poll::Ready(None) } else { Poll::Pending }
     }
@@ -143,21 +156,21 @@ where
     fn message(&self, outcome: Outcome) -> Result<ModelStreamInferResponse, Status> {
         let failure = match outcome {
             Ok(response) => {
-                let id = response.id.clone();
+                let (id, last) = (response.id.clone(), response.last);
                 let message = encode::stream_response(response);
                 let length = message.encoded_len();
                 if length <= self.options.response_bytes_max {
                     return Ok(message);
                 }
                 let refusal = framing::response_too_large(length, self.options.response_bytes_max);
-                Failure { id, error: Error::invalid(refusal.message().to_owned()) }
+                Failure { id, error: Error::invalid(refusal.message().to_owned()), last }
             }
             Err(failure) => failure,
         };
         if self.options.end_at_error {
             return Err(status::grpc(&failure.error));
         }
-        Ok(encode::stream_error(&failure.error, failure.id))
+        Ok(encode::stream_error(&failure.error, failure.id, failure.last))
     }
 }
 
@@ -183,7 +196,13 @@ where
                 }
             },
         };
-        this.ended = item.is_err();
+        if item.is_err() {
+            // All that is in flight is cancelled now, not when the transport has done with the stream.
+            this.ended = true;
+            this.requests = None;
+            this.ordered.clear();
+            this.unordered.clear();
+        }
         Poll::Ready(Some(item))
     }
 }
@@ -213,7 +232,7 @@ fn decoupled(responses: Responses, id: String, closing: Option<Response>) -> imp
                     let rest = (!response.last).then_some(responses);
                     Some((Ok(response), (rest, closing)))
                 }
-                Some(Err(error)) => Some((Err(Failure { id, error }), (None, None))),
+                Some(Err(error)) => Some((Err(Failure::new(id, error)), (None, None))),
                 None => closing.map(|closing| (Ok(closing), (None, None))),
             }
         }

@@ -1,13 +1,11 @@
 //! What the server and its models are: readiness, metadata, configuration, statistics.
 
-use std::collections::HashMap;
-
 use super::decode;
 use super::wire::model_metadata_response::TensorMetadata;
 use super::wire::{
-    InferBatchStatistics, InferStatistics, ModelConfigRequest, ModelConfigResponse, ModelMetadataRequest,
-    ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse, ModelStatistics, ModelStatisticsRequest,
-    ModelStatisticsResponse, ServerMetadataResponse, StatisticDuration,
+    InferBatchStatistics, InferResponseStatistics, InferStatistics, ModelConfigRequest, ModelConfigResponse,
+    ModelMetadataRequest, ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse, ModelStatistics,
+    ModelStatisticsRequest, ModelStatisticsResponse, ServerMetadataResponse, StatisticDuration,
 };
 use crate::error::Result;
 use crate::gateway::Gateway;
@@ -114,6 +112,17 @@ fn version_statistics(model: &str, version: Version, totals: &Snapshot) -> Model
         compute_infer: duration(batch.compute_infer),
         compute_output: duration(batch.compute_output),
     });
+    let responses = totals.responses.iter().map(|(index, at)| {
+        let at = InferResponseStatistics {
+            compute_infer: duration(at.compute_infer),
+            compute_output: duration(at.compute_output),
+            success: duration(at.success),
+            fail: duration(at.fail),
+            empty_response: duration(at.empty_response),
+            cancel: duration(at.cancel),
+        };
+        (index.to_string(), at)
+    });
     ModelStatistics {
         name: model.to_owned(),
         version: version.to_string(),
@@ -123,7 +132,7 @@ fn version_statistics(model: &str, version: Version, totals: &Snapshot) -> Model
         inference_stats: Some(inference),
         batch_stats: batches.collect(),
         memory_usage: Vec::new(),
-        response_stats: HashMap::new(),
+        response_stats: responses.collect(),
     }
 }
 

@@ -57,6 +57,9 @@ fn budget(check: &mut Check<'_>) {
         check.mistake(key, message);
         return;
     };
+    if check.config.model_transaction_policy.is_some_and(|policy| policy.decoupled) {
+        check.mistake(&key, "a decoupled model has no latency budget: how long a request takes, its responses decide");
+    }
     if let Some(SchedulingChoice::DynamicBatching(batching)) = &check.config.scheduling_choice
         && batching.max_queue_delay_microseconds >= micros
     {

@@ -72,7 +72,7 @@ async fn statistics_count_every_answer_and_every_batch() {
     assert_eq!((of_pair.batch_stats.len(), of_pair.batch_stats[0].batch_size), (1, 1));
     assert!(of_pair.last_inference > 0);
     let all = client.model_statistics(ask("", "")).await.expect("answered").into_inner().model_stats;
-    assert_eq!(all.len(), 6, "every version of every model");
+    assert_eq!(all.len(), 7, "every version of every model");
     drop(client);
     served.stop().await;
 }

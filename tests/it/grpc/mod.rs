@@ -3,6 +3,7 @@
 mod admin;
 mod deadline;
 mod decode;
+mod decoupled;
 mod describe;
 mod health;
 mod infer;
@@ -62,7 +63,7 @@ impl Served {
     }
 
     /// Serves the usual models: `pair` (FP32 and INT32 of 4 elements), `text` (strings), `slow` (one at a time),
-    /// `free` (FP32 without a batch dimension, any size) and `versions` (1 and 3).
+    /// `free` (FP32 without a batch dimension, any size), `versions` (1 and 3) and the example `repeat_int32`.
     async fn with(control: Control, settings: Settings) -> Self {
         let root = tempfile::tempdir().expect("a temporary directory");
         let delay =
@@ -72,6 +73,7 @@ impl Served {
             ("text", identity("max_batch_size: 8", &[("STRING", "-1")]), &[1]),
             ("slow", identity(&format!("max_batch_size: 1 {delay}"), &[("FP32", "-1")]), &[1]),
             ("free", identity("max_batch_size: 0", &[("FP32", "-1")]), &[1]),
+            ("repeat_int32", include_str!("../../../model_repository/repeat_int32/config.pbtxt").to_owned(), &[1]),
             ("versions", identity("max_batch_size: 8 version_policy { all {} }", &[("FP32", "-1")]), &[1, 3]),
         ] {
             support::write_model(root.path(), name, &config, versions);

@@ -10,19 +10,21 @@ use tonic::{Code, Request, Streaming};
 
 use super::{Served, pair, request, slow, until, within};
 
-fn with_id(request: ModelInferRequest, id: impl ToString) -> ModelInferRequest {
+pub(super) fn with_id(request: ModelInferRequest, id: impl ToString) -> ModelInferRequest {
     ModelInferRequest { id: id.to_string(), ..request }
 }
 
 /// Opens a stream; what is sent into the channel goes to the server.
-async fn open(served: &Served) -> (mpsc::UnboundedSender<ModelInferRequest>, Streaming<ModelStreamInferResponse>) {
+pub(super) async fn open(
+    served: &Served,
+) -> (mpsc::UnboundedSender<ModelInferRequest>, Streaming<ModelStreamInferResponse>) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let mut client = served.client().await;
     let answers = client.model_stream_infer(UnboundedReceiverStream::new(receiver)).await.expect("a stream opens");
     (sender, answers.into_inner())
 }
 
-fn id(answer: &ModelStreamInferResponse) -> &str {
+pub(super) fn id(answer: &ModelStreamInferResponse) -> &str {
     answer.infer_response.as_ref().map_or("", |response| &response.id)
 }
 

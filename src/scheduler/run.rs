@@ -1,0 +1,227 @@
+//! One execution: takes what the instance produces, keeps or sends it, and notes when.
+//!
+//! What an ordinary model gives is kept until the execution has ended. What a decoupled one gives before its last
+//! response goes to the caller at once. Does not count; `instance` does, at the end.
+
+use std::time::Duration;
+
+use super::queue::Entry;
+use super::reply::{Answer, Reply};
+use super::responses::{self, given_up};
+use crate::backend::Replies;
+use crate::error::{Error, Kind, Result};
+use crate::infer::{Instant, Times};
+use crate::telemetry::stats::{BatchTimes, RESPONSES_KEPT, Responses, ResponsesEnd};
+use crate::tensor::{Batch, Tensor};
+
+/// What one execution leaves behind.
+pub(super) struct Run {
+    pub(super) began: Instant,
+    inputs_ready: Option<Instant>,
+    outputs_ready: Option<Instant>,
+    /// When the instance was done.
+    pub(super) ended: Option<Instant>,
+    /// The last outputs of each member.
+    outputs: Vec<Option<Vec<Tensor>>>,
+    /// What the members of a decoupled model were sent; empty for an ordinary one.
+    sent: Vec<Sent>,
+}
+
+/// The responses of one member.
+struct Sent {
+    /// When the one before was handed over, or the execution began.
+    before: Instant,
+    responses: Responses,
+}
+
+impl Run {
+    /// An execution for so many members that begins now.
+    pub(super) fn new(members: usize) -> Self {
+        Self {
+            began: Instant::now(),
+            inputs_ready: None,
+            outputs_ready: None,
+            ended: None,
+            outputs: vec![None; members],
+            sent: Vec::new(),
+        }
+    }
+
+    /// Where the instance puts what it produces; without `entries` nobody gets it.
+    pub(super) fn replies<'a>(&'a mut self, batch: &'a Batch, entries: &'a [Entry]) -> Collect<'a> {
+        Collect { batch, entries, run: self }
+    }
+
+    /// When it ended; while it goes on, when it began.
+    pub(super) fn end(&self) -> Instant {
+        self.ended.unwrap_or(self.began)
+    }
+
+    /// How long it took.
+    pub(super) fn took(&self) -> Duration {
+        self.end() - self.began
+    }
+
+    /// Its parts, for the statistics.
+    pub(super) fn times(&self, rows: usize) -> BatchTimes {
+        let inputs_ready = self.inputs_ready.unwrap_or(self.began);
+        let outputs_ready = self.outputs_ready.unwrap_or(self.end());
+        BatchTimes {
+            rows,
+            compute_input: inputs_ready - self.began,
+            compute_infer: outputs_ready.saturating_duration_since(inputs_ready),
+            compute_output: self.end().saturating_duration_since(outputs_ready),
+        }
+    }
+
+    /// What a member was sent, for the statistics; `None` if the model is not decoupled.
+    pub(super) fn take_responses(&mut self, index: usize) -> Option<Responses> {
+        self.sent.get_mut(index).map(|sent| std::mem::take(&mut sent.responses))
+    }
+
+    /// How a member's request ends, after the instance was done or failed: with a last answer, or, if the model is
+    /// decoupled, without.
+    pub(super) fn conclude(&mut self, index: usize, entry: &Entry, failure: Option<&Error>) -> Result<Option<Answer>> {
+        let outputs = self.outputs[index].take();
+        match &entry.reply {
+            Reply::One(_) => {
+                let none = || Error::internal("the model gave no outputs for this request");
+                let outputs = outputs.ok_or_else(|| failure.cloned().unwrap_or_else(none))?;
+                if entry.reply.is_abandoned() {
+                    return Err(given_up(entry.promise.deadline, self.end()));
+                }
+                Ok(Some(Answer { outputs, times: self.stages(entry, self.end()), last: true }))
+            }
+            Reply::Many(sender) => {
+                let concluded = self.conclude_many((index, entry), sender, outputs, failure);
+                let now = Instant::now();
+                let sent = self.sent(index);
+                let took = now.saturating_duration_since(sent.before);
+                sent.responses.end = match &concluded {
+                    Ok(Some(_)) => ResponsesEnd::Data,
+                    Ok(None) => ResponsesEnd::Empty(took),
+                    Err(error) if matches!(error.kind(), Kind::Cancelled | Kind::DeadlineExceeded) => {
+                        ResponsesEnd::Cancelled(took)
+                    }
+                    Err(_) => ResponsesEnd::Failed(took),
+                };
+                concluded
+            }
+        }
+    }
+
+    fn conclude_many(
+        &mut self,
+        (index, entry): (usize, &Entry),
+        sender: &responses::Sender,
+        outputs: Option<Vec<Tensor>>,
+        failure: Option<&Error>,
+    ) -> Result<Option<Answer>> {
+        match (outputs, failure) {
+            (Some(outputs), _) => {
+                self.answer((index, entry), sender, outputs).map(|answer| Some(Answer { last: true, ..answer }))
+            }
+            (None, _) if sender.is_abandoned() => Err(given_up(entry.promise.deadline, self.end())),
+            (None, Some(failure)) => Err(failure.clone()),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// One answer of a decoupled model, for which there is room then.
+    fn answer(
+        &mut self,
+        (index, entry): (usize, &Entry),
+        sender: &responses::Sender,
+        outputs: Vec<Tensor>,
+    ) -> Result<Answer> {
+        let computed = Instant::now();
+        sender.wait_for_room(entry.promise.deadline)?;
+        let ended = Instant::now();
+        let sent = self.sent(index);
+        let since_arrival = ended.saturating_duration_since(entry.arrived);
+        sent.responses.first.get_or_insert(since_arrival);
+        if sent.responses.times.len() < RESPONSES_KEPT {
+            sent.responses.times.push((computed.saturating_duration_since(sent.before), ended - computed));
+        }
+        sent.responses.count += 1;
+        sent.before = ended;
+        Ok(Answer { outputs, times: self.stages(entry, ended), last: false })
+    }
+
+    fn sent(&mut self, index: usize) -> &mut Sent {
+        let (began, members) = (self.began, self.outputs.len());
+        if self.sent.is_empty() {
+            self.sent.resize_with(members, || Sent { before: began, responses: Responses::default() });
+        }
+        &mut self.sent[index]
+    }
+
+    fn stages(&self, entry: &Entry, ended: Instant) -> Times {
+        let inputs_ready = self.inputs_ready.unwrap_or(self.began);
+        let outputs_ready = self.outputs_ready.unwrap_or(ended);
+        Times { queued: entry.arrived, began: self.began, inputs_ready, outputs_ready, ended }
+    }
+}
+
+/// Collects the outputs of one execution.
+pub(super) struct Collect<'a> {
+    batch: &'a Batch,
+    /// Whose outputs they are; empty for a warm-up.
+    entries: &'a [Entry],
+    run: &'a mut Run,
+}
+
+impl Replies for Collect<'_> {
+    fn inputs_ready(&mut self) {
+        self.run.inputs_ready = Some(Instant::now());
+    }
+
+    fn outputs_ready(&mut self) {
+        self.run.outputs_ready = Some(Instant::now());
+    }
+
+    fn batch(&mut self, outputs: Vec<Tensor>) -> Result<()> {
+        let count = outputs.len();
+        let mut members: Vec<Vec<Tensor>> = self.batch.members.iter().map(|_| Vec::with_capacity(count)).collect();
+        for (index, output) in outputs.into_iter().enumerate() {
+            let shape = output.shape.clone();
+            let Some(parts) = self.batch.split(output) else {
+                return Err(Error::new(
+                    Kind::Backend,
+                    format!("output {index} of shape {shape} does not have the batch's {} rows", self.batch.rows()),
+                ));
+            };
+            for (member, part) in members.iter_mut().zip(parts) {
+                member.push(part);
+            }
+        }
+        self.run.outputs = members.into_iter().map(Some).collect();
+        Ok(())
+    }
+
+    fn member(&mut self, index: usize, outputs: Vec<Tensor>) {
+        self.run.outputs[index] = Some(outputs);
+    }
+
+    fn send(&mut self, index: usize, outputs: Vec<Tensor>) -> Result<()> {
+        let entries = self.entries;
+        let Some(entry) = entries.get(index) else { return Ok(()) };
+        let sender = many(entry)?;
+        let answer = self.run.answer((index, entry), sender, outputs)?;
+        sender.push(Ok(answer));
+        Ok(())
+    }
+
+    fn pause(&mut self, index: usize, time: Duration) -> Result<()> {
+        let Some(entry) = self.entries.get(index) else { return Ok(()) };
+        many(entry)?.pause(time, entry.promise.deadline)
+    }
+}
+
+/// The way of a decoupled model's responses.
+fn many(entry: &Entry) -> Result<&responses::Sender> {
+    match &entry.reply {
+        Reply::Many(sender) => Ok(sender),
+        Reply::One(_) => Err(Error::internal("the model is not decoupled, it has one response for each request")),
+    }
+}
