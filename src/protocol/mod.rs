@@ -1,6 +1,7 @@
 //! The wire protocols: decode, hand to the gateway, encode. Wire types live only here.
 
 pub mod grpc;
+pub mod http;
 pub mod metrics;
 pub mod status;
 pub mod v2;

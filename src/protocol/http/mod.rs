@@ -1,0 +1,31 @@
+//! KServe v2 over HTTP/1.1 and HTTP/2, with Triton's extensions.
+//!
+//! [`router`] has one line for each route. Bodies are decoded into the messages of `protocol::v2`, which knows what the
+//! calls mean; answers and errors leave through `reply`. [`serve`] accepts connections.
+
+mod health;
+mod reply;
+mod routes;
+mod serve;
+mod settings;
+
+use std::sync::Arc;
+
+pub use routes::router;
+pub use serve::serve;
+pub use settings::Settings;
+
+use crate::gateway::Gateway;
+
+/// What every handler may use.
+pub struct App {
+    gateway: Arc<Gateway>,
+    settings: Settings,
+}
+
+impl App {
+    /// The state of a front end before `gateway`.
+    pub fn new(gateway: Arc<Gateway>, settings: Settings) -> Arc<Self> {
+        Arc::new(Self { gateway, settings })
+    }
+}
