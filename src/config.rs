@@ -4,6 +4,7 @@
 //! the only place that looks at the process's environment. All mistakes are reported at once. Begin with [`flags`].
 
 pub mod flags;
+mod front_ends;
 mod trace;
 pub mod typed;
 
@@ -12,6 +13,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
+
+pub use self::front_ends::{Grpc, Http, Metrics};
 
 use self::flags::Value;
 use self::typed::{Environment, File, Given, Origin, Typed};
@@ -34,6 +37,8 @@ pub struct Config {
     pub repository: Repository,
     /// The gRPC front end; `None` for none.
     pub grpc: Option<Grpc>,
+    /// The HTTP front end; `None` for none.
+    pub http: Option<Http>,
     /// The metrics front end; `None` for none.
     pub metrics: Option<Metrics>,
     /// How to log.
@@ -87,42 +92,6 @@ pub enum Startup {
     Named(Vec<String>),
 }
 
-/// The gRPC front end.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Grpc {
-    /// Where to listen; port 0 for any that is free.
-    pub address: SocketAddr,
-    /// The largest request message in bytes.
-    pub request_bytes_max: usize,
-    /// The largest response message in bytes.
-    pub response_bytes_max: usize,
-    /// Connections at a time; more wait until one closes.
-    pub connections_max: usize,
-    /// Calls at a time on one connection.
-    pub calls_max: u32,
-    /// Requests at a time on one stream; more are not read until one is answered.
-    pub stream_requests_max: usize,
-    /// Time for a new connection to begin to speak HTTP/2.
-    pub handshake_timeout: Duration,
-    /// Time without traffic before a ping.
-    pub keepalive_time: Duration,
-    /// Time until an unanswered ping ends the connection.
-    pub keepalive_timeout: Duration,
-    /// Time until a connection is asked to end; `None` for never.
-    pub connection_age_max: Option<Duration>,
-    /// Time from then until it is ended; `None` for no limit.
-    pub connection_age_grace: Option<Duration>,
-}
-
-/// The metrics front end.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Metrics {
-    /// Where to listen; port 0 for any that is free.
-    pub address: SocketAddr,
-    /// Time between samples of the host; `None` for no samples.
-    pub host_interval: Option<Duration>,
-}
-
 /// Everything that is wrong with the settings, one line each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistakes(pub Vec<String>);
@@ -174,29 +143,14 @@ impl Config {
             threads: threads(reader.number("threads")),
             repository: Repository::read(&mut reader),
             grpc: Grpc::read(&mut reader),
+            http: Http::read(&mut reader),
             metrics: Metrics::read(&mut reader),
             log: log_settings(&mut reader),
             trace: trace_settings(&mut reader),
             warnings: std::mem::take(&mut reader.typed.warnings),
         };
-        config.check_ports(&mut reader);
+        front_ends::check_ports(&config, &mut reader);
         if reader.typed.mistakes.is_empty() { Ok(config) } else { Err(Mistakes(reader.typed.mistakes)) }
-    }
-
-    fn check_ports(&self, reader: &mut Reader) {
-        let (Some(grpc), Some(metrics)) = (&self.grpc, &self.metrics) else {
-            if self.grpc.is_none() {
-                let origin = reader.typed.origin("allow-grpc");
-                reader.mistake(&origin, "no protocol is left to serve inference with");
-            }
-            return;
-        };
-        let (one, other) = (grpc.address, metrics.address);
-        let overlap = one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified();
-        if one.port() == other.port() && one.port() != 0 && overlap {
-            let (one, other) = (reader.typed.origin("grpc-port"), reader.typed.origin("metrics-port"));
-            reader.mistake(&one, format!("{} is also the port of {other}", grpc.address.port()));
-        }
     }
 }
 
@@ -255,38 +209,6 @@ fn roots(reader: &mut Reader) -> Vec<PathBuf> {
         }
     }
     roots
-}
-
-impl Grpc {
-    fn read(reader: &mut Reader) -> Option<Self> {
-        let grpc = Self {
-            address: reader.address("grpc-address", "grpc-port"),
-            request_bytes_max: reader.number("grpc-max-request-bytes") as usize,
-            response_bytes_max: reader.number("grpc-max-response-bytes") as usize,
-            connections_max: reader.number("grpc-max-connections") as usize,
-            calls_max: reader.number("grpc-max-concurrent-streams") as u32,
-            stream_requests_max: reader.number("grpc-max-stream-requests") as usize,
-            handshake_timeout: Duration::from_millis(reader.number("grpc-handshake-timeout")),
-            keepalive_time: Duration::from_millis(reader.number("grpc-keepalive-time")),
-            keepalive_timeout: Duration::from_millis(reader.number("grpc-keepalive-timeout")),
-            connection_age_max: reader.maybe_number("grpc-max-connection-age").map(Duration::from_millis),
-            connection_age_grace: reader.maybe_number("grpc-max-connection-age-grace").map(Duration::from_millis),
-        };
-        reader.truth("allow-grpc").then_some(grpc)
-    }
-}
-
-impl Metrics {
-    fn read(reader: &mut Reader) -> Option<Self> {
-        let own_address = reader.optional("metrics-address").is_some();
-        let address = if own_address { "metrics-address" } else { "http-address" };
-        let interval = Duration::from_millis(reader.number("metrics-interval-ms"));
-        let metrics = Self {
-            address: reader.address(address, "metrics-port"),
-            host_interval: reader.truth("allow-cpu-metrics").then_some(interval),
-        };
-        reader.truth("allow-metrics").then_some(metrics)
-    }
 }
 
 fn log_settings(reader: &mut Reader) -> logging::Settings {
@@ -409,6 +331,8 @@ mod tests {
         let grpc = config.grpc.expect("on by default");
         assert_eq!(grpc.address.to_string(), "0.0.0.0:8001");
         assert_eq!((grpc.request_bytes_max, grpc.response_bytes_max), (i32::MAX as usize, i32::MAX as usize));
+        let http = config.http.expect("on by default");
+        assert_eq!((http.address.to_string().as_str(), http.request_bytes_max), ("0.0.0.0:8000", 64 << 20));
         let metrics = config.metrics.expect("on by default");
         assert_eq!(metrics.address.to_string(), "0.0.0.0:8002");
         assert_eq!(metrics.host_interval, Some(Duration::from_secs(2)));
@@ -451,12 +375,23 @@ mod tests {
 
     #[test]
     fn two_servers_cannot_share_a_port() {
-        let mistakes = read("--model-repository=DIR --grpc-port=9 --metrics-port=9").expect_err("the same port");
-        assert_eq!(mistakes, ["--grpc-port: 9 is also the port of --metrics-port"]);
-        assert!(read("--model-repository=DIR --grpc-port=0 --metrics-port=0").is_ok());
+        let mistakes = |line: &str| read(&format!("--model-repository=DIR {line}")).expect_err("the same port");
+        assert_eq!(mistakes("--grpc-port=9 --metrics-port=9"), ["--grpc-port: 9 is also the port of --metrics-port"]);
+        assert_eq!(mistakes("--http-port=8001"), ["--grpc-port: 8001 is also the port of --http-port"]);
+        assert_eq!(mistakes("--metrics-port=8000"), ["--http-port: 8000 is also the port of --metrics-port"]);
+        assert!(read("--model-repository=DIR --grpc-port=0 --http-port=0 --metrics-port=0").is_ok());
         let apart =
             "--model-repository=DIR --grpc-port=9 --metrics-port=9 --grpc-address=127.0.0.1 --metrics-address=::1";
         assert!(read(apart).is_ok());
+    }
+
+    #[test]
+    fn one_protocol_must_be_left() {
+        let without = |line: &str| read(&format!("--model-repository=DIR {line}"));
+        assert!(without("--allow-grpc=false").is_ok_and(|config| config.grpc.is_none()));
+        assert!(without("--allow-http=false").is_ok_and(|config| config.http.is_none()));
+        let mistakes = without("--allow-grpc=false --allow-http=false").expect_err("nothing to serve with");
+        assert_eq!(mistakes, ["--allow-grpc: no protocol is left to serve inference with"]);
     }
 
     #[test]

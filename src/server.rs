@@ -99,9 +99,12 @@ pub struct Server {
     gateway: Arc<Gateway>,
     /// Where gRPC is served, if it is.
     pub grpc_address: Option<SocketAddr>,
+    /// Where HTTP is served, if it is.
+    pub http_address: Option<SocketAddr>,
     /// Where metrics are served, if they are.
     pub metrics_address: Option<SocketAddr>,
     grpc: Option<FrontEnd>,
+    http: Option<FrontEnd>,
     metrics: Option<FrontEnd>,
     host: Option<JoinHandle<()>>,
     traces: Option<Writing>,
@@ -150,8 +153,10 @@ impl Server {
             engine,
             gateway,
             grpc_address: None,
+            http_address: None,
             metrics_address: None,
             grpc: None,
+            http: None,
             metrics: None,
             host: None,
             traces,
@@ -162,6 +167,15 @@ impl Server {
             server.grpc_address = Some(address);
             server.grpc = Some(FrontEnd::start("grpc", |shutdown| {
                 protocol::grpc::serve(listener, gateway, settings, shutdown.cancelled_owned())
+            }));
+        }
+        if let Some(settings) = &config.http {
+            let (listener, address) = listen(settings.address).await?;
+            let (gateway, settings) = (server.gateway.clone(), http_settings(config, settings));
+            server.http_address = Some(address);
+            server.http = Some(FrontEnd::start("http", |shutdown| async move {
+                protocol::http::serve(listener, gateway, settings, shutdown.cancelled_owned()).await;
+                Ok(())
             }));
         }
         if let Some(settings) = &config.metrics {
@@ -188,7 +202,8 @@ impl Server {
     /// What an operator reads first: the addresses, and one command to try.
     fn greeting(&self) -> String {
         let mut line = String::from("nereid ready:");
-        for (name, address) in [("grpc", self.grpc_address), ("metrics", self.metrics_address)] {
+        let addresses = [("grpc", self.grpc_address), ("http", self.http_address), ("metrics", self.metrics_address)];
+        for (name, address) in addresses {
             if let Some(address) = address {
                 line.push_str(&format!(" {name}={address}"));
             }
@@ -209,7 +224,7 @@ impl Server {
     /// # Errors
     /// [`crate::error::Kind::Internal`] if requests had to be abandoned because time ran out.
     pub async fn stop(self, timeout: Duration) -> Result<()> {
-        let Self { engine, gateway, grpc, metrics, host, traces, .. } = self;
+        let Self { engine, gateway, grpc, http, metrics, host, traces, .. } = self;
         let deadline = Instant::now() + timeout;
         tracing::info!(
             timeout_seconds = timeout.as_secs_f64(),
@@ -217,9 +232,7 @@ impl Server {
         );
         gateway.drain();
         let drained = async {
-            if let Some(grpc) = grpc {
-                grpc.stop().await;
-            }
+            futures_util::future::join_all([grpc, http].into_iter().flatten().map(FrontEnd::stop)).await;
             engine.stop().await;
         };
         let in_time = tokio::time::timeout(timeout, drained).await.is_ok();
@@ -310,5 +323,13 @@ fn grpc_settings(config: &Config, grpc: &config::Grpc) -> protocol::grpc::Settin
         connection_age_max: grpc.connection_age_max,
         connection_age_grace: grpc.connection_age_grace,
         ..protocol::grpc::Settings::default()
+    }
+}
+
+fn http_settings(config: &Config, http: &config::Http) -> protocol::http::Settings {
+    protocol::http::Settings {
+        server_id: config.id.clone(),
+        request_bytes_max: http.request_bytes_max,
+        connections_max: http.connections_max,
     }
 }

@@ -35,6 +35,7 @@ const SECONDS_MAX: u64 = 7 * 24 * 3_600;
 const GENERAL: &str = "General";
 const REPOSITORY: &str = "Models";
 const GRPC: &str = "gRPC";
+const HTTP: &str = "HTTP";
 const METRICS: &str = "Metrics";
 const LOG: &str = "Log";
 const TRACE: &str = "Trace";
@@ -86,9 +87,14 @@ pub const FLAGS: &[Flag] = &[
     flag(GRPC, "grpc-max-concurrent-streams", Value::Number(1, u32::MAX as u64), "4096", "Calls at a time on one connection"),
     flag(GRPC, "grpc-max-stream-requests", Value::Number(1, 1_000_000), "1024", "Requests at a time on one stream of inference"),
 
+    flag(HTTP, "allow-http", Value::Bool, "true", "Serve HTTP"),
+    flag(HTTP, "http-address", Value::Text("ADDRESS"), "0.0.0.0", "Address to listen on"),
+    flag(HTTP, "http-port", Value::Number(0, 65535), "8000", "Port to listen on; 0 for any that is free"),
+    flag(HTTP, "http-max-input-size", Value::Number(1024, i32::MAX as u64), "67108864", "The largest request body in bytes, also when it is decompressed"),
+    flag(HTTP, "http-max-connections", Value::Number(1, 1_000_000), "4096", "Connections at a time; more wait"),
+
     flag(METRICS, "allow-metrics", Value::Bool, "true", "Serve /metrics"),
     flag(METRICS, "allow-cpu-metrics", Value::Bool, "true", "Sample the host's processors and memory"),
-    flag(METRICS, "http-address", Value::Text("ADDRESS"), "0.0.0.0", "Where metrics-address is not given"),
     flag(METRICS, "metrics-address", Value::Text("ADDRESS"), "", "Address to listen on; http-address by default"),
     flag(METRICS, "metrics-port", Value::Number(0, 65535), "8002", "Port to listen on; 0 for any that is free"),
     flag(METRICS, "metrics-interval-ms", Value::Number(10, MILLISECONDS_MAX), "2000", "Milliseconds between samples of the host"),
@@ -112,8 +118,8 @@ pub const ALIASES: &[(&str, &str)] = &[("model-store", "model-repository")];
 /// Settings that the reference server has and this one has not, or not yet: named, so that the message can be plain.
 #[rustfmt::skip]
 pub const UNSUPPORTED: &[&str] = &[
-    "model-namespacing", "enable-peer-access", "allow-http", "http-port", "reuse-http-port",
-    "http-header-forward-pattern", "http-thread-count", "http-max-input-size", "http-restricted-api",
+    "model-namespacing", "enable-peer-access", "reuse-http-port",
+    "http-header-forward-pattern", "http-thread-count", "http-restricted-api",
     "reuse-grpc-port", "grpc-header-forward-pattern", "grpc-infer-thread-count", "grpc-infer-allocation-pool-size",
     "grpc-use-ssl", "grpc-use-ssl-mutual", "grpc-server-cert", "grpc-server-key",
     "grpc-root-cert", "grpc-infer-response-compression-level", "grpc-keepalive-permit-without-calls", "grpc-http2-max-pings-without-data",

@@ -27,6 +27,7 @@ class Nereid:
         self.log = tempfile.NamedTemporaryFile("w+", prefix="nereid-", suffix=".log")
         command = [BINARY, "serve", "--model-repository", repository]
         command += ["--grpc-address", "127.0.0.1", "--grpc-port", "0"]
+        command += ["--http-address", "127.0.0.1", "--http-port", "0"]
         command += ["--metrics-address", "127.0.0.1", "--metrics-port", "0", *flags]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("NEREID_")}
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment)
@@ -41,6 +42,11 @@ class Nereid:
     def grpc(self):
         """The gRPC address, as clients take it."""
         return self.addresses["grpc"]
+
+    @property
+    def http(self):
+        """The HTTP address, as clients take it."""
+        return self.addresses["http"]
 
     @property
     def metrics(self):

@@ -1,6 +1,7 @@
 //! The integration tests: one binary, one module for each area.
 
 mod grpc;
+mod http;
 mod libtorch_missing;
 mod lifecycle;
 mod oracle;

@@ -1,11 +1,19 @@
 //! What the integration tests share: repositories on disk, engines and servers to use them.
 
+use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nereid::engine::{self, Control, Engine};
 use nereid::error::Error;
 use nereid::telemetry::metrics::Metrics;
+
+/// How long one execution of the model `slow` takes.
+pub const SLOW: Duration = Duration::from_millis(300);
+
+/// Longer than anything takes that does not hang.
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The configuration of an identity model with one UINT8 input `IN` of four elements and the output `OUT`, and `more`.
 pub fn identity_config(more: &str) -> String {
@@ -55,4 +63,47 @@ pub async fn engine_with(
     let engine = Arc::new(Engine::new(settings, Metrics::new()));
     let failed = engine.start().await.expect("the repository can be read");
     (engine, failed)
+}
+
+/// Writes the models that most tests use: `pair` (FP32 and INT32 of 4 elements), `text` (strings), `slow` (one at a
+/// time), `free` (FP32 without a batch dimension, any size), `versions` (1 and 3) and the example `repeat_int32`.
+pub fn write_usual_models(root: &Path) {
+    let delay =
+        format!("parameters {{ key: \"identity.delay_us\" value {{ string_value: \"{}\" }} }}", SLOW.as_micros());
+    for (name, config, versions) in [
+        ("pair", identity("max_batch_size: 8", &[("FP32", "4"), ("INT32", "4")]), &[1][..]),
+        ("text", identity("max_batch_size: 8", &[("STRING", "-1")]), &[1]),
+        ("slow", identity(&format!("max_batch_size: 1 {delay}"), &[("FP32", "-1")]), &[1]),
+        ("free", identity("max_batch_size: 0", &[("FP32", "-1")]), &[1]),
+        ("repeat_int32", include_str!("../../model_repository/repeat_int32/config.pbtxt").to_owned(), &[1]),
+        ("versions", identity("max_batch_size: 8 version_policy { all {} }", &[("FP32", "-1")]), &[1, 3]),
+    ] {
+        write_model(root, name, &config, versions);
+    }
+}
+
+/// The configuration of an identity model with these inputs (`INPUT0`, …), and outputs of the same kind.
+pub fn identity(more: &str, tensors: &[(&str, &str)]) -> String {
+    let mut config = format!("backend: \"identity\" {more}\n");
+    for (index, (dtype, dims)) in tensors.iter().enumerate() {
+        for (field, name) in [("input", "INPUT"), ("output", "OUTPUT")] {
+            config += &format!("{field} {{ name: \"{name}{index}\" data_type: TYPE_{dtype} dims: [{dims}] }}\n");
+        }
+    }
+    config
+}
+
+/// Fails the test instead of hanging it.
+pub async fn within<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(PATIENCE, future).await.expect("nothing takes this long")
+}
+
+/// Waits until `condition` holds.
+pub async fn until(condition: impl Fn() -> bool) {
+    within(async {
+        while !condition() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
 }

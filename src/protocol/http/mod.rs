@@ -4,6 +4,7 @@
 //! calls mean; answers and errors leave through `reply`. [`serve`] accepts connections.
 
 mod health;
+#[allow(dead_code)] // Until infer is there.
 mod reply;
 mod routes;
 mod serve;
@@ -20,6 +21,7 @@ use crate::gateway::Gateway;
 /// What every handler may use.
 pub struct App {
     gateway: Arc<Gateway>,
+    #[allow(dead_code)] // Until infer is there.
     settings: Settings,
 }
 

@@ -11,10 +11,8 @@ mod reflection;
 mod stream;
 mod transport;
 
-use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::Request;
@@ -36,13 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
-use crate::support;
-
-/// How long one execution of the model `slow` takes.
-const SLOW: Duration = Duration::from_millis(300);
-
-/// Longer than anything takes that does not hang.
-const PATIENCE: Duration = Duration::from_secs(20);
+use crate::support::{self, PATIENCE, SLOW, identity, until, within};
 
 type Client = GrpcInferenceServiceClient<Channel>;
 
@@ -62,22 +54,10 @@ impl Served {
         Self::with(Control::None, Settings::default()).await
     }
 
-    /// Serves the usual models: `pair` (FP32 and INT32 of 4 elements), `text` (strings), `slow` (one at a time),
-    /// `free` (FP32 without a batch dimension, any size), `versions` (1 and 3) and the example `repeat_int32`.
+    /// Serves the models of [`support::write_usual_models`].
     async fn with(control: Control, settings: Settings) -> Self {
         let root = tempfile::tempdir().expect("a temporary directory");
-        let delay =
-            format!("parameters {{ key: \"identity.delay_us\" value {{ string_value: \"{}\" }} }}", SLOW.as_micros());
-        for (name, config, versions) in [
-            ("pair", identity("max_batch_size: 8", &[("FP32", "4"), ("INT32", "4")]), &[1][..]),
-            ("text", identity("max_batch_size: 8", &[("STRING", "-1")]), &[1]),
-            ("slow", identity(&format!("max_batch_size: 1 {delay}"), &[("FP32", "-1")]), &[1]),
-            ("free", identity("max_batch_size: 0", &[("FP32", "-1")]), &[1]),
-            ("repeat_int32", include_str!("../../../model_repository/repeat_int32/config.pbtxt").to_owned(), &[1]),
-            ("versions", identity("max_batch_size: 8 version_policy { all {} }", &[("FP32", "-1")]), &[1, 3]),
-        ] {
-            support::write_model(root.path(), name, &config, versions);
-        }
+        support::write_usual_models(root.path());
         let (engine, failed) = support::engine(root.path(), control).await;
         assert!(failed.is_empty(), "{failed:?}");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -104,32 +84,6 @@ impl Served {
         within(self.serving).await.expect("it does not panic").expect("it ends well");
         within(self.engine.stop()).await;
     }
-}
-
-/// The configuration of an identity model with these inputs (`INPUT0`, …), and outputs of the same kind.
-fn identity(more: &str, tensors: &[(&str, &str)]) -> String {
-    let mut config = format!("backend: \"identity\" {more}\n");
-    for (index, (dtype, dims)) in tensors.iter().enumerate() {
-        for (field, name) in [("input", "INPUT"), ("output", "OUTPUT")] {
-            config += &format!("{field} {{ name: \"{name}{index}\" data_type: TYPE_{dtype} dims: [{dims}] }}\n");
-        }
-    }
-    config
-}
-
-/// Fails the test instead of hanging it.
-async fn within<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(PATIENCE, future).await.expect("nothing takes this long")
-}
-
-/// Waits until `condition` holds.
-async fn until(condition: impl Fn() -> bool) {
-    within(async {
-        while !condition() {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
 }
 
 fn input(name: &str, datatype: &str, shape: &[i64]) -> InferInputTensor {

@@ -1,0 +1,99 @@
+//! The HTTP front end over a real connection: a server over a repository of identity models.
+
+mod health;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use nereid::engine::{Control, Engine};
+use nereid::gateway::Gateway;
+use nereid::protocol::http::{Settings, serve};
+use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::{self, within};
+
+/// An HTTP server in this process.
+struct Served {
+    address: SocketAddr,
+    engine: Arc<Engine>,
+    gateway: Arc<Gateway>,
+    _root: TempDir,
+    shutdown: CancellationToken,
+    serving: JoinHandle<()>,
+}
+
+impl Served {
+    /// Serves the models of [`support::write_usual_models`] with the default settings.
+    async fn start() -> Self {
+        Self::with(Settings::default()).await
+    }
+
+    /// As [`Served::start`], with other settings.
+    async fn with(settings: Settings) -> Self {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        support::write_usual_models(root.path());
+        let (engine, failed) = support::engine(root.path(), Control::None).await;
+        assert!(failed.is_empty(), "{failed:?}");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let gateway = Arc::new(Gateway::new(engine.clone()));
+        let shutdown = CancellationToken::new();
+        let serving = tokio::spawn(serve(listener, gateway.clone(), settings, shutdown.clone().cancelled_owned()));
+        Self { address, engine, gateway, _root: root, shutdown, serving }
+    }
+
+    /// Sends one request on a connection of its own.
+    async fn send(&self, request: Request<Full<Bytes>>) -> Answer {
+        let stream = TcpStream::connect(self.address).await.expect("the server listens");
+        let (mut sender, connection) =
+            http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream)).await.expect("it speaks HTTP");
+        let connection = tokio::spawn(connection);
+        let response: Response<_> = within(sender.send_request(request)).await.expect("an answer");
+        let (head, body) = response.into_parts();
+        let body = within(body.collect()).await.expect("the whole answer").to_bytes();
+        drop(sender);
+        let _ = connection.await;
+        Answer { status: head.status, headers: head.headers, body }
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        self.send(request(Method::GET, path, "")).await
+    }
+
+    /// Stops in the order of a real server, and waits until all has ended.
+    async fn stop(self) {
+        self.gateway.drain();
+        self.shutdown.cancel();
+        within(self.serving).await.expect("it does not panic");
+        within(self.engine.stop()).await;
+    }
+}
+
+/// What the server answered.
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Answer {
+    /// The message of an error.
+    fn error(&self) -> String {
+        let body: serde_json::Value = serde_json::from_slice(&self.body).expect("a body of JSON");
+        assert_eq!(self.headers["content-type"], "application/json");
+        body["error"].as_str().expect("an error").to_owned()
+    }
+}
+
+fn request(method: Method, path: &str, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
+    let request = Request::builder().method(method).uri(path).header("host", "nereid");
+    request.body(Full::new(body.into())).expect("well formed")
+}
