@@ -1,5 +1,6 @@
 //! The wire protocols: decode, hand to the gateway, encode. Wire types live only here.
 
+pub mod category;
 pub mod grpc;
 pub mod http;
 pub mod metrics;

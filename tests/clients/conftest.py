@@ -6,6 +6,7 @@ import pytest
 import tritonclient.grpc as grpcclient
 from arrays import DTYPES
 from nereid import BINARY, ROOT, Nereid, identity_config, write_model
+from protocols import PROTOCOLS, connect
 
 # How long one execution of the model `slow` takes.
 SLOW_MS = 400
@@ -44,4 +45,11 @@ def server(repository):
 def client(server):
     """Triton's synchronous gRPC client of `server`."""
     with grpcclient.InferenceServerClient(server.grpc) as connected:
+        yield connected
+
+
+@pytest.fixture(scope="session", params=PROTOCOLS)
+def either(request, server):
+    """Triton's synchronous client of `server`, once for each protocol; see protocols.py."""
+    with connect(request.param, server) as connected:
         yield connected

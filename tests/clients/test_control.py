@@ -9,6 +9,7 @@ import pytest
 import tritonclient.grpc as grpcclient
 from arrays import sample, tensor
 from nereid import Nereid, identity_config, wait_until, write_model
+from protocols import PROTOCOLS, connect
 from tritonclient.utils import InferenceServerException
 
 
@@ -23,10 +24,15 @@ def controlled(tmp_path_factory):
         yield running
 
 
-@pytest.fixture
-def client(controlled):
-    with grpcclient.InferenceServerClient(controlled.grpc) as connected:
+@pytest.fixture(params=PROTOCOLS)
+def client(request, controlled):
+    with connect(request.param, controlled) as connected:
         yield connected
+
+
+def ones(client):
+    """A right input of each model."""
+    return client.tensor("INPUT0", "FP32", sample("FP32", [1, 2]))
 
 
 def fp32():
@@ -47,28 +53,28 @@ def test_only_what_was_asked_for_is_loaded_at_start(client):
 def test_a_model_is_loaded_served_and_unloaded(client):
     client.load_model("late")
     assert client.is_model_ready("late")
-    assert client.infer("late", fp32()).as_numpy("OUTPUT0").shape == (1, 2)
+    assert client.infer("late", [ones(client)]).as_numpy("OUTPUT0").shape == (1, 2)
     client.unload_model("late")
     wait_until(lambda: states(client)["late"] == ("UNAVAILABLE", "unloaded"))
     with pytest.raises(InferenceServerException):
-        client.infer("late", fp32())
+        client.infer("late", [ones(client)])
     client.load_model("late")
-    assert client.infer("late", fp32()).as_numpy("OUTPUT0").shape == (1, 2)
+    assert client.infer("late", [ones(client)]).as_numpy("OUTPUT0").shape == (1, 2)
 
 
 def test_loading_a_broken_model_says_what_is_wrong_and_touches_no_other(client):
     with pytest.raises(InferenceServerException) as refused:
         client.load_model("broken")
-    assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert refused.value.status() == client.status("INVALID_ARGUMENT")
     assert "max_batch_sise" in refused.value.message() and "max_batch_size" in refused.value.message()
     assert states(client)["broken"][0] != "READY"
-    assert client.infer("early", fp32()).as_numpy("OUTPUT0").shape == (1, 2)
+    assert client.infer("early", [ones(client)]).as_numpy("OUTPUT0").shape == (1, 2)
 
 
 def test_loading_what_is_in_no_repository_fails(client):
     with pytest.raises(InferenceServerException) as refused:
         client.load_model("nobody")
-    assert refused.value.status() == "StatusCode.INTERNAL"
+    assert refused.value.status() == client.status("INTERNAL")
     assert "failed to load 'nobody', failed to poll from model repository" in refused.value.message()
 
 
@@ -85,14 +91,14 @@ def test_a_load_can_bring_its_own_configuration(client):
     }
     client.load_model("changing", config=json.dumps(override))
     assert client.get_model_config("changing").config.max_batch_size == 3
-    result = client.infer("changing", [tensor("X", "FP32", sample("FP32", [3, 2]))])
+    result = client.infer("changing", [client.tensor("X", "FP32", sample("FP32", [3, 2]))])
     assert result.as_numpy("Y").shape == (3, 2)
 
 
 def test_files_without_a_configuration_are_refused(client):
     with pytest.raises(InferenceServerException) as refused:
         client.load_model("changing", files={"file:1/model.pt": b"x"})
-    assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert refused.value.status() == client.status("INVALID_ARGUMENT")
 
 
 def test_reloading_under_load_fails_no_request(controlled, client):

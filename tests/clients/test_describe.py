@@ -1,15 +1,20 @@
-"""What the server says about itself and its models: metadata, configuration, statistics, index, metrics."""
+"""What the server says about itself and its models over both protocols: metadata, configuration, statistics, index."""
 
 import urllib.request
 
 import pytest
-from arrays import sample, tensor
+from arrays import sample
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
 EXTENSIONS = """classification sequence model_repository model_repository(unload_dependents) schedule_policy
 model_configuration system_shared_memory cuda_shared_memory binary_tensor_data parameters statistics trace
 logging""".split()
+
+
+@pytest.fixture
+def client(either):
+    return either
 
 
 def test_server_metadata_has_the_extensions_that_clients_look_for(client):
@@ -55,7 +60,7 @@ def test_metadata_of_an_unknown_model_is_not_found(client):
     for call in (client.get_model_metadata, client.get_model_config):
         with pytest.raises(InferenceServerException) as refused:
             call("nobody")
-        assert refused.value.status() == "StatusCode.NOT_FOUND"
+        assert refused.value.status() == client.status("NOT_FOUND")
         assert "unknown model: 'nobody' is not found" in refused.value.message()
 
 
@@ -68,7 +73,7 @@ def statistics(client, model):
 def test_statistics_count_rows_requests_and_executions(client):
     before = statistics(client, "batched_INT16")
     for rows in (1, 3):
-        client.infer("batched_INT16", [tensor("INPUT0", "INT16", sample("INT16", [rows, 2]))])
+        client.infer("batched_INT16", [client.tensor("INPUT0", "INT16", sample("INT16", [rows, 2]))])
     after = statistics(client, "batched_INT16")
     assert after.inference_count - before.inference_count == 4
     assert after.execution_count - before.execution_count == 2
@@ -97,7 +102,7 @@ def test_statistics_without_a_name_are_of_every_ready_version(client):
 def test_statistics_of_what_does_not_exist_are_invalid(client, model, version, message):
     with pytest.raises(InferenceServerException) as refused:
         client.get_inference_statistics(model, version)
-    assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert refused.value.status() == client.status("INVALID_ARGUMENT")
     assert message in refused.value.message()
 
 
@@ -108,7 +113,7 @@ def test_index_lists_every_version_with_its_state(client):
 
 
 def test_metrics_count_the_requests_of_a_model(server, client):
-    client.infer("batched_INT8", [tensor("INPUT0", "INT8", sample("INT8", [2, 2]))])
+    client.infer("batched_INT8", [client.tensor("INPUT0", "INT8", sample("INT8", [2, 2]))])
     with urllib.request.urlopen(server.metrics, timeout=10) as response:
         text = response.read().decode()
     lines = [line for line in text.splitlines() if 'model="batched_INT8"' in line]

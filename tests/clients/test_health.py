@@ -7,14 +7,14 @@ from tritonclient.utils import InferenceServerException
 SERVING = b"\x08\x01"
 
 
-def test_server_is_live_and_ready(client):
-    assert client.is_server_live()
-    assert client.is_server_ready()
+def test_server_is_live_and_ready(either):
+    assert either.is_server_live()
+    assert either.is_server_ready()
 
 
-def test_model_is_ready_with_and_without_version(client):
-    assert client.is_model_ready("versioned")
-    assert client.is_model_ready("versioned", "1")
+def test_model_is_ready_with_and_without_version(either):
+    assert either.is_model_ready("versioned")
+    assert either.is_model_ready("versioned", "1")
 
 
 @pytest.mark.parametrize(

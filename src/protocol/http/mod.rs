@@ -3,12 +3,19 @@
 //! [`router`] has one line for each route. Bodies are decoded into the messages of `protocol::v2`, which knows what the
 //! calls mean; answers and errors leave through `reply`. [`serve`] accepts connections.
 
+mod body;
 mod health;
-#[allow(dead_code)] // Until infer is there.
+mod logging;
+mod message;
+mod models;
+mod openapi;
+mod path;
 mod reply;
-mod routes;
+mod repository;
+pub mod routes;
 mod serve;
 mod settings;
+mod trace;
 
 use std::sync::Arc;
 
@@ -21,7 +28,6 @@ use crate::gateway::Gateway;
 /// What every handler may use.
 pub struct App {
     gateway: Arc<Gateway>,
-    #[allow(dead_code)] // Until infer is there.
     settings: Settings,
 }
 

@@ -1,18 +1,78 @@
-//! Every route: one line each, to the handler that answers it.
+//! Every route, as data: the method, the path, what it is about, and who answers it.
+//!
+//! The router is built from [`ROUTES`], restrictions go by its categories, and the description that `/openapi.json`
+//! serves is compared with it.
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::get;
+use axum::routing::{MethodRouter, get, post};
 
-use super::{App, health, reply};
+use super::{App, health, logging, models, openapi, reply, repository, trace};
+use crate::protocol::category::Category;
+use crate::protocol::category::Category::*;
+
+/// One method of one path.
+pub struct Route {
+    /// `GET` or `POST`; `HEAD` is answered wherever `GET` is.
+    pub method: &'static str,
+    /// The path, with `{name}` for what it names.
+    pub path: &'static str,
+    /// What it is about; `None` for what anybody may read.
+    pub category: Option<Category>,
+    handler: fn() -> MethodRouter<Arc<App>>,
+}
+
+const fn read(path: &'static str, category: Category, handler: fn() -> MethodRouter<Arc<App>>) -> Route {
+    Route { method: "GET", path, category: Some(category), handler }
+}
+
+const fn write(path: &'static str, category: Category, handler: fn() -> MethodRouter<Arc<App>>) -> Route {
+    Route { method: "POST", path, category: Some(category), handler }
+}
+
+/// All routes. A long table on purpose: one line each.
+#[rustfmt::skip]
+pub const ROUTES: &[Route] = &[
+    Route { method: "GET", path: "/openapi.json", category: None, handler: || get(openapi::describe) },
+
+    read("/v2", Metadata, || get(models::server)),
+    read("/v2/health/live", Health, || get(health::live)),
+    read("/v2/health/ready", Health, || get(health::ready)),
+
+    read("/v2/models", ModelRepository, || get(models::list)),
+    read("/v2/models/stats", Statistics, || get(models::statistics)),
+    read("/v2/models/{model}", Metadata, || get(models::describe)),
+    read("/v2/models/{model}/ready", Health, || get(models::ready)),
+    read("/v2/models/{model}/config", ModelConfig, || get(models::config)),
+    read("/v2/models/{model}/stats", Statistics, || get(models::statistics)),
+    read("/v2/models/{model}/versions/{version}", Metadata, || get(models::describe)),
+    read("/v2/models/{model}/versions/{version}/ready", Health, || get(models::ready)),
+    read("/v2/models/{model}/versions/{version}/config", ModelConfig, || get(models::config)),
+    read("/v2/models/{model}/versions/{version}/stats", Statistics, || get(models::statistics)),
+
+    read("/v2/trace/setting", Trace, || get(trace::read)),
+    write("/v2/trace/setting", Trace, || post(trace::update)),
+    read("/v2/models/{model}/trace/setting", Trace, || get(trace::read)),
+    write("/v2/models/{model}/trace/setting", Trace, || post(trace::update)),
+    read("/v2/models/{model}/versions/{version}/trace/setting", Trace, || get(trace::of_version)),
+    write("/v2/models/{model}/versions/{version}/trace/setting", Trace, || post(trace::of_version)),
+    read("/v2/logging", Logging, || get(logging::read)),
+    write("/v2/logging", Logging, || post(logging::update)),
+
+    write("/v2/repository/index", ModelRepository, || post(repository::index)),
+    write("/v2/repository/models/{model}/load", ModelRepository, || post(repository::load)),
+    write("/v2/repository/models/{model}/unload", ModelRepository, || post(repository::unload)),
+    write("/v2/repository/{repository}/index", ModelRepository, || post(repository::index)),
+    write("/v2/repository/{repository}/models/{model}/load", ModelRepository, || post(repository::load)),
+    write("/v2/repository/{repository}/models/{model}/unload", ModelRepository, || post(repository::unload)),
+];
 
 /// The routes in front of `app`.
 pub fn router(app: Arc<App>) -> Router {
-    Router::new()
-        .route("/v2/health/live", get(health::live))
-        .route("/v2/health/ready", get(health::ready))
-        .fallback(reply::not_found)
-        .method_not_allowed_fallback(reply::wrong_method)
-        .with_state(app)
+    let mut router = Router::new();
+    for route in ROUTES {
+        router = router.route(route.path, (route.handler)());
+    }
+    router.fallback(reply::not_found).method_not_allowed_fallback(reply::wrong_method).with_state(app)
 }

@@ -1,6 +1,9 @@
 //! The HTTP front end over a real connection: a server over a repository of identity models.
 
 mod health;
+mod models;
+mod repository;
+mod settings;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,7 +28,7 @@ struct Served {
     address: SocketAddr,
     engine: Arc<Engine>,
     gateway: Arc<Gateway>,
-    _root: TempDir,
+    root: TempDir,
     shutdown: CancellationToken,
     serving: JoinHandle<()>,
 }
@@ -33,21 +36,21 @@ struct Served {
 impl Served {
     /// Serves the models of [`support::write_usual_models`] with the default settings.
     async fn start() -> Self {
-        Self::with(Settings::default()).await
+        Self::with(Control::None, Settings::default()).await
     }
 
     /// As [`Served::start`], with other settings.
-    async fn with(settings: Settings) -> Self {
+    async fn with(control: Control, settings: Settings) -> Self {
         let root = tempfile::tempdir().expect("a temporary directory");
         support::write_usual_models(root.path());
-        let (engine, failed) = support::engine(root.path(), Control::None).await;
+        let (engine, failed) = support::engine(root.path(), control).await;
         assert!(failed.is_empty(), "{failed:?}");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         let gateway = Arc::new(Gateway::new(engine.clone()));
         let shutdown = CancellationToken::new();
         let serving = tokio::spawn(serve(listener, gateway.clone(), settings, shutdown.clone().cancelled_owned()));
-        Self { address, engine, gateway, _root: root, shutdown, serving }
+        Self { address, engine, gateway, root, shutdown, serving }
     }
 
     /// Sends one request on a connection of its own.
@@ -68,6 +71,10 @@ impl Served {
         self.send(request(Method::GET, path, "")).await
     }
 
+    async fn post(&self, path: &str, body: &str) -> Answer {
+        self.send(request(Method::POST, path, body.to_owned())).await
+    }
+
     /// Stops in the order of a real server, and waits until all has ended.
     async fn stop(self) {
         self.gateway.drain();
@@ -85,6 +92,13 @@ struct Answer {
 }
 
 impl Answer {
+    /// The body of an answer that went well.
+    fn json(&self) -> serde_json::Value {
+        assert_eq!(self.status, StatusCode::OK, "{:?}", self.body);
+        assert_eq!(self.headers["content-type"], "application/json");
+        serde_json::from_slice(&self.body).expect("a body of JSON")
+    }
+
     /// The message of an error.
     fn error(&self) -> String {
         let body: serde_json::Value = serde_json::from_slice(&self.body).expect("a body of JSON");

@@ -1,0 +1,142 @@
+//! The body of a request that is one JSON object, bounded in size; an empty body is an empty object.
+
+use axum::body::{Body, to_bytes};
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+/// A JSON object by key.
+pub type Object = serde_json::Map<String, Value>;
+
+/// All of `body`, which is refused if it has more than `bytes_max` bytes.
+///
+/// # Errors
+/// [`crate::error::Kind::InvalidArgument`] if it is too large or the caller broke off.
+pub async fn read(body: Body, bytes_max: usize) -> Result<Bytes> {
+    to_bytes(body, bytes_max).await.map_err(|error| {
+        let source = std::error::Error::source(&error);
+        let too_large = source.is_some_and(|source| source.is::<http_body_util::LengthLimitError>());
+        Error::invalid(if too_large {
+            format!(
+                "request body exceeds the maximum allowed input size of {bytes_max} bytes. Use --http-max-input-size to \
+                 increase the limit."
+            )
+        } else {
+            format!("the request body could not be read: {error}")
+        })
+    })
+}
+
+/// The object that `text` holds; `what` it is about is for messages.
+///
+/// # Errors
+/// [`crate::error::Kind::InvalidArgument`] if it is anything else.
+pub fn object(text: &[u8], what: &str) -> Result<Object> {
+    parse(text, what)
+}
+
+/// As [`object`], into a type of the caller's choice.
+///
+/// # Errors
+/// As [`object`].
+pub fn parse<T: DeserializeOwned>(text: &[u8], what: &str) -> Result<T> {
+    let text = if text.is_empty() { b"{}" } else { text };
+    serde_json::from_slice(text)
+        .map_err(|error| Error::invalid(format!("failed to parse the {what} request as a JSON object: {error}")))
+}
+
+/// The member `key` of `object` as an object; an empty one if it is not there.
+///
+/// # Errors
+/// [`crate::error::Kind::InvalidArgument`] if it is there and no object.
+pub fn take_object(object: &mut Object, key: &str) -> Result<Object> {
+    match object.remove(key) {
+        None | Some(Value::Null) => Ok(Object::new()),
+        Some(Value::Object(found)) => Ok(found),
+        Some(other) => Err(wrong_type(key, "an object", &other)),
+    }
+}
+
+/// The member `key` as a text; `None` if it is not there.
+///
+/// # Errors
+/// [`crate::error::Kind::InvalidArgument`] if it is no text.
+#[allow(dead_code)] // Until regions are there.
+pub fn text(object: &Object, key: &str) -> Result<Option<String>> {
+    match object.get(key) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(other) => Err(wrong_type(key, "a string", other)),
+    }
+}
+
+/// The member `key` as a number from 0 up; `None` if it is not there.
+///
+/// # Errors
+/// [`crate::error::Kind::InvalidArgument`] if it is anything else.
+#[allow(dead_code)] // Until regions are there.
+pub fn unsigned(object: &Object, key: &str) -> Result<Option<u64>> {
+    match object.get(key) {
+        None => Ok(None),
+        Some(found) => found.as_u64().map(Some).ok_or_else(|| wrong_type(key, "a whole number from 0 up", found)),
+    }
+}
+
+/// The member `key` as a truth value; `None` if it is not there.
+///
+/// # Errors
+/// [`crate::error::Kind::InvalidArgument`] if it is anything else.
+pub fn boolean(object: &Object, key: &str) -> Result<Option<bool>> {
+    match object.get(key) {
+        None => Ok(None),
+        Some(found) => found.as_bool().map(Some).ok_or_else(|| wrong_type(key, "a boolean", found)),
+    }
+}
+
+fn wrong_type(key: &str, expected: &str, found: &Value) -> Error {
+    let found = match found {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    };
+    Error::invalid(format!("Invalid value for '{key}': expected {expected}, got {found}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_may_be_as_long_as_the_limit_and_no_longer() {
+        assert_eq!(read(Body::from("four"), 4).await.expect("fits"), "four");
+        let refused = read(Body::from("fives"), 4).await.expect_err("too long").to_string();
+        assert!(refused.contains("maximum allowed input size of 4 bytes"), "{refused}");
+    }
+
+    #[test]
+    fn nothing_is_an_empty_object_and_anything_else_is_refused() {
+        assert_eq!(object(b"", "x"), Ok(Object::new()));
+        for text in ["[]", "1", "null", "{", "{} {}", "{\"a\":}", &"[".repeat(1000)] {
+            let refused = object(text.as_bytes(), "index").expect_err(text).to_string();
+            assert!(refused.starts_with("failed to parse the index request as a JSON object: "), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_type_names_the_field() {
+        let mut object = object(br#"{"a": 1, "b": "x", "c": -1}"#, "x").expect("an object");
+        assert_eq!(
+            text(&object, "a").expect_err("no text").message(),
+            "Invalid value for 'a': expected a string, got a number"
+        );
+        assert!(boolean(&object, "b").expect_err("no boolean").message().contains("'b'"));
+        assert!(unsigned(&object, "c").expect_err("negative").message().contains("'c'"));
+        assert!(take_object(&mut object, "a").expect_err("no object").message().contains("'a'"));
+        assert_eq!((text(&object, "z"), boolean(&object, "z"), unsigned(&object, "z")), (Ok(None), Ok(None), Ok(None)));
+    }
+}
