@@ -35,6 +35,8 @@ pub struct Config {
     pub threads: usize,
     /// Where models come from.
     pub repository: Repository,
+    /// Regions of shared memory that clients may register; `None` if they may not.
+    pub client_regions_max: Option<usize>,
     /// The gRPC front end; `None` for none.
     pub grpc: Option<Grpc>,
     /// The HTTP front end; `None` for none.
@@ -142,6 +144,7 @@ impl Config {
             strict_readiness: reader.truth("strict-readiness"),
             threads: threads(reader.number("threads")),
             repository: Repository::read(&mut reader),
+            client_regions_max: client_regions_max(&reader),
             grpc: Grpc::read(&mut reader),
             http: Http::read(&mut reader),
             metrics: Metrics::read(&mut reader),
@@ -165,6 +168,10 @@ fn threads(given: u64) -> usize {
         0 => std::thread::available_parallelism().map_or(1, |count| count.get().min(4)),
         given => given as usize,
     }
+}
+
+fn client_regions_max(reader: &Reader) -> Option<usize> {
+    reader.truth("allow-client-shm").then(|| reader.number("client-shm-max-regions") as usize)
 }
 
 impl Repository {
@@ -340,6 +347,7 @@ mod tests {
         assert!(config.repository.auto_complete && config.strict_readiness);
         // The one difference: a broken model does not keep the others from being served.
         assert!(!config.exit_on_error);
+        assert_eq!(config.client_regions_max, None);
         assert_eq!(config.exit_timeout, Duration::from_secs(30));
     }
 

@@ -18,6 +18,7 @@ use crate::config::{self, Config};
 use crate::engine::{self, Control, Engine};
 use crate::error::{Error, Result};
 use crate::gateway::Gateway;
+use crate::gateway::regions::Regions;
 use crate::infer::Instant;
 use crate::model::Device;
 use crate::protocol;
@@ -148,7 +149,8 @@ impl Server {
         let engine = Arc::new(Engine::new(engine_settings(config), metrics.clone()));
         let (tracer, traces) = Tracer::start(config.trace.clone(), metrics.clone())?;
         let log = logging::install(&config.log)?;
-        let gateway = Arc::new(Gateway::new(engine.clone()).telling(tracer, log));
+        let regions = Regions::new(config.client_regions_max, &metrics);
+        let gateway = Arc::new(Gateway::new(engine.clone()).with_regions(regions).telling(tracer, log));
         let mut server = Self {
             engine,
             gateway,

@@ -10,9 +10,11 @@ use std::sync::{Arc, LazyLock};
 use bytes::Bytes;
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
+use nereid::gateway::regions::Regions;
 use nereid::model::{
     Device, Instances, ModelConfig, QueuePolicy, Scheduling, Signature, TensorSpec, TimeoutAction, schema,
 };
+use nereid::protocol::v2::context::Context;
 use nereid::protocol::v2::decode::{self, Arrival};
 use nereid::protocol::v2::wire::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
 use nereid::protocol::v2::wire::{InferTensorContents, ModelInferRequest};
@@ -73,8 +75,8 @@ fuzz_target!(|data: &[u8]| {
 fn follow(message: ModelInferRequest, config: &ModelConfig) {
     let raw: usize = message.raw_input_contents.iter().map(Bytes::len).sum();
     let in_contents = message.encoded_len();
-    let arrival = Arrival { at: Instant::now(), deadline: None };
-    let Ok(decoded) = decode::request(message, config, arrival) else { return };
+    let arrival = Arrival { at: Instant::now(), deadline: None, context: Context::default() };
+    let Ok(decoded) = decode::request(message, config, arrival, &Regions::off()) else { return };
     let request = decoded.request;
     let held: usize = request.inputs.iter().map(|input| input.tensor.data.len()).sum();
     // Typed contents grow at most eightfold: a varint of one byte becomes an element of eight.

@@ -34,6 +34,7 @@ const MILLISECONDS_MAX: u64 = 7 * 24 * 3_600_000;
 const SECONDS_MAX: u64 = 7 * 24 * 3_600;
 const GENERAL: &str = "General";
 const REPOSITORY: &str = "Models";
+const SHARED_MEMORY: &str = "Shared memory";
 const GRPC: &str = "gRPC";
 const HTTP: &str = "HTTP";
 const METRICS: &str = "Metrics";
@@ -72,6 +73,9 @@ pub const FLAGS: &[Flag] = &[
     flag(REPOSITORY, "queue-size-default", Value::Number(1, 10_000_000), "4096", "Requests that wait per model whose max_queue_size is 0"),
     flag(REPOSITORY, "grpc-max-response-pool-size", Value::Number(1, i32::MAX as u64), "64", "Responses of one request to a decoupled model that wait for the client"),
     flag(REPOSITORY, "response-stall-secs", Value::Number(1, SECONDS_MAX), "60", "The longest that a decoupled model waits for a client to take a response"),
+
+    flag(SHARED_MEMORY, "allow-client-shm", Value::Bool, "false", "Let clients on this machine pass tensors in shared memory; all of them can reach all regions"),
+    flag(SHARED_MEMORY, "client-shm-max-regions", Value::Number(1, 65536), "1024", "Regions of shared memory that clients may register"),
 
     flag(GRPC, "allow-grpc", Value::Bool, "true", "Serve gRPC"),
     flag(GRPC, "grpc-address", Value::Text("ADDRESS"), "0.0.0.0", "Address to listen on"),
@@ -129,7 +133,7 @@ pub const UNSUPPORTED: &[&str] = &[
     "cache-config", "cache-directory", "rate-limit", "rate-limit-resource",
     "pinned-memory-pool-byte-size", "cuda-memory-pool-byte-size", "cuda-virtual-address-size",
     "min-supported-compute-capability", "buffer-manager-thread-count", "host-policy", "model-load-gpu-limit",
-    "allow-client-shm", "backend-directory", "backend-config", "repoagent-directory", "strict-model-config",
+    "backend-directory", "backend-config", "repoagent-directory", "strict-model-config",
     "response-cache-byte-size", "trace-file", "trace-level", "trace-rate", "trace-count", "trace-log-frequency",
 ];
 

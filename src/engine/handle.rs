@@ -80,12 +80,12 @@ impl Handle {
 
 /// The wanted outputs with their names.
 fn select(signature: &Signature, selected: Option<&[usize]>, outputs: Vec<Tensor>) -> Vec<Output> {
-    let name = |index: usize| signature.outputs()[index].name.clone();
+    let output = |index: usize, tensor| Output { name: signature.outputs()[index].name.clone(), tensor, placed: false };
     match selected {
-        None => outputs.into_iter().enumerate().map(|(index, tensor)| Output { name: name(index), tensor }).collect(),
+        None => outputs.into_iter().enumerate().map(|(index, tensor)| output(index, tensor)).collect(),
         Some(selected) => selected
             .iter()
-            .filter_map(|&index| outputs.get(index).map(|tensor| Output { name: name(index), tensor: tensor.clone() }))
+            .filter_map(|&index| outputs.get(index).map(|tensor| output(index, tensor.clone())))
             .collect(),
     }
 }

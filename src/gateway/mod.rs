@@ -4,12 +4,14 @@
 //! Does not know wire formats. Begin with [`Gateway::infer`].
 
 mod classify;
+pub mod regions;
 
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
+use self::regions::Regions;
 use crate::engine::Engine;
 use crate::error::{Error, Kind, Result};
 use crate::infer::{Infer, Request, RequestedOutput, Responses};
@@ -22,15 +24,22 @@ pub use crate::engine::{Handle, IndexEntry, Overrides, State};
 /// The one way to the engine.
 pub struct Gateway {
     engine: Arc<Engine>,
+    regions: Regions,
     draining: CancellationToken,
     tracer: Arc<Tracer>,
     log: Arc<logging::Control>,
 }
 
 impl Gateway {
-    /// A gateway to `engine`, without traces and with a log that is not its own.
+    /// A gateway to `engine`, without shared memory and traces, and with a log that is not its own.
     pub fn new(engine: Arc<Engine>) -> Self {
-        Self { engine, draining: CancellationToken::new(), tracer: Arc::default(), log: Arc::default() }
+        Self {
+            engine,
+            regions: Regions::off(),
+            draining: CancellationToken::new(),
+            tracer: Arc::default(),
+            log: Arc::default(),
+        }
     }
 
     /// The same with these traces and this log.
@@ -47,6 +56,17 @@ impl Gateway {
     /// What decides which log lines there are.
     pub fn log(&self) -> &logging::Control {
         &self.log
+    }
+
+    /// This gateway with the shared memory of `regions`.
+    #[must_use]
+    pub fn with_regions(self, regions: Regions) -> Self {
+        Self { regions, ..self }
+    }
+
+    /// The clients' shared memory.
+    pub fn regions(&self) -> &Regions {
+        &self.regions
     }
 
     /// From now on refuses new inference; what was accepted goes on.

@@ -47,4 +47,6 @@ pub struct Output {
     pub name: Arc<str>,
     /// The tensor; its bytes may be a view of the model's own output memory.
     pub tensor: Tensor,
+    /// The bytes went where the caller wanted them (shared memory), so that `tensor` has none and none are sent.
+    pub placed: bool,
 }

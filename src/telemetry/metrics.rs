@@ -53,6 +53,11 @@ const RECEIVED: Family =
 const IN_FLIGHT: Family = Family("nereid_requests_in_flight", "Inference requests that have no final answer yet");
 const UNROUTED: Family =
     Family("nereid_unrouted_requests_total", "Requests refused before a model version was found for them, by reason");
+const REGIONS: Family = Family("nereid_shared_memory_regions", "Regions of shared memory that clients have registered");
+const REGION_BYTES: Family = Family(
+    "nereid_shared_memory_bytes_total",
+    "Bytes of tensors in shared memory: inputs read in place (viewed) or copied, outputs placed",
+);
 const LOADS: Family = Family("nereid_model_loads_total", "Loads of model versions, by result");
 const UNLOADS: Family = Family("nereid_model_unloads_total", "Unloads of model versions");
 const TRACES: Family = Family("nereid_traces_total", "Traces of requests, by what became of them");
@@ -231,6 +236,18 @@ impl Metrics {
         self.shared.traces[traced as usize].increment(count);
     }
 
+    /// The series of the clients' shared memory.
+    pub fn regions(&self) -> RegionMetrics {
+        let server = self.series(Vec::new());
+        let bytes = |way| server.with("way", way).counter(&REGION_BYTES);
+        RegionMetrics {
+            registered: server.gauge(&REGIONS),
+            viewed: bytes("viewed"),
+            copied: bytes("copied"),
+            placed: bytes("placed"),
+        }
+    }
+
     /// The gauges of the host and the process.
     pub(super) fn host(&self) -> HostGauges {
         let server = self.series(Vec::new());
@@ -312,6 +329,43 @@ impl fmt::Debug for InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.decrement(1.0);
+    }
+}
+
+/// What is counted of the clients' shared memory.
+#[derive(Clone)]
+pub struct RegionMetrics {
+    registered: Gauge,
+    viewed: Counter,
+    copied: Counter,
+    placed: Counter,
+}
+
+impl fmt::Debug for RegionMetrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RegionMetrics").finish_non_exhaustive()
+    }
+}
+
+impl RegionMetrics {
+    /// Sets how many regions are registered.
+    pub fn registered(&self, regions: usize) {
+        self.registered.set(regions as f64);
+    }
+
+    /// Counts input bytes that are read where they are.
+    pub fn viewed(&self, bytes: usize) {
+        self.viewed.increment(bytes as u64);
+    }
+
+    /// Counts input bytes that were copied, because they have a structure to check.
+    pub fn copied(&self, bytes: usize) {
+        self.copied.increment(bytes as u64);
+    }
+
+    /// Counts output bytes that were written into a region.
+    pub fn placed(&self, bytes: usize) {
+        self.placed.increment(bytes as u64);
     }
 }
 
@@ -504,6 +558,7 @@ mod tests {
     fn every_series_has_help_and_type() {
         let metrics = Metrics::new();
         let _host = metrics.host();
+        let _regions = metrics.regions();
         let _model = metrics.model("m", 1, &BTreeMap::from([("_team".to_owned(), "search".to_owned())]));
         let text = metrics.render();
         for line in text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {

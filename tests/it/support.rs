@@ -1,8 +1,11 @@
 //! What the integration tests share: repositories on disk, engines and servers to use them.
 
+use std::fs::{self, File, OpenOptions};
 use std::future::Future;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use nereid::engine::{self, Control, Engine};
@@ -106,4 +109,46 @@ pub async fn until(condition: impl Fn() -> bool) {
         }
     })
     .await;
+}
+
+/// A client's shared memory object, which on Linux is a file of one directory; removed with this.
+pub struct SharedObject {
+    /// The key to register it by.
+    pub key: String,
+    file: File,
+}
+
+impl SharedObject {
+    /// A new object of zeros.
+    pub fn new(bytes: u64) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let key = format!("/nereid_it_{}_{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let path = format!("/dev/shm{key}");
+        let file = OpenOptions::new().create_new(true).read(true).write(true).open(path).expect("a new object");
+        file.set_len(bytes).expect("its size can be set");
+        Self { key, file }
+    }
+
+    /// Writes as the client would.
+    pub fn write(&self, at: u64, data: &[u8]) {
+        self.file.write_all_at(data, at).expect("written");
+    }
+
+    /// Reads as the client would.
+    pub fn read(&self, at: u64, bytes: usize) -> Vec<u8> {
+        let mut data = vec![0; bytes];
+        self.file.read_exact_at(&mut data, at).expect("read");
+        data
+    }
+
+    /// Makes it shorter.
+    pub fn truncate(&self, bytes: u64) {
+        self.file.set_len(bytes).expect("truncated");
+    }
+}
+
+impl Drop for SharedObject {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(format!("/dev/shm{}", self.key));
+    }
 }

@@ -28,7 +28,7 @@ pub fn response(response: Response) -> ModelInferResponse {
 pub fn split(response: Response) -> (ModelInferResponse, Vec<Bytes>) {
     let mut outputs = Vec::with_capacity(response.outputs.len());
     let mut raw = Vec::with_capacity(response.outputs.len());
-    for Output { name, tensor } in response.outputs {
+    for Output { name, tensor, .. } in response.outputs {
         outputs.push(InferOutputTensor {
             name: name.to_string(),
             datatype: tensor.dtype.name().to_owned(),
@@ -96,6 +96,7 @@ mod tests {
                 shape: Shape::new(&[1, data.len() as i64]),
                 data: Bytes::from_static(data),
             },
+            placed: false,
         };
         Response {
             model: Arc::from("m"),

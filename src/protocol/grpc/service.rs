@@ -1,6 +1,5 @@
 //! The inference service: every RPC of `inference.GRPCInferenceService`, each one line to where it is answered.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use prost::Message as _;
@@ -9,7 +8,6 @@ use tonic::{Request, Response, Status, Streaming};
 use super::settings::Settings;
 use super::stream::{Infers, Options};
 use super::{encode, framing, timeout};
-use crate::error::Error;
 use crate::gateway::Gateway;
 use crate::infer::Instant;
 use crate::protocol::status;
@@ -17,7 +15,7 @@ use crate::protocol::v2::context::Context;
 use crate::protocol::v2::decode::Arrival;
 use crate::protocol::v2::wire::grpc_inference_service_server::GrpcInferenceService;
 use crate::protocol::v2::wire::*;
-use crate::protocol::v2::{admin, infer, log, metadata, parameters, trace};
+use crate::protocol::v2::{admin, infer, log, metadata, shared_memory, trace};
 
 /// Answers the inference service's RPCs through the gateway.
 pub struct InferenceService {
@@ -133,44 +131,42 @@ impl GrpcInferenceService for InferenceService {
         &self,
         request: Request<SystemSharedMemoryStatusRequest>,
     ) -> Answer<SystemSharedMemoryStatusResponse> {
-        answer(no_region("system", &request.get_ref().name))?;
-        Ok(Response::new(SystemSharedMemoryStatusResponse { regions: HashMap::new() }))
+        answer(shared_memory::system_status(&self.gateway, request.get_ref()))
     }
 
     async fn system_shared_memory_register(
         &self,
-        _: Request<SystemSharedMemoryRegisterRequest>,
+        request: Request<SystemSharedMemoryRegisterRequest>,
     ) -> Answer<SystemSharedMemoryRegisterResponse> {
-        answer(Err(parameters::shared_memory_disabled()))
+        answer(shared_memory::system_register(&self.gateway, request.get_ref()))
     }
 
     async fn system_shared_memory_unregister(
         &self,
-        _: Request<SystemSharedMemoryUnregisterRequest>,
+        request: Request<SystemSharedMemoryUnregisterRequest>,
     ) -> Answer<SystemSharedMemoryUnregisterResponse> {
-        Ok(Response::new(SystemSharedMemoryUnregisterResponse {}))
+        answer(shared_memory::system_unregister(&self.gateway, request.get_ref()))
     }
 
     async fn cuda_shared_memory_status(
         &self,
         request: Request<CudaSharedMemoryStatusRequest>,
     ) -> Answer<CudaSharedMemoryStatusResponse> {
-        answer(no_region("cuda", &request.get_ref().name))?;
-        Ok(Response::new(CudaSharedMemoryStatusResponse { regions: HashMap::new() }))
+        answer(shared_memory::cuda_status(&self.gateway, request.get_ref()))
     }
 
     async fn cuda_shared_memory_register(
         &self,
-        _: Request<CudaSharedMemoryRegisterRequest>,
+        request: Request<CudaSharedMemoryRegisterRequest>,
     ) -> Answer<CudaSharedMemoryRegisterResponse> {
-        answer(Err(parameters::shared_memory_disabled()))
+        answer(shared_memory::cuda_register(&self.gateway, request.get_ref()))
     }
 
     async fn cuda_shared_memory_unregister(
         &self,
-        _: Request<CudaSharedMemoryUnregisterRequest>,
+        request: Request<CudaSharedMemoryUnregisterRequest>,
     ) -> Answer<CudaSharedMemoryUnregisterResponse> {
-        Ok(Response::new(CudaSharedMemoryUnregisterResponse {}))
+        answer(shared_memory::cuda_unregister(&self.gateway, request.get_ref()))
     }
 
     async fn trace_setting(&self, request: Request<TraceSettingRequest>) -> Answer<TraceSettingResponse> {
@@ -185,12 +181,4 @@ impl GrpcInferenceService for InferenceService {
 /// What `dispatch.rs` has learned from the call's headers.
 fn context<T>(request: &Request<T>) -> Context {
     request.extensions().get().cloned().unwrap_or_default()
-}
-
-/// No region is ever registered: asking for all gives none, asking for one by name is an error.
-fn no_region(kind: &str, name: &str) -> crate::error::Result<()> {
-    match name {
-        "" => Ok(()),
-        _ => Err(Error::not_found(format!("Unable to find {kind} shared memory region: '{name}'"))),
-    }
 }

@@ -1,15 +1,19 @@
 //! Makes the server's own request out of a ModelInfer message, and refuses what is wrong with the message itself.
 //!
 //! Whether names, shapes and sizes fit the model is `model::Signature`'s to check, later and once. Tensor bytes are
-//! views of the message's buffer, never copies, unless they came as typed contents. Begin with [`request`].
+//! views of the message's buffer or of shared memory, never copies, unless they came as typed contents, or are strings
+//! in shared memory. Begin with [`request`].
 
 use bytes::Bytes;
 
 use super::context::Context;
+use super::parameters::{OutputParameters, Placement};
+use super::shared_memory::Exchange;
 use super::wire::ModelInferRequest;
 use super::wire::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
 use super::{contents, parameters};
 use crate::error::{Error, Result};
+use crate::gateway::regions::Regions;
 use crate::infer::{Instant, Request, RequestedOutput};
 use crate::model::{ModelConfig, Version};
 use crate::tensor::{DataType, NamedTensor, Shape, Tensor};
@@ -35,6 +39,8 @@ pub struct Decoded {
     pub request: Request,
     /// On a stream: the caller wants a last message even if it holds no data.
     pub empty_final_response: bool,
+    /// The shared memory that the request uses; its responses go through it.
+    pub exchange: Exchange,
 }
 
 /// The version that a version string names; `None` for the empty one, which means the highest that is ready.
@@ -63,16 +69,18 @@ fn is_plain(number: &str) -> bool {
     !number.starts_with(['+', '0'])
 }
 
-/// Decodes `wire`, a request for the model of `config`.
+/// Decodes `wire`, a request for the model of `config`, whose tensors may be in `regions`.
 ///
 /// # Errors
 /// [`crate::error::Kind::InvalidArgument`] for the first thing wrong with parameters, inputs or requested outputs;
-/// [`crate::error::Kind::Unimplemented`] for data in shared memory.
-pub fn request(wire: ModelInferRequest, config: &ModelConfig, arrival: Arrival) -> Result<Decoded> {
+/// those of [`Regions::window`] for data in shared memory.
+pub fn request(wire: ModelInferRequest, config: &ModelConfig, arrival: Arrival, regions: &Regions) -> Result<Decoded> {
     let version = version(&wire.model_version)?;
     let parameters = parameters::of_request(wire.parameters)?;
-    let inputs = inputs(wire.inputs, wire.raw_input_contents, config, &wire.id)?;
-    let outputs = wire.outputs.into_iter().map(output).collect::<Result<_>>()?;
+    let mut tensors = Tensors { config, regions, id: &wire.id, exchange: Exchange::default() };
+    let inputs = tensors.inputs(wire.inputs, wire.raw_input_contents)?;
+    let outputs = wire.outputs.into_iter().map(|wanted| tensors.output(wanted)).collect::<Result<_>>()?;
+    let exchange = tensors.exchange;
     let request = Request {
         model: wire.model_name,
         version,
@@ -85,70 +93,100 @@ pub fn request(wire: ModelInferRequest, config: &ModelConfig, arrival: Arrival) 
         priority: parameters.priority,
         parameters: parameters.custom,
     };
-    Ok(Decoded { request, empty_final_response: parameters.empty_final_response })
+    Ok(Decoded { request, empty_final_response: parameters.empty_final_response, exchange })
 }
 
-fn inputs(wire: Vec<InferInputTensor>, raw: Vec<Bytes>, config: &ModelConfig, id: &str) -> Result<Vec<NamedTensor>> {
-    let raw_count = raw.len();
-    if raw_count > wire.len() {
+/// Decodes the tensors of one request.
+struct Tensors<'a> {
+    config: &'a ModelConfig,
+    regions: &'a Regions,
+    /// The request's, for messages.
+    id: &'a str,
+    /// Grows with each tensor in shared memory.
+    exchange: Exchange,
+}
+
+impl Tensors<'_> {
+    /// The inputs; those that are not in shared memory have their data in `raw`, in the same order, or in themselves.
+    fn inputs(&mut self, wire: Vec<InferInputTensor>, raw: Vec<Bytes>) -> Result<Vec<NamedTensor>> {
+        let raw_count = raw.len();
+        let mut shared = 0;
+        let mut raw = raw.into_iter();
+        let mut tensors = Vec::with_capacity(wire.len());
+        for mut input in wire {
+            let placement = if input.parameters.is_empty() { None } else { placement(&input, self.config)? };
+            let dtype = self.data_type(&input)?;
+            let shape = shape(&input)?;
+            let data = match (placement, input.contents.take(), raw_count) {
+                (Some(placement), ..) => {
+                    shared += 1;
+                    Some(self.exchange.input(self.regions, &placement, dtype)?)
+                }
+                (None, Some(_), 1..) => {
+                    return Err(Error::invalid(format!(
+                        "contents field must not be specified when using raw_input_contents for '{}' for model '{}'",
+                        input.name, self.config.name
+                    )));
+                }
+                (None, Some(contents), 0) => Some(contents::bytes(contents, dtype, &input.name, &self.config.name)?),
+                (None, None, _) => raw.next(),
+            };
+            let Some(data) = data else {
+                return Err(Error::invalid(format!(
+                    "unable to find data for input tensor '{}' for model '{}' in request.",
+                    input.name, self.config.name
+                )));
+            };
+            tensors.push(NamedTensor { name: input.name, tensor: Tensor { dtype, shape, data } });
+        }
+        if raw.next().is_some() {
+            let outside = if shared > 0 { " outside of shared memory" } else { "" };
+            return Err(Error::invalid(format!(
+                "raw_input_contents has {raw_count} entries but the request for model '{}' has {} inputs{outside}",
+                self.config.name,
+                tensors.len() - shared
+            )));
+        }
+        Ok(tensors)
+    }
+
+    fn data_type(&self, input: &InferInputTensor) -> Result<DataType> {
+        if let Some(dtype) = DataType::from_name(&input.datatype) {
+            return Ok(dtype);
+        }
+        let refusal = match self.config.inputs.iter().find(|spec| *spec.name == *input.name) {
+            Some(spec) => format!(
+                "inference input '{}' data-type is '{}', but model '{}' expects '{}'",
+                input.name,
+                input.datatype,
+                self.config.name,
+                spec.dtype_name()
+            ),
+            None => format!("unexpected inference input '{}' for model '{}'", input.name, self.config.name),
+        };
+        let id = if self.id.is_empty() { "<id_unknown>" } else { self.id };
+        Err(Error::invalid(format!("[request id: {id}] {refusal}")))
+    }
+
+    fn output(&mut self, wire: InferRequestedOutputTensor) -> Result<RequestedOutput> {
+        let OutputParameters { classification, placement } = parameters::of_output(&wire.name, &wire.parameters)?;
+        if let Some(placement) = placement {
+            self.exchange.output(self.regions, &placement, &wire.name)?;
+        }
+        Ok(RequestedOutput { name: wire.name, classification })
+    }
+}
+
+/// Where in shared memory an input is, if it is there, and then nowhere else.
+fn placement(input: &InferInputTensor, config: &ModelConfig) -> Result<Option<Placement>> {
+    let placement = parameters::placement(&input.name, &input.parameters)?;
+    if placement.is_some() && input.contents.is_some() {
         return Err(Error::invalid(format!(
-            "raw_input_contents has {raw_count} entries but the request for model '{}' has {} inputs",
-            config.name,
-            wire.len()
+            "unexpected 'content' provided when using shared memory for input tensor '{}' for model '{}'",
+            input.name, config.name
         )));
     }
-    let mut raw = raw.into_iter();
-    let mut tensors = Vec::with_capacity(wire.len());
-    for input in wire {
-        if !input.parameters.is_empty() && parameters::shared_memory(&input.name, &input.parameters)? {
-            return Err(if input.contents.is_some() {
-                Error::invalid(format!(
-                    "unexpected 'content' provided when using shared memory for input tensor '{}' for model '{}'",
-                    input.name, config.name
-                ))
-            } else {
-                parameters::shared_memory_disabled()
-            });
-        }
-        let dtype = data_type(&input, config, id)?;
-        let shape = shape(&input)?;
-        let data = match (input.contents, raw_count) {
-            (Some(_), 1..) => {
-                return Err(Error::invalid(format!(
-                    "contents field must not be specified when using raw_input_contents for '{}' for model '{}'",
-                    input.name, config.name
-                )));
-            }
-            (Some(contents), 0) => Some(contents::bytes(contents, dtype, &input.name, &config.name)?),
-            (None, _) => raw.next(),
-        };
-        let Some(data) = data else {
-            return Err(Error::invalid(format!(
-                "unable to find data for input tensor '{}' for model '{}' in request.",
-                input.name, config.name
-            )));
-        };
-        tensors.push(NamedTensor { name: input.name, tensor: Tensor { dtype, shape, data } });
-    }
-    Ok(tensors)
-}
-
-fn data_type(input: &InferInputTensor, config: &ModelConfig, id: &str) -> Result<DataType> {
-    if let Some(dtype) = DataType::from_name(&input.datatype) {
-        return Ok(dtype);
-    }
-    let refusal = match config.inputs.iter().find(|spec| *spec.name == *input.name) {
-        Some(spec) => format!(
-            "inference input '{}' data-type is '{}', but model '{}' expects '{}'",
-            input.name,
-            input.datatype,
-            config.name,
-            spec.dtype_name()
-        ),
-        None => format!("unexpected inference input '{}' for model '{}'", input.name, config.name),
-    };
-    let id = if id.is_empty() { "<id_unknown>" } else { id };
-    Err(Error::invalid(format!("[request id: {id}] {refusal}")))
+    Ok(placement)
 }
 
 fn shape(input: &InferInputTensor) -> Result<Shape> {
@@ -160,11 +198,6 @@ fn shape(input: &InferInputTensor) -> Result<Shape> {
         )));
     }
     Ok(Shape::new(&input.shape))
-}
-
-fn output(wire: InferRequestedOutputTensor) -> Result<RequestedOutput> {
-    let classification = parameters::classification(&wire.name, &wire.parameters)?;
-    Ok(RequestedOutput { name: wire.name, classification })
 }
 
 #[cfg(test)]

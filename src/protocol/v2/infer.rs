@@ -68,7 +68,7 @@ fn begin(gateway: &Gateway, wire: ModelInferRequest, arrival: Arrival, rpc: Rpc)
         trace.executing(handle.version, inputs);
     }
     let started = Started {
-        responses: gateway.infer(decoded.request),
+        responses: decoded.exchange.deliver(gateway.infer(decoded.request)),
         decoupled: handle.config.decoupled,
         version: handle.version,
         empty_final_response: decoded.empty_final_response,
@@ -85,6 +85,6 @@ fn check(gateway: &Gateway, wire: ModelInferRequest, arrival: Arrival, rpc: Rpc)
             "ModelInfer RPC doesn't support models with decoupled transaction policy",
         ));
     }
-    let decoded = decode::request(wire, &handle.config, arrival)?;
+    let decoded = decode::request(wire, &handle.config, arrival, gateway.regions())?;
     Ok((handle, decoded))
 }

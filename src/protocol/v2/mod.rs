@@ -1,8 +1,8 @@
 //! KServe v2 with Triton's extensions, whatever carries it: the messages, and what each call does.
 //!
 //! gRPC sends these messages themselves; HTTP reads and writes them as JSON. Both hand them to `infer`, `metadata`,
-//! `admin`, `trace` and `log`, so that every check and every message exists once. `decode` makes the server's own request out of an
-//! inference message. Begin with [`infer`].
+//! `admin`, `shared_memory`, `trace` and `log`, so that every check and every message exists once. `decode` makes the
+//! server's own request out of an inference message. Begin with [`infer`].
 
 pub mod admin;
 mod contents;
@@ -13,6 +13,7 @@ pub mod log;
 pub mod metadata;
 mod outcome;
 pub mod parameters;
+pub mod shared_memory;
 pub mod trace;
 
 /// The messages and services of `proto/grpc_service.proto`, generated.

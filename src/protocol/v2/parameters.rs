@@ -9,6 +9,9 @@ use super::wire::{InferParameter, infer_parameter::ParameterChoice};
 use crate::error::{Error, Result};
 use crate::infer::{ParameterValue, Parameters};
 
+const REGION: &str = "shared_memory_region";
+const BYTE_SIZE: &str = "shared_memory_byte_size";
+
 /// What the request-level parameters say.
 #[derive(Debug, Default, PartialEq)]
 pub struct RequestParameters {
@@ -67,67 +70,81 @@ pub fn of_request(wire: HashMap<String, InferParameter>) -> Result<RequestParame
     Ok(decoded)
 }
 
-/// The number of best classes that an output's parameters ask for; 0 for the tensor itself.
+/// What an output's parameters say.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct OutputParameters {
+    /// Ask for the `k` best classes instead of the tensor; 0 for the tensor.
+    pub classification: u32,
+    /// Where to put the tensor; `None` for into the response.
+    pub placement: Option<Placement>,
+}
+
+/// Where in shared memory a tensor's data is, or is to go; as the caller says, unchecked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// The name of the region.
+    pub region: String,
+    /// Where in the region it begins.
+    pub offset: i64,
+    /// How many bytes there are.
+    pub byte_size: i64,
+}
+
+/// Decodes the parameters of a requested output.
 ///
 /// # Errors
-/// If the parameter has another type, is negative, or if the output is to go to shared memory.
-pub fn classification(output: &str, wire: &HashMap<String, InferParameter>) -> Result<u32> {
+/// If a parameter has another type than it should, is negative, or if classes are to go to shared memory.
+pub fn of_output(output: &str, wire: &HashMap<String, InferParameter>) -> Result<OutputParameters> {
     if wire.is_empty() {
-        return Ok(0);
+        return Ok(OutputParameters::default());
     }
-    let in_shared_memory = shared_memory(output, wire)?;
+    let placement = placement(output, wire)?;
     let Some(parameter) = wire.get("classification") else {
-        return if in_shared_memory { Err(shared_memory_disabled()) } else { Ok(0) };
+        return Ok(OutputParameters { classification: 0, placement });
     };
     let Some(ParameterChoice::Int64Param(classes)) = parameter.parameter_choice else {
         return Err(wrong_type("classification", "int64_param"));
     };
-    if in_shared_memory {
+    if placement.is_some() {
         return Err(Error::invalid(format!(
             "shared memory can not be used for output '{output}' together with the 'classification' parameter"
         )));
     }
-    u32::try_from(classes).map_err(|_| {
+    let classification = u32::try_from(classes).map_err(|_| {
         let limit = if classes < 0 { "expected >= 0" } else { "it is too large" };
         Error::invalid(format!("invalid value for 'classification' parameter of output '{output}', {limit}"))
-    })
+    })?;
+    Ok(OutputParameters { classification, placement: None })
 }
 
-/// Whether a tensor's parameters put its data into shared memory.
+/// Where a tensor's parameters put its data; `None` for into the message.
 ///
 /// # Errors
 /// If the three parameters contradict each other or have other types than they should.
-pub fn shared_memory(tensor: &str, wire: &HashMap<String, InferParameter>) -> Result<bool> {
+pub fn placement(tensor: &str, wire: &HashMap<String, InferParameter>) -> Result<Option<Placement>> {
     let find = |key: &str| wire.get(key).map(|parameter| &parameter.parameter_choice);
-    for key in ["shared_memory_offset", "shared_memory_byte_size"] {
-        if find(key).is_some_and(|choice| !matches!(choice, Some(ParameterChoice::Int64Param(_)))) {
-            return Err(wrong_tensor_type(key, tensor, "int64_param"));
+    let number = |key: &'static str| match find(key) {
+        None => Ok(None),
+        Some(Some(ParameterChoice::Int64Param(number))) => Ok(Some((key, *number))),
+        Some(_) => Err(wrong_tensor_type(key, tensor, "int64_param")),
+    };
+    let (offset, byte_size) = (number("shared_memory_offset")?, number(BYTE_SIZE)?);
+    match (find(REGION), byte_size) {
+        (Some(Some(ParameterChoice::StringParam(region))), Some((_, byte_size))) => {
+            let offset = offset.map_or(0, |(_, offset)| offset);
+            Ok(Some(Placement { region: region.clone(), offset, byte_size }))
         }
-    }
-    match find("shared_memory_region") {
-        Some(Some(ParameterChoice::StringParam(_))) if find("shared_memory_byte_size").is_none() => {
-            Err(Error::invalid(format!(
-                "'shared_memory_byte_size' must be specified along with 'shared_memory_region' parameter for tensor \
-                 '{tensor}'"
-            )))
-        }
-        Some(Some(ParameterChoice::StringParam(_))) => Ok(true),
-        Some(_) => Err(wrong_tensor_type("shared_memory_region", tensor, "string_param")),
-        None => match ["shared_memory_offset", "shared_memory_byte_size"].into_iter().find(|key| find(key).is_some()) {
-            Some(key) => Err(Error::invalid(format!(
-                "'{key}' can not be specified without 'shared_memory_region' parameter for tensor '{tensor}'"
+        (Some(Some(ParameterChoice::StringParam(_))), None) => Err(Error::invalid(format!(
+            "'{BYTE_SIZE}' must be specified along with '{REGION}' parameter for tensor '{tensor}'"
+        ))),
+        (Some(_), _) => Err(wrong_tensor_type(REGION, tensor, "string_param")),
+        (None, _) => match offset.or(byte_size) {
+            Some((key, _)) => Err(Error::invalid(format!(
+                "'{key}' can not be specified without '{REGION}' parameter for tensor '{tensor}'"
             ))),
-            None => Ok(false),
+            None => Ok(None),
         },
     }
-}
-
-/// The refusal of everything that needs shared memory with clients.
-pub fn shared_memory_disabled() -> Error {
-    Error::new(
-        crate::error::Kind::Unimplemented,
-        "Client shared memory is disabled. This server does not offer it; send the data in the message.",
-    )
 }
 
 fn wrong_type(key: &str, expected: &str) -> Error {
@@ -245,9 +262,14 @@ mod tests {
         let region = ("shared_memory_region", ParameterChoice::StringParam("r".into()));
         let offset = ("shared_memory_offset", ParameterChoice::Int64Param(0));
         let size = ("shared_memory_byte_size", ParameterChoice::Int64Param(64));
-        let check = |pairs: &[(&str, ParameterChoice)]| shared_memory("t", &wire(pairs)).map_err(|e| e.to_string());
-        assert_eq!(check(&[]), Ok(false));
-        assert_eq!(check(&[region.clone(), size.clone()]), Ok(true));
+        let check = |pairs: &[(&str, ParameterChoice)]| placement("t", &wire(pairs)).map_err(|e| e.to_string());
+        let at = |offset| Some(Placement { region: "r".to_owned(), offset, byte_size: 64 });
+        assert_eq!(check(&[]), Ok(None));
+        assert_eq!(check(&[region.clone(), size.clone()]), Ok(at(0)));
+        assert_eq!(
+            check(&[region.clone(), size.clone(), ("shared_memory_offset", ParameterChoice::Int64Param(8))]),
+            Ok(at(8))
+        );
         assert_eq!(
             check(&[region]).expect_err("no size"),
             "'shared_memory_byte_size' must be specified along with 'shared_memory_region' parameter for tensor 't'"
@@ -264,8 +286,9 @@ mod tests {
 
     #[test]
     fn classification_is_a_count() {
-        let of = |choice| classification("o", &wire(&[("classification", choice)])).map_err(|e| e.to_string());
-        assert_eq!(of(ParameterChoice::Int64Param(3)), Ok(3));
+        let of = |choice| of_output("o", &wire(&[("classification", choice)])).map_err(|e| e.to_string());
+        let three = OutputParameters { classification: 3, placement: None };
+        assert_eq!(of(ParameterChoice::Int64Param(3)), Ok(three));
         assert_eq!(
             of(ParameterChoice::BoolParam(true)).expect_err("not a number"),
             "invalid value type for 'classification' parameter, expected int64_param."

@@ -229,6 +229,7 @@ fn parameter_cases() -> Vec<Case> {
         let parameters = &mut request.inputs[0].parameters;
         parameters.insert("shared_memory_region".into(), parameter(StringParam("region".into())));
         parameters.insert("shared_memory_byte_size".into(), parameter(Int64Param(16)));
+        request.raw_input_contents.remove(0);
     });
     vec![
         (
@@ -274,7 +275,7 @@ fn parameter_cases() -> Vec<Case> {
             "data in shared memory",
             shared,
             Code::Unimplemented,
-            "Client shared memory is disabled. This server does not offer it; send the data in the message.",
+            "Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable.",
         ),
         (
             "classification of a wrong type",

@@ -8,6 +8,7 @@ mod describe;
 mod health;
 mod infer;
 mod reflection;
+mod shared_memory;
 mod stream;
 mod transport;
 
@@ -22,6 +23,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use nereid::engine::{Control, Engine};
 use nereid::error::Result;
 use nereid::gateway::Gateway;
+use nereid::gateway::regions::Regions;
 use nereid::protocol::grpc::{Settings, serve};
 use nereid::protocol::v2::wire::grpc_inference_service_client::GrpcInferenceServiceClient;
 use nereid::protocol::v2::wire::infer_parameter::ParameterChoice;
@@ -56,13 +58,23 @@ impl Served {
 
     /// Serves the models of [`support::write_usual_models`].
     async fn with(control: Control, settings: Settings) -> Self {
+        Self::build(control, settings, None).await
+    }
+
+    /// Serves the usual models, and lets clients register as many regions of shared memory.
+    async fn sharing(regions_max: usize) -> Self {
+        Self::build(Control::None, Settings::default(), Some(regions_max)).await
+    }
+
+    async fn build(control: Control, settings: Settings, regions_max: Option<usize>) -> Self {
         let root = tempfile::tempdir().expect("a temporary directory");
         support::write_usual_models(root.path());
         let (engine, failed) = support::engine(root.path(), control).await;
         assert!(failed.is_empty(), "{failed:?}");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
-        let gateway = Arc::new(Gateway::new(engine.clone()));
+        let regions = Regions::new(regions_max, engine.metrics());
+        let gateway = Arc::new(Gateway::new(engine.clone()).with_regions(regions));
         let shutdown = CancellationToken::new();
         let serving = tokio::spawn(serve(listener, gateway.clone(), settings, shutdown.clone().cancelled_owned()));
         Self { address, engine, gateway, root, shutdown, serving }
