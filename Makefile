@@ -13,7 +13,7 @@ PYTEST_ARGS ?=
 minilm := model_repository/minilm/1/model.pt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check clients bench fuzz setup clean distclean
+.PHONY: help run test check clients operator image bench fuzz setup clean distclean
 
 help: ## say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -41,6 +41,16 @@ clients: setup-run ## Triton's own clients, new and old, against the server, and
 	.venv/bin/python -m pytest tests/clients -q $(PYTEST_ARGS)
 	@if [ -x .venv-2.50/bin/python ]; then set -x; .venv-2.50/bin/python -m pytest tests/clients -q $(PYTEST_ARGS); fi
 
+operator: ## the console in a browser, the container files, the dashboard
+	@$(PYTHON) scripts/setup-libtorch
+	@$(PYTHON) scripts/setup-operator
+	$(CARGO) test --no-run --test tidy $(cargo_jobs)
+	third_party/operator/bin/python -m pytest tests/operator -q $(PYTEST_ARGS)
+
+image: ## the Dockerfile's steps without a container engine, and what the image would weigh; needs root and debootstrap
+	rm -rf target/image
+	scripts/image target/image --target example
+
 bench: setup-run ## CPU and latency per request, by perf_analyzer
 	@$(PYTHON) scripts/setup-perf-analyzer
 	$(CARGO) build --release $(cargo_jobs)
@@ -53,6 +63,7 @@ fuzz: setup-run ## the fuzz targets, ten minutes each
 
 setup: setup-run ## download everything that the other targets need
 	@$(PYTHON) scripts/setup-clients
+	@$(PYTHON) scripts/setup-operator
 	@$(PYTHON) scripts/setup-perf-analyzer
 
 # libtorch and the weights of the example model; a stamp makes the second time free.

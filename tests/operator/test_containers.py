@@ -1,0 +1,125 @@
+"""The container files: valid, pinned, and in agreement with the server's own settings."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from nereid import BINARY, ROOT, Nereid
+from ruamel.yaml import YAML
+
+TOOLS = Path(sys.executable).parent
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+COMPOSE = YAML(typ="safe").load(ROOT / "docker-compose.yml")
+GPU = YAML(typ="safe").load(ROOT / "docker-compose.gpu.yml")
+PINNED = re.compile(r"^[\w./-]+:v?\d+\.\d+\.\d+$")
+
+
+def seconds(text):
+    """A duration such as 40s."""
+    return int(re.fullmatch(r"(\d+)s", text)[1])
+
+
+def default_of(flag):
+    """The default that `nereid serve --help` tells."""
+    told = subprocess.run([BINARY, "serve", "--help"], capture_output=True, text=True, check=True).stdout
+    return int(re.search(rf"--{flag} <N>.*?\[default: (\d+)\]", told, re.S)[1])
+
+
+def health(**environment):
+    """The exit status of the health check's command, and what it prints."""
+    command = [BINARY, "health"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=30, env={**os.environ, **environment})
+    return ran.returncode, ran.stdout + ran.stderr
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile():
+    ran = subprocess.run([TOOLS / "hadolint", ROOT / "Dockerfile"], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("file", ["docker-compose.yml", "docker-compose.gpu.yml"])
+def test_compose_files_have_the_form_of_the_specification(file):
+    command = [TOOLS / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", ROOT / file]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout
+
+
+def test_what_the_image_copies_is_in_the_build_context():
+    allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    copied = [words.split() for words in re.findall(r"^COPY (?!--from)(.*)$", DOCKERFILE, re.M)]
+    sources = [source for words in copied for source in words[:-1]]
+    assert len(sources) > 10
+    for source in sources:
+        assert (ROOT / source).exists(), source
+        assert any(source == each or source.startswith(f"{each}/") for each in allowed), source
+
+
+def test_the_image_runs_as_nobody_in_particular_and_is_asked_for_its_health():
+    assert re.search(r"^USER (?!0\b|root)\d+:\d+$", DOCKERFILE, re.M)
+    assert re.search(r'^HEALTHCHECK .* CMD \["nereid", "health"\]$', DOCKERFILE, re.M)
+    assert "STOPSIGNAL SIGTERM" in DOCKERFILE
+
+
+def test_the_image_names_the_default_ports():
+    exposed = re.search(r"^EXPOSE (.*)$", DOCKERFILE, re.M)[1]
+    assert [int(port) for port in exposed.split()] == [default_of(f"{name}-port") for name in ("http", "grpc", "metrics")]
+
+
+def test_every_image_that_is_not_built_here_has_an_exact_version():
+    foreign = [service["image"] for service in COMPOSE["services"].values() if "build" not in service]
+    assert foreign
+    for image in foreign:
+        assert PINNED.match(image), image
+
+
+def test_the_stop_may_take_longer_than_the_drain():
+    server = COMPOSE["services"]["server"]
+    (drain,) = (int(each.split("=")[1]) for each in server["command"] if each.startswith("--exit-timeout-secs="))
+    assert seconds(server["stop_grace_period"]) > drain == default_of("exit-timeout-secs")
+
+
+def test_nothing_is_opened_to_other_machines():
+    ports = [port for service in COMPOSE["services"].values() for port in service.get("ports", [])]
+    assert len(ports) >= 5
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_prometheus_scrapes_the_metrics_port_of_the_server():
+    scraped = YAML(typ="safe").load(ROOT / "deploy" / "prometheus.yml")["scrape_configs"][0]["static_configs"][0]["targets"]
+    assert scraped == [f"server:{default_of('metrics-port')}"]
+
+
+def test_what_compose_mounts_is_there():
+    for service in COMPOSE["services"].values():
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert source in COMPOSE["volumes"] or (ROOT / source).exists(), source
+
+
+def test_the_gpu_override_changes_a_service_that_exists():
+    (name, change), = GPU["services"].items()
+    assert name in COMPOSE["services"]
+    (device,) = change["deploy"]["resources"]["reservations"]["devices"]
+    assert device["capabilities"] == ["gpu"]
+    assert change["build"]["args"]["VARIANT"] == "cuda"
+
+
+def test_health_of_a_server_is_known_by_either_port(repository):
+    with Nereid(repository, "--model-control-mode=explicit", "--load-model=echo") as running:
+        ports = {"NEREID_GRPC_PORT": running.grpc.rsplit(":", 1)[1], "NEREID_HTTP_PORT": running.http.rsplit(":", 1)[1]}
+        assert health(**ports)[0] == 0
+        assert health(**ports, NEREID_ALLOW_GRPC="false") == (0, f"{running.http} is ready\n")
+    status, said = health(**ports)
+    assert status == 1 and "nobody answers" in said
+    status, said = health(**ports, NEREID_ALLOW_GRPC="false")
+    assert status == 1 and "nobody answers" in said
+
+
+def test_a_server_that_is_not_ready_is_not_healthy(server):
+    """One of its models is broken."""
+    assert health(NEREID_GRPC_PORT=server.grpc.rsplit(":", 1)[1])[0] == 1
+    status, said = health(NEREID_HTTP_PORT=server.http.rsplit(":", 1)[1], NEREID_ALLOW_GRPC="false")
+    assert status == 1 and "is not ready" in said
