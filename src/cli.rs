@@ -10,10 +10,10 @@ use std::time::Duration;
 use clap::{Arg, ArgMatches, Command, value_parser};
 
 use crate::backend::libtorch;
-use crate::config::{Config, flags};
+use crate::config::{Config, Door, flags};
 use crate::engine;
 use crate::error::{Error, Result};
-use crate::protocol::grpc::probe;
+use crate::protocol;
 use crate::server;
 
 /// Runs the command that the process was started with.
@@ -69,13 +69,24 @@ fn dispatch(matches: &ArgMatches) -> Result<()> {
 }
 
 fn health(given: &ArgMatches) -> Result<()> {
-    let address = match given.get_one::<String>("grpc") {
-        Some(address) => address.clone(),
-        None => format!("127.0.0.1:{}", Config::grpc_port_of_process()),
+    let local = |port: u16| format!("127.0.0.1:{port}");
+    let (grpc, http) = match (given.get_one::<String>("grpc"), given.get_one::<String>("http")) {
+        (None, None) => match Config::door_of_process() {
+            Door::Grpc(port) => (Some(local(port)), None),
+            Door::Http(port) => (None, Some(local(port))),
+        },
+        (grpc, http) => (grpc.cloned(), http.cloned()),
     };
     let timeout = Duration::from_millis(*given.get_one::<u64>("timeout-ms").unwrap_or(&1000));
-    runtime(1)?.block_on(probe::ready(&address, timeout))?;
-    println!("{address} is ready");
+    let runtime = runtime(1)?;
+    if let Some(address) = grpc {
+        runtime.block_on(protocol::grpc::probe::ready(&address, timeout))?;
+        println!("{address} is ready");
+    }
+    if let Some(address) = http {
+        runtime.block_on(protocol::http::probe::ready(&address, timeout))?;
+        println!("{address} is ready");
+    }
     Ok(())
 }
 
@@ -134,6 +145,10 @@ fn command() -> Command {
                         "Where the server's gRPC is [default: 127.0.0.1 and the port of NEREID_GRPC_PORT or 8001]",
                     ),
                 )
+                .arg(Arg::new("http").long("http").value_name("HOST:PORT").help(
+                    "Where its HTTP is, to ask there [default if NEREID_ALLOW_GRPC is false: 127.0.0.1 and \
+                         NEREID_HTTP_PORT or 8000]",
+                ))
                 .arg(
                     Arg::new("timeout-ms")
                         .long("timeout-ms")

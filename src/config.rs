@@ -94,6 +94,15 @@ pub enum Startup {
     Named(Vec<String>),
 }
 
+/// The port of a protocol that tells a server's health.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// gRPC's standard health service.
+    Grpc(u16),
+    /// The route of KServe v2.
+    Http(u16),
+}
+
 /// Everything that is wrong with the settings, one line each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistakes(pub Vec<String>);
@@ -125,10 +134,15 @@ impl Config {
         }
     }
 
-    /// The gRPC port that a server with this process's environment listens on, for asking it.
-    pub fn grpc_port_of_process() -> u16 {
+    /// Where a server with this process's environment can be asked for its health, on this machine.
+    pub fn door_of_process() -> Door {
         let typed = Typed::read(&[], &environment(), None);
-        typed.texts("grpc-port").and_then(|texts| texts.first()?.parse().ok()).unwrap_or(8001)
+        let text = |name| typed.texts(name).and_then(|mut texts| texts.pop());
+        let port = |name, default| text(name).and_then(|port| port.parse().ok()).unwrap_or(default);
+        match text("allow-grpc").and_then(|text| typed::parse_bool(&text)) {
+            Some(false) => Door::Http(port("http-port", 8000)),
+            _ => Door::Grpc(port("grpc-port", 8001)),
+        }
     }
 
     /// The settings that these words, variables and file mean. Looks at nothing else, but whether directories exist.

@@ -10,6 +10,7 @@ mod message;
 mod models;
 mod openapi;
 mod path;
+pub mod probe;
 mod reply;
 mod repository;
 pub mod routes;
