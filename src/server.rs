@@ -331,6 +331,12 @@ fn grpc_settings(config: &Config, grpc: &config::Grpc) -> protocol::grpc::Settin
 fn http_settings(config: &Config, http: &config::Http) -> protocol::http::Settings {
     protocol::http::Settings {
         server_id: config.id.clone(),
+        console: http.console,
+        model_control_mode: match config.repository.control {
+            config::Control::None => "none",
+            config::Control::Poll(_) => "poll",
+            config::Control::Explicit(_) => "explicit",
+        },
         request_bytes_max: http.request_bytes_max,
         connections_max: http.connections_max,
     }

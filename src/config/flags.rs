@@ -92,6 +92,7 @@ pub const FLAGS: &[Flag] = &[
     flag(GRPC, "grpc-max-stream-requests", Value::Number(1, 1_000_000), "1024", "Requests at a time on one stream of inference"),
 
     flag(HTTP, "allow-http", Value::Bool, "true", "Serve HTTP"),
+    flag(HTTP, "allow-console", Value::Bool, "true", "Serve the console, a page that shows the models, at / of the HTTP port"),
     flag(HTTP, "http-address", Value::Text("ADDRESS"), "0.0.0.0", "Address to listen on"),
     flag(HTTP, "http-port", Value::Number(0, 65535), "8000", "Port to listen on; 0 for any that is free"),
     flag(HTTP, "http-max-input-size", Value::Number(1024, i32::MAX as u64), "67108864", "The largest request body in bytes, also when it is decompressed"),

@@ -37,6 +37,8 @@ pub struct Grpc {
 pub struct Http {
     /// Where to listen; port 0 for any that is free.
     pub address: SocketAddr,
+    /// Whether there is a console.
+    pub console: bool,
     /// The largest request body in bytes, also when it is decompressed.
     pub request_bytes_max: usize,
     /// Connections at a time; more wait until one closes.
@@ -77,6 +79,7 @@ impl Http {
     pub(super) fn read(reader: &mut Reader) -> Option<Self> {
         let http = Self {
             address: reader.address("http-address", "http-port"),
+            console: reader.truth("allow-console"),
             request_bytes_max: reader.number("http-max-input-size") as usize,
             connections_max: reader.number("http-max-connections") as usize,
         };

@@ -122,6 +122,11 @@ impl Gateway {
         metrics.request_unrouted(kind);
     }
 
+    /// All metrics in Prometheus' text format; empty if nothing is counted.
+    pub fn metrics_text(&self) -> String {
+        self.engine.metrics().render()
+    }
+
     /// The model version that a request for `name` would get.
     ///
     /// # Errors

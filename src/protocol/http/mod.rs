@@ -4,6 +4,7 @@
 //! calls mean; answers and errors leave through `reply`. [`serve`] accepts connections.
 
 mod body;
+mod console;
 mod health;
 mod logging;
 mod message;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::routing::{MethodRouter, get, post};
 
-use super::{App, health, logging, models, openapi, reply, repository, trace};
+use super::{App, console, health, logging, models, openapi, reply, repository, trace};
 use crate::protocol::category::Category;
 use crate::protocol::category::Category::*;
 
@@ -23,6 +23,11 @@ pub struct Route {
     handler: fn() -> MethodRouter<Arc<App>>,
 }
 
+/// What anybody may read: it says nothing about this server.
+const fn open(path: &'static str, handler: fn() -> MethodRouter<Arc<App>>) -> Route {
+    Route { method: "GET", path, category: None, handler }
+}
+
 const fn read(path: &'static str, category: Category, handler: fn() -> MethodRouter<Arc<App>>) -> Route {
     Route { method: "GET", path, category: Some(category), handler }
 }
@@ -34,7 +39,12 @@ const fn write(path: &'static str, category: Category, handler: fn() -> MethodRo
 /// All routes. A long table on purpose: one line each.
 #[rustfmt::skip]
 pub const ROUTES: &[Route] = &[
-    Route { method: "GET", path: "/openapi.json", category: None, handler: || get(openapi::describe) },
+    open("/openapi.json", || get(openapi::describe)),
+
+    open(console::PAGE, || get(console::page)),
+    open("/console/{file}", || get(console::file)),
+    read("/console/status", Metadata, || get(console::status)),
+    read("/console/metrics", Statistics, || get(console::metrics)),
 
     read("/v2", Metadata, || get(models::server)),
     read("/v2/health/live", Health, || get(health::live)),
@@ -71,7 +81,7 @@ pub const ROUTES: &[Route] = &[
 /// The routes in front of `app`.
 pub fn router(app: Arc<App>) -> Router {
     let mut router = Router::new();
-    for route in ROUTES {
+    for route in ROUTES.iter().filter(|route| app.settings.console || !console::owns(route.path)) {
         router = router.route(route.path, (route.handler)());
     }
     router.fallback(reply::not_found).method_not_allowed_fallback(reply::wrong_method).with_state(app)

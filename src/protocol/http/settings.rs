@@ -5,6 +5,10 @@
 pub struct Settings {
     /// The name that the server's metadata answers.
     pub server_id: String,
+    /// Whether the console is served at `/`.
+    pub console: bool,
+    /// Who decides what is loaded, as the console shows it: `none`, `poll` or `explicit`.
+    pub model_control_mode: &'static str,
     /// The most bytes of a request's body, and of what it is when decompressed (`--http-max-input-size`).
     pub request_bytes_max: usize,
     /// The most connections at a time; more wait until one closes.
@@ -13,6 +17,12 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { server_id: "nereid".to_owned(), request_bytes_max: 64 << 20, connections_max: 4096 }
+        Self {
+            server_id: "nereid".to_owned(),
+            console: true,
+            model_control_mode: "none",
+            request_bytes_max: 64 << 20,
+            connections_max: 4096,
+        }
     }
 }

@@ -3,14 +3,14 @@
 use super::decode;
 use super::wire::model_metadata_response::TensorMetadata;
 use super::wire::{
-    InferBatchStatistics, InferResponseStatistics, InferStatistics, ModelConfigRequest, ModelConfigResponse,
-    ModelMetadataRequest, ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse, ModelStatistics,
-    ModelStatisticsRequest, ModelStatisticsResponse, ServerMetadataResponse, StatisticDuration,
+    InferBatchStatistics, InferResponseStatistics, InferStatistics, MemoryUsage, ModelConfigRequest,
+    ModelConfigResponse, ModelMetadataRequest, ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse,
+    ModelStatistics, ModelStatisticsRequest, ModelStatisticsResponse, ServerMetadataResponse, StatisticDuration,
 };
 use crate::error::Result;
-use crate::gateway::Gateway;
-use crate::model::{ModelConfig, TensorSpec, Version};
-use crate::telemetry::stats::{Snapshot, Total};
+use crate::gateway::{Gateway, Handle};
+use crate::model::{Device, Footprint, ModelConfig, TensorSpec, Version};
+use crate::telemetry::stats::Total;
 
 /// The extensions of the protocol, in the reference server's order. Clients look for some of them; it lists all even
 /// where one is switched off.
@@ -89,12 +89,11 @@ pub fn config(gateway: &Gateway, request: &ModelConfigRequest) -> Result<ModelCo
 /// Those of [`Gateway::statistics`].
 pub fn statistics(gateway: &Gateway, request: &ModelStatisticsRequest) -> Result<ModelStatisticsResponse> {
     let handles = gateway.statistics(&request.name, decode::version(&request.version)?)?;
-    let of_each =
-        handles.iter().map(|each| version_statistics(&each.config.name, each.version, &each.stats.snapshot()));
-    Ok(ModelStatisticsResponse { model_stats: of_each.collect() })
+    Ok(ModelStatisticsResponse { model_stats: handles.iter().map(|each| version_statistics(each)).collect() })
 }
 
-fn version_statistics(model: &str, version: Version, totals: &Snapshot) -> ModelStatistics {
+fn version_statistics(handle: &Handle) -> ModelStatistics {
+    let totals = handle.stats.snapshot();
     let none = Some(StatisticDuration::default());
     let inference = InferStatistics {
         success: duration(totals.success),
@@ -124,16 +123,28 @@ fn version_statistics(model: &str, version: Version, totals: &Snapshot) -> Model
         (index.to_string(), at)
     });
     ModelStatistics {
-        name: model.to_owned(),
-        version: version.to_string(),
+        name: handle.config.name.to_string(),
+        version: handle.version.to_string(),
         last_inference: totals.last_inference_ms,
         inference_count: totals.inference_count,
         execution_count: totals.execution_count,
         inference_stats: Some(inference),
         batch_stats: batches.collect(),
-        memory_usage: Vec::new(),
+        memory_usage: memory_usage(&handle.footprint()),
         response_stats: responses.collect(),
     }
+}
+
+/// The memory that a version holds, by device.
+fn memory_usage(held: &Footprint) -> Vec<MemoryUsage> {
+    let usage = held.bytes.iter().map(|(device, &byte_size)| {
+        let (kind, id) = match device {
+            Device::Cpu => ("CPU", 0),
+            Device::Cuda(index) => ("GPU", i64::from(*index)),
+        };
+        MemoryUsage { r#type: kind.to_owned(), id, byte_size }
+    });
+    usage.collect()
 }
 
 fn duration(total: Total) -> Option<StatisticDuration> {
