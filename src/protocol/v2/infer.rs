@@ -28,18 +28,32 @@ pub struct Started {
 /// # Errors
 /// Whatever is wrong with the request, or why it could not be executed.
 pub async fn unary(gateway: &Gateway, wire: ModelInferRequest, arrival: Arrival) -> Result<Response> {
-    let (started, observer) = begin(gateway, wire, arrival, Rpc::Unary)?;
+    one(gateway, wire, arrival, Rpc::Unary).await
+}
+
+/// As [`unary`], for a request over HTTP.
+///
+/// # Errors
+/// Those of [`unary`].
+pub async fn over_http(gateway: &Gateway, wire: ModelInferRequest, arrival: Arrival) -> Result<Response> {
+    one(gateway, wire, arrival, Rpc::Http).await
+}
+
+async fn one(gateway: &Gateway, wire: ModelInferRequest, arrival: Arrival, rpc: Rpc) -> Result<Response> {
+    let (started, observer) = begin(gateway, wire, arrival, rpc)?;
     let outcome = only(started.responses).await;
     observer.outcome(&outcome);
     outcome
 }
 
-/// Which of the two inference RPCs a request came by.
+/// How a request came, which says how many responses it can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rpc {
     /// ModelInfer: exactly one response.
     Unary,
-    /// ModelStreamInfer: any number of responses.
+    /// HTTP's `infer`: exactly one response.
+    Http,
+    /// ModelStreamInfer, and HTTP's `generate`: any number of responses.
     Stream,
 }
 
@@ -79,11 +93,13 @@ fn begin(gateway: &Gateway, wire: ModelInferRequest, arrival: Arrival, rpc: Rpc)
 
 fn check(gateway: &Gateway, wire: ModelInferRequest, arrival: Arrival, rpc: Rpc) -> Result<(Arc<Handle>, Decoded)> {
     let handle = gateway.find(&wire.model_name, decode::version(&wire.model_version)?)?;
-    if handle.config.decoupled && rpc == Rpc::Unary {
-        return Err(Error::new(
-            Kind::Unimplemented,
-            "ModelInfer RPC doesn't support models with decoupled transaction policy",
-        ));
+    let refusal = match rpc {
+        Rpc::Unary => Some("ModelInfer RPC doesn't support models with decoupled transaction policy"),
+        Rpc::Http => Some("HTTP end point doesn't support models with decoupled transaction policy"),
+        Rpc::Stream => None,
+    };
+    if let Some(refusal) = refusal.filter(|_| handle.config.decoupled) {
+        return Err(Error::new(Kind::Unimplemented, refusal));
     }
     let decoded = decode::request(wire, &handle.config, arrival, gateway.regions())?;
     Ok((handle, decoded))

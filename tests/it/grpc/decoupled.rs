@@ -3,10 +3,14 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use nereid::engine::{Control, Handle};
+use nereid::backend::libtorch::script::Script;
+use nereid::engine::{Control, Handle, Overrides};
 use nereid::error::Kind;
 use nereid::infer::Instant;
 use nereid::protocol::grpc::Settings;
+use nereid::protocol::v2::context::Context;
+use nereid::protocol::v2::decode::Arrival;
+use nereid::protocol::v2::infer;
 use nereid::protocol::v2::wire::infer_parameter::ParameterChoice;
 use nereid::protocol::v2::wire::{ModelInferRequest, ModelStatisticsRequest, ModelStreamInferResponse};
 use prost::Message as _;
@@ -15,6 +19,7 @@ use tonic::{Code, Request, Streaming};
 
 use super::stream::{id, open, with_id};
 use super::{Served, call, framed, pair, parameter, refusal, request, until, wanted, within};
+use crate::support;
 
 /// A delay that no test lives to see the end of.
 const FOR_EVER: u32 = u32::MAX;
@@ -204,7 +209,50 @@ async fn one_call_for_one_response_is_refused() {
     let mut client = served.client().await;
     let expected = "ModelInfer RPC doesn't support models with decoupled transaction policy";
     assert_eq!(refusal(client.model_infer(repeat(&[0])).await), (Code::Unimplemented, expected.to_owned()));
+    let arrival = Arrival { at: Instant::now(), deadline: None, context: Context::default() };
+    let error = infer::over_http(&served.gateway, repeat(&[0]), arrival).await.expect_err("one response only");
+    let expected = "HTTP end point doesn't support models with decoupled transaction policy";
+    assert_eq!((error.kind(), error.message()), (Kind::Unimplemented, expected));
     drop(client);
+    served.stop().await;
+}
+
+/// Counts down from its input, one response for each number and the list of those before it.
+const COUNTDOWN: &str = "def forward(self, n) -> List[Tuple[Tensor, List[str]]]:
+    out: List[Tuple[Tensor, List[str]]] = []
+    for i in range(int(n[0])):
+        out.append((n - i, [str(j) for j in range(i)]))
+    return out
+";
+
+#[tokio::test]
+async fn a_torchscript_model_gives_its_responses_as_a_list() {
+    let served = Served::with(Control::Explicit(None), Settings::default()).await;
+    let config = "backend: \"pytorch\" max_batch_size: 0 model_transaction_policy { decoupled: true }
+        input [ { name: \"n\" data_type: TYPE_FP32 dims: [ 1 ] } ]
+        output [ { name: \"left\" data_type: TYPE_FP32 dims: [ 1 ] }, { name: \"seen\" data_type: TYPE_STRING dims: [ -1 ] } ]";
+    support::write_model(served.root.path(), "countdown", config, &[1]);
+    let file = served.root.path().join("countdown/1/model.pt");
+    Script::new(COUNTDOWN).save(&file).expect("the script compiles");
+    served.engine.load("countdown", Overrides::default()).await.expect("it loads");
+    let (sender, mut answers) = open(&served).await;
+    for (count, responses) in [(0.0_f32, 0), (3.0, 3)] {
+        let asked = request("countdown", &[("n", "FP32", &[1], &count.to_le_bytes())]);
+        sender.send(with_empty_final(asked)).expect("open");
+        for number in 0..responses {
+            let answer = next(&mut answers).await;
+            assert_eq!(is_last(&answer), number + 1 == responses, "the last one says so itself");
+            let response = answer.infer_response.expect("always there");
+            assert_eq!(response.raw_output_contents[0], (count - number as f32).to_le_bytes()[..]);
+            assert_eq!(response.outputs[1].shape, [i64::from(number)]);
+        }
+        if responses == 0 {
+            let answer = next(&mut answers).await;
+            assert!(is_last(&answer) && answer.infer_response.is_some_and(|response| response.outputs.is_empty()));
+        }
+    }
+    drop(sender);
+    assert!(within(answers.next()).await.is_none());
     served.stop().await;
 }
 
