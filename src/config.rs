@@ -5,16 +5,17 @@
 
 pub mod flags;
 mod front_ends;
+mod port;
 mod trace;
 pub mod typed;
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 pub use self::front_ends::{Grpc, Http, Metrics};
+pub use self::port::Port;
 
 use self::flags::Value;
 use self::typed::{Environment, File, Given, Origin, Typed};
@@ -37,6 +38,8 @@ pub struct Config {
     pub repository: Repository,
     /// Regions of shared memory that clients may register; `None` if they may not.
     pub client_regions_max: Option<usize>,
+    /// Whether gRPC is served on HTTP's port.
+    pub single_port: bool,
     /// The gRPC front end; `None` for none.
     pub grpc: Option<Grpc>,
     /// The HTTP front end; `None` for none.
@@ -159,6 +162,7 @@ impl Config {
             threads: threads(reader.number("threads")),
             repository: Repository::read(&mut reader),
             client_regions_max: client_regions_max(&reader),
+            single_port: reader.truth("single-port"),
             grpc: Grpc::read(&mut reader),
             http: Http::read(&mut reader),
             metrics: Metrics::read(&mut reader),
@@ -323,17 +327,6 @@ impl Reader {
     fn number(&self, name: &'static str) -> u64 {
         self.maybe_number(name).unwrap_or_default()
     }
-
-    fn address(&mut self, address: &'static str, port: &'static str) -> SocketAddr {
-        let text = self.text(address);
-        let host = if text == "localhost" { "127.0.0.1" } else { text.trim_matches(['[', ']']) };
-        let ip = host.parse().unwrap_or_else(|_| {
-            let origin = self.typed.origin(address);
-            self.mistake(&origin, format!("'{text}' is not an IP address"));
-            IpAddr::from([0, 0, 0, 0])
-        });
-        SocketAddr::new(ip, self.number(port) as u16)
-    }
 }
 
 #[cfg(test)]
@@ -350,12 +343,12 @@ mod tests {
     fn the_defaults_are_those_of_the_reference_server() {
         let config = read("--model-repository=DIR").expect("nothing else is required");
         let grpc = config.grpc.expect("on by default");
-        assert_eq!(grpc.address.to_string(), "0.0.0.0:8001");
+        assert_eq!(grpc.port.address.to_string(), "0.0.0.0:8001");
         assert_eq!((grpc.request_bytes_max, grpc.response_bytes_max), (i32::MAX as usize, i32::MAX as usize));
         let http = config.http.expect("on by default");
-        assert_eq!((http.address.to_string().as_str(), http.request_bytes_max), ("0.0.0.0:8000", 64 << 20));
+        assert_eq!((http.port.address.to_string().as_str(), http.request_bytes_max), ("0.0.0.0:8000", 64 << 20));
         let metrics = config.metrics.expect("on by default");
-        assert_eq!(metrics.address.to_string(), "0.0.0.0:8002");
+        assert_eq!(metrics.port.address.to_string(), "0.0.0.0:8002");
         assert_eq!(metrics.host_interval, Some(Duration::from_secs(2)));
         assert_eq!(config.repository.control, Control::None);
         assert!(config.repository.auto_complete && config.strict_readiness);
@@ -375,7 +368,7 @@ mod tests {
             "--model-control-mode: 'sometimes' is not one of none, poll, explicit",
             "--grpc-port: '70000' is not a whole number from 0 to 65535",
             "--model-repository: '/nonexistent' is not a directory",
-            "--grpc-address: 'nowhere' is not an IP address",
+            "--grpc-address: 'nowhere' is not an IP address, nor unix: and a path",
         ];
         assert_eq!(mistakes[..5], expected);
         assert!(mistakes[5].starts_with("--log-level: 'nereid=loud'"), "{}", mistakes[5]);
@@ -429,6 +422,6 @@ mod tests {
     #[test]
     fn metrics_listen_where_http_does_unless_told() {
         let config = read("--model-repository=DIR --http-address=127.0.0.1").expect("valid");
-        assert_eq!(config.metrics.expect("on").address.to_string(), "127.0.0.1:8002");
+        assert_eq!(config.metrics.expect("on").port.address.to_string(), "127.0.0.1:8002");
     }
 }

@@ -3,16 +3,16 @@
 //! A stop goes: not ready -> refuse new requests -> finish those in flight -> close the front ends -> unload -> end.
 //! A second signal ends the process at once.
 
-use std::future::Future;
-use std::net::SocketAddr;
+mod front_ends;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use self::front_ends::{FrontEnd, FrontEnds};
 use crate::backend::{Backend, identity, libtorch};
 use crate::config::{self, Config};
 use crate::engine::{self, Control, Engine};
@@ -21,7 +21,6 @@ use crate::gateway::Gateway;
 use crate::gateway::regions::Regions;
 use crate::infer::Instant;
 use crate::model::Device;
-use crate::protocol;
 use crate::telemetry::metrics::{Metrics, Outcomes};
 use crate::telemetry::trace::{Tracer, Writing};
 use crate::telemetry::{host, logging};
@@ -47,7 +46,7 @@ pub async fn run(config: Config) -> Result<()> {
     let exit_timeout = config.exit_timeout;
     let exit_on_error = config.exit_on_error;
     let stop = stop_signals()?;
-    let server = Server::bind(&config).await?;
+    let server = Server::bind(&config)?;
     let failed = tokio::select! {
         failed = server.load() => failed?,
         () = stop.cancelled() => return server.stop(exit_timeout).await,
@@ -98,44 +97,9 @@ impl StopSignals {
 pub struct Server {
     engine: Arc<Engine>,
     gateway: Arc<Gateway>,
-    /// Where gRPC is served, if it is.
-    pub grpc_address: Option<SocketAddr>,
-    /// Where HTTP is served, if it is.
-    pub http_address: Option<SocketAddr>,
-    /// Where metrics are served, if they are.
-    pub metrics_address: Option<SocketAddr>,
-    grpc: Option<FrontEnd>,
-    http: Option<FrontEnd>,
-    metrics: Option<FrontEnd>,
+    front_ends: FrontEnds,
     host: Option<JoinHandle<()>>,
     traces: Option<Writing>,
-}
-
-/// A front end's task and the way to end it.
-struct FrontEnd {
-    shutdown: CancellationToken,
-    task: JoinHandle<()>,
-}
-
-impl FrontEnd {
-    fn start<F: Future<Output = Result<()>> + Send + 'static>(
-        name: &'static str,
-        serve: impl FnOnce(CancellationToken) -> F,
-    ) -> Self {
-        let shutdown = CancellationToken::new();
-        let serving = serve(shutdown.clone());
-        let task = tokio::spawn(async move {
-            if let Err(error) = serving.await {
-                tracing::error!(front_end = name, %error, "front end ended");
-            }
-        });
-        Self { shutdown, task }
-    }
-
-    async fn stop(self) {
-        self.shutdown.cancel();
-        let _ = self.task.await;
-    }
 }
 
 impl Server {
@@ -143,7 +107,7 @@ impl Server {
     ///
     /// # Errors
     /// If a port or the log file cannot be opened, or traces cannot be sent where they should.
-    pub async fn bind(config: &Config) -> Result<Self> {
+    pub fn bind(config: &Config) -> Result<Self> {
         // Without a front end nobody would ever take the samples away.
         let metrics = if config.metrics.is_some() { Metrics::new() } else { Metrics::off() };
         let engine = Arc::new(Engine::new(engine_settings(config), metrics.clone()));
@@ -151,46 +115,10 @@ impl Server {
         let log = logging::install(&config.log)?;
         let regions = Regions::new(config.client_regions_max, &metrics);
         let gateway = Arc::new(Gateway::new(engine.clone()).with_regions(regions).telling(tracer, log));
-        let mut server = Self {
-            engine,
-            gateway,
-            grpc_address: None,
-            http_address: None,
-            metrics_address: None,
-            grpc: None,
-            http: None,
-            metrics: None,
-            host: None,
-            traces,
-        };
-        if let Some(settings) = &config.grpc {
-            let (listener, address) = listen(settings.address).await?;
-            let (gateway, settings) = (server.gateway.clone(), grpc_settings(config, settings));
-            server.grpc_address = Some(address);
-            server.grpc = Some(FrontEnd::start("grpc", |shutdown| {
-                protocol::grpc::serve(listener, gateway, settings, shutdown.cancelled_owned())
-            }));
-        }
-        if let Some(settings) = &config.http {
-            let (listener, address) = listen(settings.address).await?;
-            let (gateway, settings) = (server.gateway.clone(), http_settings(config, settings));
-            server.http_address = Some(address);
-            server.http = Some(FrontEnd::start("http", |shutdown| async move {
-                protocol::http::serve(listener, gateway, settings, shutdown.cancelled_owned()).await;
-                Ok(())
-            }));
-        }
-        if let Some(settings) = &config.metrics {
-            let (listener, address) = listen(settings.address).await?;
-            server.metrics_address = Some(address);
-            server.host =
-                settings.host_interval.map(|interval| tokio::spawn(host::sample_every(interval, metrics.clone())));
-            server.metrics = Some(FrontEnd::start("metrics", |shutdown| async move {
-                protocol::metrics::serve(listener, metrics, shutdown.cancelled_owned()).await;
-                Ok(())
-            }));
-        }
-        Ok(server)
+        let front_ends = FrontEnds::open(config, &gateway, &metrics)?;
+        let sample = |interval| tokio::spawn(host::sample_every(interval, metrics.clone()));
+        let host = config.metrics.as_ref().and_then(|metrics| metrics.host_interval).map(sample);
+        Ok(Self { engine, gateway, front_ends, host, traces })
     }
 
     /// Loads what should be loaded at the start; gives the models that could not be, each with its reason.
@@ -204,19 +132,11 @@ impl Server {
     /// What an operator reads first: the addresses, and one command to try.
     fn greeting(&self) -> String {
         let mut line = String::from("nereid ready:");
-        let addresses = [("grpc", self.grpc_address), ("http", self.http_address), ("metrics", self.metrics_address)];
-        for (name, address) in addresses {
-            if let Some(address) = address {
-                line.push_str(&format!(" {name}={address}"));
-            }
+        for (name, address) in &self.front_ends.addresses {
+            line.push_str(&format!(" {name}={address}"));
         }
-        if let Some(address) = self.grpc_address {
-            let address = if address.ip().is_unspecified() {
-                format!("127.0.0.1:{}", address.port())
-            } else {
-                address.to_string()
-            };
-            line.push_str(&format!("\ntry: nereid health --grpc {address}"));
+        if let Some(address) = self.front_ends.address("grpc") {
+            line.push_str(&format!("\ntry: nereid health --grpc {}", address.for_clients()));
         }
         line
     }
@@ -226,7 +146,7 @@ impl Server {
     /// # Errors
     /// [`crate::error::Kind::Internal`] if requests had to be abandoned because time ran out.
     pub async fn stop(self, timeout: Duration) -> Result<()> {
-        let Self { engine, gateway, grpc, http, metrics, host, traces, .. } = self;
+        let Self { engine, gateway, front_ends: FrontEnds { inference, metrics, .. }, host, traces } = self;
         let deadline = Instant::now() + timeout;
         tracing::info!(
             timeout_seconds = timeout.as_secs_f64(),
@@ -234,7 +154,7 @@ impl Server {
         );
         gateway.drain();
         let drained = async {
-            futures_util::future::join_all([grpc, http].into_iter().flatten().map(FrontEnd::stop)).await;
+            futures_util::future::join_all(inference.into_iter().map(FrontEnd::stop)).await;
             engine.stop().await;
         };
         let in_time = tokio::time::timeout(timeout, drained).await.is_ok();
@@ -278,13 +198,6 @@ pub fn cuda_devices() -> Vec<u32> {
     cuda.collect()
 }
 
-async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
-    let failed = |error: std::io::Error| Error::internal(format!("cannot listen on {address}: {error}"));
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
-    let bound = listener.local_addr().map_err(failed)?;
-    Ok((listener, bound))
-}
-
 fn engine_settings(config: &Config) -> engine::Settings {
     let backends = backends();
     let repository = &config.repository;
@@ -307,37 +220,5 @@ fn engine_settings(config: &Config) -> engine::Settings {
         },
         facts: engine::facts(&backends, cuda_devices(), repository.queue_size_default),
         backends,
-    }
-}
-
-fn grpc_settings(config: &Config, grpc: &config::Grpc) -> protocol::grpc::Settings {
-    protocol::grpc::Settings {
-        server_id: config.id.clone(),
-        threads: config.threads,
-        request_bytes_max: grpc.request_bytes_max,
-        response_bytes_max: grpc.response_bytes_max,
-        connections_max: grpc.connections_max,
-        calls_max: grpc.calls_max,
-        stream_requests_max: grpc.stream_requests_max,
-        handshake_timeout: grpc.handshake_timeout,
-        keepalive_interval: grpc.keepalive_time,
-        keepalive_timeout: grpc.keepalive_timeout,
-        connection_age_max: grpc.connection_age_max,
-        connection_age_grace: grpc.connection_age_grace,
-        ..protocol::grpc::Settings::default()
-    }
-}
-
-fn http_settings(config: &Config, http: &config::Http) -> protocol::http::Settings {
-    protocol::http::Settings {
-        server_id: config.id.clone(),
-        console: http.console,
-        model_control_mode: match config.repository.control {
-            config::Control::None => "none",
-            config::Control::Poll(_) => "poll",
-            config::Control::Explicit(_) => "explicit",
-        },
-        request_bytes_max: http.request_bytes_max,
-        connections_max: http.connections_max,
     }
 }

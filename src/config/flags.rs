@@ -32,6 +32,7 @@ pub struct Flag {
 
 const MILLISECONDS_MAX: u64 = 7 * 24 * 3_600_000;
 const SECONDS_MAX: u64 = 7 * 24 * 3_600;
+const HEADER_BYTES_MAX: u64 = 1 << 20;
 const GENERAL: &str = "General";
 const REPOSITORY: &str = "Models";
 const SHARED_MEMORY: &str = "Shared memory";
@@ -60,6 +61,8 @@ pub const FLAGS: &[Flag] = &[
     flag(GENERAL, "exit-timeout-secs", Value::Number(0, SECONDS_MAX), "30", "The longest time a stop waits for requests in flight"),
     flag(GENERAL, "exit-on-error", Value::Bool, "false", "End if a model fails to load at the start, instead of serving the others"),
     flag(GENERAL, "strict-readiness", Value::Bool, "true", "Ready only when every model is"),
+    flag(GENERAL, "single-port", Value::Bool, "false", "Serve gRPC on HTTP's port too, with HTTP's limits, and on no other"),
+    flag(GENERAL, "ssl-reload-interval-ms", Value::Number(10, MILLISECONDS_MAX), "1000", "Milliseconds between looks at the files of TLS"),
     flag(GENERAL, "threads", Value::Number(0, 1024), "0", "Threads for the network; 0 for one per processor, at most 4"),
 
     flag(REPOSITORY, "model-repository", Value::List("DIR"), "", "Directory of models; required, repeatable"),
@@ -78,30 +81,60 @@ pub const FLAGS: &[Flag] = &[
     flag(SHARED_MEMORY, "client-shm-max-regions", Value::Number(1, 65536), "1024", "Regions of shared memory that clients may register"),
 
     flag(GRPC, "allow-grpc", Value::Bool, "true", "Serve gRPC"),
-    flag(GRPC, "grpc-address", Value::Text("ADDRESS"), "0.0.0.0", "Address to listen on"),
+    flag(GRPC, "grpc-address", Value::Text("ADDRESS"), "0.0.0.0", "Address to listen on, or unix:PATH"),
     flag(GRPC, "grpc-port", Value::Number(0, 65535), "8001", "Port to listen on; 0 for any that is free"),
     flag(GRPC, "grpc-max-request-bytes", Value::Number(1024, i32::MAX as u64), "2147483647", "The largest request message"),
     flag(GRPC, "grpc-max-response-bytes", Value::Number(1024, i32::MAX as u64), "2147483647", "The largest response message"),
-    flag(GRPC, "grpc-handshake-timeout", Value::Number(1, i32::MAX as u64), "10000", "Milliseconds for a new connection to begin to speak HTTP/2"),
+    flag(GRPC, "reuse-grpc-port", Value::Bool, "false", "Let other processes listen on the same port (SO_REUSEPORT)"),
+    flag(GRPC, "grpc-handshake-timeout", Value::Number(1, MILLISECONDS_MAX), "10000", "Milliseconds for a new connection to agree on TLS and begin to speak HTTP/2"),
     flag(GRPC, "grpc-keepalive-time", Value::Number(1, i32::MAX as u64), "7200000", "Milliseconds without traffic before a ping"),
     flag(GRPC, "grpc-keepalive-timeout", Value::Number(1, i32::MAX as u64), "20000", "Milliseconds until an unanswered ping ends the connection"),
+    flag(GRPC, "grpc-max-connection-idle", Value::Number(0, MILLISECONDS_MAX), "0", "Milliseconds until a connection without calls is asked to end; 0 for never"),
     flag(GRPC, "grpc-max-connection-age", Value::Number(1, MILLISECONDS_MAX), "", "Milliseconds until a connection is asked to end"),
     flag(GRPC, "grpc-max-connection-age-grace", Value::Number(1, MILLISECONDS_MAX), "", "Milliseconds more until it is ended"),
-    flag(GRPC, "grpc-max-connections", Value::Number(1, 1_000_000), "4096", "Connections at a time; more wait"),
+    flag(GRPC, "grpc-body-timeout", Value::Number(0, MILLISECONDS_MAX), "60000", "Milliseconds for which a request may stop arriving, streams excepted; 0 for any time"),
+    flag(GRPC, "grpc-send-timeout", Value::Number(0, MILLISECONDS_MAX), "120000", "Milliseconds for which a client may take nothing of what is sent to it; 0 for any time"),
+    flag(GRPC, "grpc-max-header-bytes", Value::Number(1024, HEADER_BYTES_MAX), "16384", "The most bytes of a call's headers"),
+    flag(GRPC, "grpc-max-connections", Value::Number(1, 1_000_000), "4096", "Connections at a time; at the limit idle ones are closed"),
     flag(GRPC, "grpc-max-concurrent-streams", Value::Number(1, u32::MAX as u64), "4096", "Calls at a time on one connection"),
     flag(GRPC, "grpc-max-stream-requests", Value::Number(1, 1_000_000), "1024", "Requests at a time on one stream of inference"),
+    flag(GRPC, "grpc-use-ssl", Value::Bool, "false", "Encrypt by TLS"),
+    flag(GRPC, "grpc-use-ssl-mutual", Value::Bool, "false", "Encrypt by TLS, and refuse clients without a certificate"),
+    flag(GRPC, "grpc-server-cert", Value::Text("FILE"), "", "The server's certificate and those of who signed it, in PEM; read again when it changes"),
+    flag(GRPC, "grpc-server-key", Value::Text("FILE"), "", "The certificate's private key, in PEM; read again when it changes"),
+    flag(GRPC, "grpc-root-cert", Value::Text("FILE"), "", "The certificates of who may sign clients' certificates, in PEM; read again when it changes"),
 
     flag(HTTP, "allow-http", Value::Bool, "true", "Serve HTTP"),
     flag(HTTP, "allow-console", Value::Bool, "true", "Serve the console, a page that shows the models, at / of the HTTP port"),
-    flag(HTTP, "http-address", Value::Text("ADDRESS"), "0.0.0.0", "Address to listen on"),
+    flag(HTTP, "http-address", Value::Text("ADDRESS"), "0.0.0.0", "Address to listen on, or unix:PATH"),
     flag(HTTP, "http-port", Value::Number(0, 65535), "8000", "Port to listen on; 0 for any that is free"),
     flag(HTTP, "http-max-input-size", Value::Number(1024, i32::MAX as u64), "67108864", "The largest request body in bytes, also when it is decompressed"),
-    flag(HTTP, "http-max-connections", Value::Number(1, 1_000_000), "4096", "Connections at a time; more wait"),
+    flag(HTTP, "reuse-http-port", Value::Bool, "false", "Let other processes listen on the same port (SO_REUSEPORT)"),
+    flag(HTTP, "http-handshake-timeout", Value::Number(1, MILLISECONDS_MAX), "10000", "Milliseconds for a new connection to agree on TLS and begin to speak HTTP"),
+    flag(HTTP, "http-header-timeout", Value::Number(1, MILLISECONDS_MAX), "10000", "Milliseconds for the headers of a request"),
+    flag(HTTP, "http-idle-timeout", Value::Number(0, MILLISECONDS_MAX), "120000", "Milliseconds until a connection without requests is closed; 0 for never"),
+    flag(HTTP, "http-body-timeout", Value::Number(0, MILLISECONDS_MAX), "60000", "Milliseconds for which a request may stop arriving; 0 for any time"),
+    flag(HTTP, "http-send-timeout", Value::Number(0, MILLISECONDS_MAX), "120000", "Milliseconds for which a client may take nothing of what is sent to it; 0 for any time"),
+    flag(HTTP, "http-max-header-bytes", Value::Number(1024, HEADER_BYTES_MAX), "65536", "The most bytes of a request's headers"),
+    flag(HTTP, "http-max-headers", Value::Number(1, 10_000), "100", "The most header lines of a request"),
+    flag(HTTP, "http-max-connections", Value::Number(1, 1_000_000), "4096", "Connections at a time; at the limit idle ones are closed"),
+    flag(HTTP, "http-max-concurrent-streams", Value::Number(1, u32::MAX as u64), "1024", "Requests at a time on one connection over HTTP/2"),
+    flag(HTTP, "http-use-ssl", Value::Bool, "false", "Encrypt by TLS"),
+    flag(HTTP, "http-use-ssl-mutual", Value::Bool, "false", "Encrypt by TLS, and refuse clients without a certificate"),
+    flag(HTTP, "http-server-cert", Value::Text("FILE"), "", "The server's certificate and those of who signed it, in PEM; read again when it changes"),
+    flag(HTTP, "http-server-key", Value::Text("FILE"), "", "The certificate's private key, in PEM; read again when it changes"),
+    flag(HTTP, "http-root-cert", Value::Text("FILE"), "", "The certificates of who may sign clients' certificates, in PEM; read again when it changes"),
 
     flag(METRICS, "allow-metrics", Value::Bool, "true", "Serve /metrics"),
     flag(METRICS, "allow-cpu-metrics", Value::Bool, "true", "Sample the host's processors and memory"),
-    flag(METRICS, "metrics-address", Value::Text("ADDRESS"), "", "Address to listen on; http-address by default"),
+    flag(METRICS, "metrics-address", Value::Text("ADDRESS"), "", "Address to listen on, or unix:PATH; http-address by default"),
     flag(METRICS, "metrics-port", Value::Number(0, 65535), "8002", "Port to listen on; 0 for any that is free"),
+    flag(METRICS, "metrics-max-connections", Value::Number(1, 1_000_000), "256", "Connections at a time; at the limit idle ones are closed"),
+    flag(METRICS, "metrics-use-ssl", Value::Bool, "false", "Encrypt by TLS"),
+    flag(METRICS, "metrics-use-ssl-mutual", Value::Bool, "false", "Encrypt by TLS, and refuse clients without a certificate"),
+    flag(METRICS, "metrics-server-cert", Value::Text("FILE"), "", "The server's certificate and those of who signed it, in PEM; read again when it changes"),
+    flag(METRICS, "metrics-server-key", Value::Text("FILE"), "", "The certificate's private key, in PEM; read again when it changes"),
+    flag(METRICS, "metrics-root-cert", Value::Text("FILE"), "", "The certificates of who may sign clients' certificates, in PEM; read again when it changes"),
     flag(METRICS, "metrics-interval-ms", Value::Number(10, MILLISECONDS_MAX), "2000", "Milliseconds between samples of the host"),
 
     flag(TRACE, "trace-config", Value::List("[MODE,]NAME=VALUE"), "", "Trace setting, repeatable: level, rate, count, mode; triton,file; triton,log-frequency; opentelemetry,url; README.md has all"),
@@ -123,19 +156,17 @@ pub const ALIASES: &[(&str, &str)] = &[("model-store", "model-repository")];
 /// Settings that the reference server has and this one has not, or not yet: named, so that the message can be plain.
 #[rustfmt::skip]
 pub const UNSUPPORTED: &[&str] = &[
-    "model-namespacing", "enable-peer-access", "reuse-http-port",
-    "http-header-forward-pattern", "http-thread-count", "http-restricted-api",
-    "reuse-grpc-port", "grpc-header-forward-pattern", "grpc-infer-thread-count", "grpc-infer-allocation-pool-size",
-    "grpc-use-ssl", "grpc-use-ssl-mutual", "grpc-server-cert", "grpc-server-key",
-    "grpc-root-cert", "grpc-infer-response-compression-level", "grpc-keepalive-permit-without-calls", "grpc-http2-max-pings-without-data",
+    "model-namespacing", "enable-peer-access", "http-header-forward-pattern", "http-thread-count",
+    "http-restricted-api", "grpc-header-forward-pattern", "grpc-infer-thread-count", "grpc-infer-allocation-pool-size",
+    "grpc-infer-response-compression-level", "grpc-keepalive-permit-without-calls", "grpc-http2-max-pings-without-data",
     "grpc-http2-min-recv-ping-interval-without-data", "grpc-http2-max-ping-strikes", "grpc-restricted-protocol",
     "allow-sagemaker", "sagemaker-port", "sagemaker-safe-port-range", "sagemaker-thread-count", "allow-vertex-ai",
     "vertex-ai-port", "vertex-ai-thread-count", "vertex-ai-default-model", "allow-gpu-metrics", "metrics-config",
-    "cache-config", "cache-directory", "rate-limit", "rate-limit-resource",
-    "pinned-memory-pool-byte-size", "cuda-memory-pool-byte-size", "cuda-virtual-address-size",
-    "min-supported-compute-capability", "buffer-manager-thread-count", "host-policy", "model-load-gpu-limit",
-    "backend-directory", "backend-config", "repoagent-directory", "strict-model-config",
-    "response-cache-byte-size", "trace-file", "trace-level", "trace-rate", "trace-count", "trace-log-frequency",
+    "cache-config", "cache-directory", "rate-limit", "rate-limit-resource", "pinned-memory-pool-byte-size",
+    "cuda-memory-pool-byte-size", "cuda-virtual-address-size", "min-supported-compute-capability",
+    "buffer-manager-thread-count", "host-policy", "model-load-gpu-limit", "backend-directory",
+    "backend-config", "repoagent-directory", "strict-model-config", "response-cache-byte-size", "trace-file",
+    "trace-level", "trace-rate", "trace-count", "trace-log-frequency",
 ];
 
 /// The setting of that name, written with dashes or underscores, alias names included.

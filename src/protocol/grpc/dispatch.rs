@@ -2,7 +2,7 @@
 //!
 //! An uncompressed ModelInfer, nearly all of the traffic, is answered here without tonic's codec and layers;
 //! a compressed one and ModelStreamInfer take tonic's way with a codec that bounds requests, and everything else goes
-//! to the generated services. Begin with [`Dispatch::call`].
+//! to the generated services. Begin with [`Dispatch::answer`].
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,7 +12,8 @@ use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Frame;
-use hyper::body::Incoming;
+use http_body_util::BodyExt as _;
+use http_body_util::combinators::MapErr;
 use parking_lot::Mutex;
 use prost::Message;
 use tokio_util::task::TaskTracker;
@@ -34,6 +35,7 @@ use crate::gateway::Gateway;
 use crate::infer::Instant;
 use crate::model::schema;
 use crate::protocol::status;
+use crate::protocol::transport::{self, BodyError, Service};
 use crate::protocol::v2::context::{Context as RequestContext, REQUEST_ID};
 use crate::protocol::v2::decode::Arrival;
 use crate::protocol::v2::infer;
@@ -42,6 +44,9 @@ use crate::telemetry::trace::Protocol;
 
 const MODEL_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
 const MODEL_STREAM_INFER: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
+
+/// The beginning of the paths of the reflection services, whose calls are streams.
+const REFLECTION: &str = "/grpc.reflection.";
 
 /// The number of the field `ModelInferResponse.raw_output_contents`.
 const RAW_OUTPUT_CONTENTS: u32 = 6;
@@ -88,16 +93,7 @@ impl Dispatch {
         })
     }
 
-    /// Resolves once no inference is in flight; a request that was not read to its end is none.
-    ///
-    /// Calls made after that must be refused, which [`Gateway::drain`] sees to.
-    pub async fn inferences_ended(&self) {
-        self.inferences.close();
-        self.inferences.wait().await;
-    }
-
-    /// Answers one call. Dropping the future cancels it.
-    pub async fn call(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(&self, request: Request<transport::Body>) -> Response<Body> {
         let context = RequestContext::of(&self.gateway, Protocol::Grpc, request.headers());
         let id = context.header_given();
         let mut response = self.route(request, context).await;
@@ -107,7 +103,7 @@ impl Dispatch {
         response
     }
 
-    async fn route(&self, mut request: Request<Incoming>, context: RequestContext) -> Response<Body> {
+    async fn route(&self, mut request: Request<transport::Body>, context: RequestContext) -> Response<Body> {
         if request.uri().path() == MODEL_INFER && !is_compressed(request.headers()) {
             return match self.model_infer(request, &context).await {
                 Ok((body, inference)) => {
@@ -124,6 +120,8 @@ impl Dispatch {
             MODEL_STREAM_INFER => return self.stream(request).await,
             _ => {}
         }
+        let is_stream = request.uri().path().starts_with(REFLECTION);
+        let request = request.map(|body| readable(if is_stream { body.patient() } else { body }));
         match self.services.clone().oneshot(request).await {
             Ok(response) => response.map(|body| Body::Boxed { body, _inference: None }),
             Err(never) => match never {},
@@ -140,7 +138,7 @@ impl Dispatch {
             .accept_compressed(CompressionEncoding::Deflate)
     }
 
-    async fn compressed(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn compressed(&self, request: Request<transport::Body>) -> Response<Body> {
         let unread = Arc::new(Mutex::new(Some(Unread::new(self.gateway.clone()))));
         let infer = tower::service_fn(|request| {
             // It was read: from here on the service counts.
@@ -153,7 +151,7 @@ impl Dispatch {
                 service.model_infer(request).await
             }
         });
-        let response = self.tonic().unary(infer, request).await;
+        let response = self.tonic().unary(infer, request.map(readable)).await;
         if let Some(unread) = unread.lock().take() {
             unread.refuse(Code::InvalidArgument);
         }
@@ -162,12 +160,13 @@ impl Dispatch {
 
     /// A stream that is refused as a whole counts as one request, whatever it would have held; one that is taken counts
     /// each request that it reads.
-    async fn stream(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn stream(&self, request: Request<transport::Body>) -> Response<Body> {
         let token = self.inferences.token();
         let infer = tower::service_fn(|request| {
             let service = self.inference.clone();
             async move { service.model_stream_infer(request).await }
         });
+        let request = request.map(|body| readable(body.patient()));
         let response = self.tonic().streaming(infer, request).await;
         if let Some(status) = Status::from_header_map(response.headers()) {
             self.gateway.refused(kind(status.code()));
@@ -178,7 +177,7 @@ impl Dispatch {
     /// A response beyond the limit counts as answered: the model did its work.
     async fn model_infer(
         &self,
-        request: Request<Incoming>,
+        request: Request<transport::Body>,
         context: &RequestContext,
     ) -> Result<(framing::Body, TaskTrackerToken), Status> {
         let (head, mut body) = request.into_parts();
@@ -204,6 +203,29 @@ impl Dispatch {
         let body = framing::Body::new(&message, RAW_OUTPUT_CONTENTS, raw, self.response_bytes_max)?;
         Ok((body, inference))
     }
+}
+
+impl Service for Dispatch {
+    type Body = Body;
+
+    async fn call(&self, request: Request<transport::Body>) -> Response<Body> {
+        self.answer(request).await
+    }
+
+    /// Resolves once no inference is in flight, those within streams included; a request that was not read to its end
+    /// is none. Calls made after that must be refused, which [`Gateway::drain`] sees to.
+    async fn ended(&self) {
+        self.inferences.close();
+        self.inferences.wait().await;
+    }
+}
+
+/// `body` with errors as tonic has them.
+fn readable(body: transport::Body) -> MapErr<transport::Body, fn(BodyError) -> Status> {
+    body.map_err(|error| match error {
+        BodyError::Broken(error) => Status::from_error(error.into()),
+        BodyError::TimedOut(_) => Status::deadline_exceeded(error.to_string()),
+    })
 }
 
 /// Counts a request that is refused, or given up by its caller, before it was read.

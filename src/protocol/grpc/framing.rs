@@ -11,13 +11,13 @@ use std::task::{Context, Poll};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue};
-use http_body::Frame;
+use http_body::{Body as _, Frame};
 use http_body_util::BodyExt as _;
-use hyper::body::{Body as _, Incoming};
 use prost::Message;
 use tonic::Status;
 
 use super::bounds;
+use crate::protocol::transport::{self, BodyError};
 use crate::protocol::v2::wire::ModelInferRequest;
 
 /// The flag byte and the length before each message.
@@ -90,12 +90,16 @@ impl Buf for Chunks {
 ///
 /// # Errors
 /// `RESOURCE_EXHAUSTED` beyond `bytes_max`, as soon as the message's header says so; `INTERNAL` if the body is not
-/// exactly one message; `INVALID_ARGUMENT` beyond [`bounds`]; `UNIMPLEMENTED` if it is compressed; `CANCELLED` if the client went away.
-pub async fn read(body: &mut Incoming, bytes_max: usize) -> Result<ModelInferRequest, Status> {
+/// exactly one message; `INVALID_ARGUMENT` beyond [`bounds`]; `UNIMPLEMENTED` if it is compressed; `CANCELLED` if the client
+/// went away, `DEADLINE_EXCEEDED` if it stopped sending.
+pub async fn read(body: &mut transport::Body, bytes_max: usize) -> Result<ModelInferRequest, Status> {
     let mut chunks = Chunks::default();
     let mut wanted = None;
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Status::cancelled(format!("the request broke off: {error}")))?;
+        let frame = frame.map_err(|error| match error {
+            BodyError::TimedOut(_) => Status::deadline_exceeded(error.to_string()),
+            BodyError::Broken(_) => Status::cancelled(error.to_string()),
+        })?;
         let Ok(data) = frame.into_data() else { break };
         chunks.push(data);
         if wanted.is_none() && chunks.remaining() >= HEADER_BYTES {

@@ -1,6 +1,6 @@
 //! KServe v2 over gRPC, with Triton's extensions.
 //!
-//! [`serve`] accepts connections (`transport`); each call goes by its path (`dispatch`) to ModelInfer's short way
+//! [`Dispatch`] is what a [`Port`](super::transport::Port) serves; each call goes by its path to ModelInfer's short way
 //! (`framing`) or to the generated service (`service`, `stream`). What calls mean is `protocol::v2`'s affair; `encode`
 //! makes messages out of the server's own responses.
 
@@ -9,17 +9,14 @@ mod codec;
 mod dispatch;
 mod encode;
 mod framing;
-mod handshake;
 mod health;
 mod service;
 mod settings;
 mod stream;
 mod timeout;
-mod transport;
-mod workers;
 
+pub use dispatch::Dispatch;
 pub use settings::Settings;
-pub use transport::serve;
 
 pub mod probe;
 

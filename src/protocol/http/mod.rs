@@ -1,7 +1,8 @@
 //! KServe v2 over HTTP/1.1 and HTTP/2, with Triton's extensions.
 //!
 //! [`router`] has one line for each route. Bodies are decoded into the messages of `protocol::v2`, which knows what the
-//! calls mean; answers and errors leave through `reply`. [`serve`] accepts connections.
+//! calls mean; answers and errors leave through `reply`. [`Rest`] is what a
+//! [`Port`](super::transport::Port) serves.
 
 mod body;
 mod console;
@@ -14,15 +15,15 @@ mod path;
 pub mod probe;
 mod reply;
 mod repository;
+mod rest;
 pub mod routes;
-mod serve;
 mod settings;
 mod trace;
 
 use std::sync::Arc;
 
+pub use rest::Rest;
 pub use routes::router;
-pub use serve::serve;
 pub use settings::Settings;
 
 use crate::gateway::Gateway;

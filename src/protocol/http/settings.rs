@@ -11,18 +11,10 @@ pub struct Settings {
     pub model_control_mode: &'static str,
     /// The most bytes of a request's body, and of what it is when decompressed (`--http-max-input-size`).
     pub request_bytes_max: usize,
-    /// The most connections at a time; more wait until one closes.
-    pub connections_max: usize,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self {
-            server_id: "nereid".to_owned(),
-            console: true,
-            model_control_mode: "none",
-            request_bytes_max: 64 << 20,
-            connections_max: 4096,
-        }
+        Self { server_id: "nereid".to_owned(), console: true, model_control_mode: "none", request_bytes_max: 64 << 20 }
     }
 }

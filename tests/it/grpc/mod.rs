@@ -24,7 +24,8 @@ use nereid::engine::{Control, Engine};
 use nereid::error::Result;
 use nereid::gateway::Gateway;
 use nereid::gateway::regions::Regions;
-use nereid::protocol::grpc::{Settings, serve};
+use nereid::protocol::grpc::{Dispatch, Settings};
+use nereid::protocol::transport::{Listener, Port, Settings as Limits, Workers};
 use nereid::protocol::v2::wire::grpc_inference_service_client::GrpcInferenceServiceClient;
 use nereid::protocol::v2::wire::infer_parameter::ParameterChoice;
 use nereid::protocol::v2::wire::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
@@ -58,15 +59,20 @@ impl Served {
 
     /// Serves the models of [`support::write_usual_models`].
     async fn with(control: Control, settings: Settings) -> Self {
-        Self::build(control, settings, None).await
+        Self::build(control, settings, Limits::grpc(), None).await
+    }
+
+    /// As [`Served::with`], on a port with these limits.
+    async fn limited(control: Control, settings: Settings, limits: Limits) -> Self {
+        Self::build(control, settings, limits, None).await
     }
 
     /// Serves the usual models, and lets clients register as many regions of shared memory.
     async fn sharing(regions_max: usize) -> Self {
-        Self::build(Control::None, Settings::default(), Some(regions_max)).await
+        Self::build(Control::None, Settings::default(), Limits::grpc(), Some(regions_max)).await
     }
 
-    async fn build(control: Control, settings: Settings, regions_max: Option<usize>) -> Self {
+    async fn build(control: Control, settings: Settings, limits: Limits, regions_max: Option<usize>) -> Self {
         let root = tempfile::tempdir().expect("a temporary directory");
         support::write_usual_models(root.path());
         let (engine, failed) = support::engine(root.path(), control).await;
@@ -76,7 +82,11 @@ impl Served {
         let regions = Regions::new(regions_max, engine.metrics());
         let gateway = Arc::new(Gateway::new(engine.clone()).with_regions(regions));
         let shutdown = CancellationToken::new();
-        let serving = tokio::spawn(serve(listener, gateway.clone(), settings, shutdown.clone().cancelled_owned()));
+        let workers = Arc::new(Workers::start(0).expect("nothing to start"));
+        let port =
+            Port { listener: Listener::try_from(listener).expect("it is bound"), workers, settings: limits, tls: None };
+        let dispatch = Dispatch::new(gateway.clone(), &settings).expect("the descriptors are whole");
+        let serving = tokio::spawn(port.serve(dispatch, shutdown.clone().cancelled_owned()));
         Self { address, engine, gateway, root, shutdown, serving }
     }
 

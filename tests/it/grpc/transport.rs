@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use nereid::engine::Control;
 use nereid::infer::Instant;
 use nereid::protocol::grpc::Settings;
+use nereid::protocol::transport::Settings as Limits;
 use nereid::protocol::v2::wire::ServerLiveRequest;
 use prost::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -104,8 +105,8 @@ async fn a_request_over_the_limit_is_refused_and_a_response_too() {
 
 #[tokio::test]
 async fn more_connections_than_allowed_wait() {
-    let settings = Settings { connections_max: 1, ..Settings::default() };
-    let served = Served::with(Control::None, settings).await;
+    let limits = Limits { connections_max: 1, ..Limits::grpc() };
+    let served = Served::limited(Control::None, Settings::default(), limits).await;
     let mut first = served.client().await;
     first.server_live(ServerLiveRequest {}).await.expect("answered");
     let address = served.address;
@@ -203,9 +204,10 @@ async fn a_stop_waits_for_requests_in_flight_longer_than_for_connections() {
 }
 
 #[tokio::test]
-async fn a_connection_that_does_not_begin_to_speak_makes_room() {
-    let settings = Settings { connections_max: 1, handshake_timeout: Duration::from_millis(50), ..Settings::default() };
-    let served = Served::with(Control::None, settings).await;
+async fn a_connection_that_does_not_begin_to_speak_is_closed() {
+    let handshake_timeout = Duration::from_millis(50);
+    let limits = Limits { handshake_timeout, ..Limits::grpc() };
+    let served = Served::limited(Control::None, Settings::default(), limits).await;
     let mut half = silent_after(served.address, &PREFACE[..5]).await;
     let _ = within(half.read_to_end(&mut Vec::new())).await;
     let mut client = served.client().await;
@@ -220,5 +222,46 @@ async fn a_deadline_counts_from_the_headers_on() {
     let infer = "/inference.GRPCInferenceService/ModelInfer";
     let status = within(unfinished(served.address, infer, Some("50m"), &[0, 0, 0, 1, 0, 9])).await;
     assert_eq!(status.expect("an answer before the body ends").code(), Code::DeadlineExceeded);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn peers_that_say_nothing_make_room_at_once() {
+    let limits = Limits { connections_max: 2, ..Limits::grpc() };
+    let served = Served::limited(Control::None, Settings::default(), limits).await;
+    let mut silent = Vec::new();
+    for beginning in [&b""[..], &PREFACE[..5], PREFACE, b"", PREFACE, b""] {
+        silent.push(silent_after(served.address, beginning).await);
+    }
+    let start = Instant::now();
+    let mut client = served.client().await;
+    within(client.server_live(ServerLiveRequest {})).await.expect("answered");
+    assert!(start.elapsed() < Limits::grpc().handshake_timeout / 2, "{:?}", start.elapsed());
+    drop(client);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_that_stops_arriving_is_given_up() {
+    let limits = Limits { body_timeout: Some(Duration::from_millis(50)), ..Limits::grpc() };
+    let served = Served::limited(Control::None, Settings::default(), limits).await;
+    for path in ["inference.GRPCInferenceService/ModelInfer", "inference.GRPCInferenceService/ModelReady"] {
+        let status = within(unfinished(served.address, &format!("/{path}"), None, &[0, 0, 0, 1, 0, 9])).await;
+        let status = status.expect("an answer before the body ends");
+        assert_eq!(
+            (status.code(), status.message()),
+            (Code::DeadlineExceeded, "nothing more of the request came for 0.05 s")
+        );
+    }
+    // A stream may be silent between its requests.
+    let mut client = served.client().await;
+    let (requests, receiver) = tokio::sync::mpsc::channel(1);
+    let receiver = tokio_stream::wrappers::ReceiverStream::new(receiver);
+    let mut answers = client.model_stream_infer(receiver).await.expect("open").into_inner();
+    tokio::time::timeout(Duration::from_millis(200), answers.message()).await.expect_err("nothing was asked");
+    requests.send(pair()).await.expect("the stream is open");
+    let answer = within(answers.message()).await.expect("still open").expect("answered");
+    assert_eq!(answer.error_message, "");
+    drop((requests, answers, client));
     served.stop().await;
 }

@@ -4,6 +4,7 @@ mod health;
 mod models;
 mod repository;
 mod settings;
+mod transport;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,8 +15,10 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use nereid::engine::{Control, Engine};
+use nereid::error::Result;
 use nereid::gateway::Gateway;
-use nereid::protocol::http::{Settings, serve};
+use nereid::protocol::http::{Rest, Settings};
+use nereid::protocol::transport::{Listener, Port, Settings as Limits, Workers};
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -30,7 +33,7 @@ struct Served {
     gateway: Arc<Gateway>,
     root: TempDir,
     shutdown: CancellationToken,
-    serving: JoinHandle<()>,
+    serving: JoinHandle<Result<()>>,
 }
 
 impl Served {
@@ -41,6 +44,11 @@ impl Served {
 
     /// As [`Served::start`], with other settings.
     async fn with(control: Control, settings: Settings) -> Self {
+        Self::limited(control, settings, Limits::http()).await
+    }
+
+    /// As [`Served::with`], on a port with these limits.
+    async fn limited(control: Control, settings: Settings, limits: Limits) -> Self {
         let root = tempfile::tempdir().expect("a temporary directory");
         support::write_usual_models(root.path());
         let (engine, failed) = support::engine(root.path(), control).await;
@@ -49,7 +57,11 @@ impl Served {
         let address = listener.local_addr().expect("it is bound");
         let gateway = Arc::new(Gateway::new(engine.clone()));
         let shutdown = CancellationToken::new();
-        let serving = tokio::spawn(serve(listener, gateway.clone(), settings, shutdown.clone().cancelled_owned()));
+        let workers = Arc::new(Workers::start(0).expect("nothing to start"));
+        let listener = Listener::try_from(listener).expect("it is bound");
+        let port = Port { listener, workers, settings: limits, tls: None };
+        let rest = Rest::new(gateway.clone(), settings);
+        let serving = tokio::spawn(port.serve(rest, shutdown.clone().cancelled_owned()));
         Self { address, engine, gateway, root, shutdown, serving }
     }
 
@@ -79,7 +91,7 @@ impl Served {
     async fn stop(self) {
         self.gateway.drain();
         self.shutdown.cancel();
-        within(self.serving).await.expect("it does not panic");
+        within(self.serving).await.expect("it does not panic").expect("it ends well");
         within(self.engine.stop()).await;
     }
 }

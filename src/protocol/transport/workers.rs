@@ -11,7 +11,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use crate::error::{Error, Result};
 use crate::infer::round;
 
-/// The threads; dropping them ends what still runs on them.
+/// The threads, for all front ends; dropping them ends what still runs on them.
 pub struct Workers {
     workers: Vec<Worker>,
 }
@@ -43,9 +43,10 @@ impl Workers {
         }
         let workers = (0..threads).map(|index| {
             let mut builder = Builder::new_multi_thread();
-            builder.worker_threads(1).thread_name(format!("grpc-{index}")).enable_all();
+            builder.worker_threads(1).thread_name(format!("net-{index}")).enable_all();
             let runtime = builder.on_thread_start(round::begin).on_thread_park(round::end).build();
-            let runtime = runtime.map_err(|error| Error::internal(format!("cannot start a gRPC thread: {error}")))?;
+            let runtime =
+                runtime.map_err(|error| Error::internal(format!("cannot start a network thread: {error}")))?;
             Ok(Worker { handle: runtime.handle().clone(), runtime: Some(runtime), load: Arc::default() })
         });
         Ok(Self { workers: workers.collect::<Result<_>>()? })

@@ -1,0 +1,41 @@
+//! The routes as the transport serves them.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::Router;
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use tower::ServiceExt as _;
+
+use super::{App, Settings, reply, router};
+use crate::gateway::Gateway;
+use crate::protocol::transport::{Body, Service};
+
+/// Answers HTTP requests.
+pub struct Rest {
+    router: Router,
+}
+
+impl Rest {
+    /// The routes in front of `gateway`.
+    pub fn new(gateway: Arc<Gateway>, settings: Settings) -> Self {
+        Self { router: router(App::new(gateway, settings)) }
+    }
+}
+
+impl Service for Rest {
+    type Body = axum::body::Body;
+
+    async fn call(&self, mut request: Request<Body>) -> Response<axum::body::Body> {
+        let late = request.body_mut().late();
+        let answered: Result<_, Infallible> = self.router.clone().oneshot(request.map(axum::body::Body::new)).await;
+        let Ok(response) = answered;
+        // Whatever a route makes of a body that stopped arriving, this is what it is.
+        if late.is_some_and(|late| late.is_late()) {
+            let mut response = reply::error(StatusCode::REQUEST_TIMEOUT, "the request's body stopped arriving");
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            return response;
+        }
+        response
+    }
+}

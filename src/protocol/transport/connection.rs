@@ -1,0 +1,187 @@
+//! One connection, from its first byte to its end.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio_util::sync::CancellationToken;
+
+use super::body::Body;
+use super::clock::{Clock, Late, Limits};
+use super::last::Last;
+use super::listener::Socket;
+use super::peer::{Call, Doing, Peer};
+use super::preface::{self, Beginning, Version};
+use super::service::{Answer, Service};
+use super::settings::{Protocols, Settings};
+use super::stream::Stream;
+use super::tls::Tls;
+use super::wire::Wire;
+use super::workers::Place;
+
+/// How long an idle connection that is to end has to say goodbye.
+const CLOSE_TIME: Duration = Duration::from_secs(1);
+
+/// The largest buffer for what comes over HTTP/1.1, unless the head of a request may be larger.
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// What all connections of a port share.
+pub struct Shared<S> {
+    pub service: S,
+    pub settings: Settings,
+    pub tls: Option<Tls>,
+    pub stop: CancellationToken,
+    http1: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
+}
+
+impl<S> Shared<S> {
+    /// Connections to `service` within `settings`.
+    pub fn new(service: S, settings: Settings, tls: Option<Tls>) -> Self {
+        let (http1, http2) = (http1_builder(&settings), http2_builder(&settings));
+        Self { service, settings, tls, stop: CancellationToken::new(), http1, http2 }
+    }
+}
+
+fn http1_builder(settings: &Settings) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        // The clock sees to the times: it tells idle connections from unfinished heads.
+        .header_read_timeout(None)
+        .max_header_size(settings.head_bytes_max)
+        .max_headers(settings.headers_max)
+        .max_buf_size(settings.head_bytes_max.max(BUFFER_BYTES));
+    builder
+}
+
+fn http2_builder(settings: &Settings) -> http2::Builder<TokioExecutor> {
+    let http2 = &settings.http2;
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(http2.calls_max)
+        .max_frame_size(http2.frame_bytes)
+        .initial_stream_window_size(http2.call_window_bytes)
+        .initial_connection_window_size(http2.connection_window_bytes)
+        .keep_alive_interval(http2.keepalive_interval)
+        .keep_alive_timeout(http2.keepalive_timeout)
+        .max_header_list_size(u32::try_from(settings.head_bytes_max).unwrap_or(u32::MAX))
+        .max_send_buf_size(http2.frame_bytes as usize)
+        .auto_date_header(false);
+    builder
+}
+
+/// One connection.
+pub struct Connection<S> {
+    pub shared: Arc<Shared<S>>,
+    pub peer: Arc<Peer>,
+    /// Kept so that the worker knows its load.
+    pub _place: Place,
+}
+
+impl<S: Service> Connection<S> {
+    /// Serves the connection until its client has gone, or is sent away, or its last call ended after a stop.
+    pub async fn serve(self, accepted: Socket) {
+        let settings = &self.shared.settings;
+        let opening = tokio::time::timeout(settings.handshake_timeout, self.open(accepted));
+        let opened = tokio::select! {
+            opened = opening => opened.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
+            () = self.peer.leaving() => Err(io::ErrorKind::QuotaExceeded.into()),
+        };
+        let (shared, peer) = (self.shared.clone(), self.peer.clone());
+        let service = service_fn(move |request: Request<Incoming>| {
+            let call = Call::begin(&peer);
+            let request = request.map(|incoming| Body::new(incoming, shared.settings.body_timeout, &peer));
+            let shared = shared.clone();
+            async move {
+                let response = shared.service.call(request).await;
+                Ok::<_, Infallible>(response.map(|body| Answer { body, _call: call }))
+            }
+        });
+        let ended = match opened {
+            Ok((Version::Http1, _, _)) if settings.protocols == Protocols::Http2 => {
+                return tracing::debug!(port = settings.name, "connection that does not speak HTTP/2");
+            }
+            Ok((Version::Http1, stream, beginning)) => {
+                let io = self.io(stream, beginning);
+                let serving = pin!(Last::new(self.shared.http1.serve_connection(io, service)));
+                self.drive(serving, Some(settings.head_timeout), |serving| serving.inner().graceful_shutdown()).await
+            }
+            Ok((Version::Http2, stream, beginning)) => {
+                let io = self.io(stream, beginning);
+                let serving = pin!(Last::new(self.shared.http2.serve_connection(io, service)));
+                self.drive(serving, None, |serving| serving.inner().graceful_shutdown()).await
+            }
+            Err(error) => return tracing::debug!(port = settings.name, %error, "connection not opened"),
+        };
+        if let Err(error) = ended {
+            tracing::debug!(port = settings.name, %error, "connection broke");
+        }
+    }
+
+    async fn open(&self, accepted: Socket) -> io::Result<(Version, Stream, Beginning)> {
+        let socket = accepted.here()?;
+        let mut stream = match &self.shared.tls {
+            None => Stream::Plain(socket),
+            Some(tls) => Stream::Tls(Box::new(tls.acceptor().accept(socket).await?)),
+        };
+        let (version, beginning) = preface::read(&mut stream).await?;
+        Ok((version, stream, beginning))
+    }
+
+    fn io(&self, stream: Stream, beginning: Beginning) -> TokioIo<Wire<Stream>> {
+        TokioIo::new(Wire::new(stream, beginning, self.peer.clone(), self.shared.settings.send_timeout))
+    }
+
+    /// Polls `serving` to its end, which `graceful` asks it for when the time has come.
+    async fn drive<F>(
+        &self,
+        mut serving: Pin<&mut F>,
+        head: Option<Duration>,
+        graceful: impl Fn(Pin<&mut F>),
+    ) -> hyper::Result<()>
+    where
+        F: Future<Output = hyper::Result<()>>,
+    {
+        let settings = &self.shared.settings;
+        let mut clock = Clock::new(self.peer.clone(), Limits { head, idle: settings.idle_timeout });
+        let is_timed = head.is_some() || settings.idle_timeout.is_some();
+        let rest = tokio::select! {
+            // What comes from the peer is seen before the clock is asked.
+            biased;
+            ended = serving.as_mut() => return ended,
+            () = self.shared.stop.cancelled() => None,
+            () = after(settings.age_max) => settings.age_grace,
+            () = self.peer.leaving() => match self.peer.doing() {
+                Doing::Opening | Doing::Stalled => return Ok(()),
+                Doing::Idle | Doing::Busy => Some(CLOSE_TIME),
+            },
+            late = std::future::poll_fn(|ctx| clock.poll_late(ctx)), if is_timed => match late {
+                Late::Head => return Ok(()),
+                Late::Idle => Some(CLOSE_TIME),
+            },
+        };
+        graceful(serving.as_mut());
+        tokio::select! {
+            ended = serving => ended,
+            () = after(rest) => Ok(()),
+        }
+    }
+}
+
+/// Waits for `time`; for ever if there is none.
+async fn after(time: Option<Duration>) {
+    match time {
+        Some(time) => tokio::time::sleep(time).await,
+        None => std::future::pending().await,
+    }
+}
