@@ -60,6 +60,8 @@ def contents(handle, like, offset=0):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_type_goes_and_comes_by_region(connected, dtype):
     sent = sample(dtype, [3, 5])
+    if dtype == "BF16" and sent.dtype.itemsize != 2:
+        pytest.skip("this client has arrays of BF16 as FP32, and converts them in messages only")
     with region(connected, "in", 4096) as (source, _), region(connected, "out", 4096) as (target, _):
         size = fill(source, dtype, sent, offset=64)
         tensor_in = grpcclient.InferInput("INPUT0", [3, 5], dtype)
@@ -151,8 +153,6 @@ def test_what_does_not_fit_is_refused(connected):
     sent = sample("FP32", [1, 4])
     with region(connected, "in", 64) as (source, _), region(connected, "out", 64):
         fill(source, "FP32", sent)
-        tensor_in = grpcclient.InferInput("INPUT0", [1, 4], "FP32")
-        tensor_out = grpcclient.InferRequestedOutput("OUTPUT0")
         for into, out, message in [
             (("in", 16, 49), ("out", 16, 0), "Invalid offset . byte size for shared memory region: 'in'"),
             (("in", 16, 64), ("out", 16, 0), "Invalid offset for shared memory region: 'in'"),
@@ -161,7 +161,10 @@ def test_what_does_not_fit_is_refused(connected):
             (("in", 16, 0), ("out", 65, 0), "Invalid offset . byte size for shared memory region: 'out'"),
             (("in", 16, 0), ("out", 8, 0), r"\(8 bytes\) should be at least 16 bytes to hold the results"),
         ]:
+            # New ones each time: the client keeps an old offset where the new one is 0.
+            tensor_in = grpcclient.InferInput("INPUT0", [1, 4], "FP32")
             tensor_in.set_shared_memory(*into)
+            tensor_out = grpcclient.InferRequestedOutput("OUTPUT0")
             tensor_out.set_shared_memory(*out)
             with pytest.raises(InferenceServerException, match=message):
                 connected.infer("batched_FP32", [tensor_in], outputs=[tensor_out])
