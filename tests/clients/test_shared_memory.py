@@ -1,5 +1,6 @@
-"""System shared memory by Triton's own client: registering, inputs and outputs by region, and refusals."""
+"""System shared memory by Triton's own clients: registering, inputs and outputs by region, and refusals."""
 
+import base64
 import contextlib
 import os
 import uuid
@@ -7,10 +8,14 @@ import uuid
 import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
+import tritonclient.http as httpclient
 import tritonclient.utils.shared_memory as shm
-from arrays import DTYPES, sample, tensor
+from arrays import DTYPES, sample
 from nereid import Nereid
+from protocols import PROTOCOLS, connect
 from tritonclient.utils import InferenceServerException, serialize_byte_tensor
+
+CLIENTS = {"grpc": grpcclient, "http": httpclient}
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +25,10 @@ def sharing(repository):
         yield running
 
 
-@pytest.fixture
-def connected(sharing):
-    """A client of that server, which starts without regions."""
-    with grpcclient.InferenceServerClient(sharing.grpc) as client:
+@pytest.fixture(params=PROTOCOLS)
+def connected(request, sharing):
+    """A client of that server, which starts without regions; once for each protocol."""
+    with connect(request.param, sharing) as client:
         client.unregister_system_shared_memory()
         yield client
 
@@ -52,6 +57,39 @@ def fill(handle, dtype, array, offset=0):
     return size
 
 
+def input_at(client, name, dtype, shape, place):
+    """An input whose data is at `place`: the region, the byte count and the offset."""
+    tensor = CLIENTS[client.protocol].InferInput(name, list(shape), dtype)
+    tensor.set_shared_memory(*place)
+    return tensor
+
+
+def output_at(client, name, place):
+    """A requested output that is to go to `place`."""
+    output = CLIENTS[client.protocol].InferRequestedOutput(name)
+    output.set_shared_memory(*place)
+    return output
+
+
+def check_placed(result, name, dtype, shape):
+    """Checks that the response describes the output and does not hold its data."""
+    output = result.get_output(name)
+    if isinstance(output, dict):
+        assert (output["datatype"], output["shape"]) == (dtype, shape)
+        assert "data" not in output and "binary_data_size" not in output.get("parameters", {})
+    else:
+        assert (output.datatype, list(output.shape)) == (dtype, shape)
+        assert list(result.get_response().raw_output_contents) == [b""]
+
+
+def registered(client, name=""):
+    """Key, offset and byte count of each region, by its name."""
+    status = client.get_system_shared_memory_status(name)
+    if isinstance(status, list):
+        return {one["name"]: (one["key"], one["offset"], one["byte_size"]) for one in status}
+    return {one.name: (one.key, one.offset, one.byte_size) for one in status.regions.values()}
+
+
 def contents(handle, like, offset=0):
     """A copy of what is there, of the type and shape of `like`: a view would keep the object from being closed."""
     return np.array(shm.get_contents_as_numpy(handle, like.dtype, list(like.shape), offset=offset))
@@ -64,14 +102,10 @@ def test_every_type_goes_and_comes_by_region(connected, dtype):
         pytest.skip("this client has arrays of BF16 as FP32, and converts them in messages only")
     with region(connected, "in", 4096) as (source, _), region(connected, "out", 4096) as (target, _):
         size = fill(source, dtype, sent, offset=64)
-        tensor_in = grpcclient.InferInput("INPUT0", [3, 5], dtype)
-        tensor_in.set_shared_memory("in", size, offset=64)
-        tensor_out = grpcclient.InferRequestedOutput("OUTPUT0")
-        tensor_out.set_shared_memory("out", size, offset=128)
+        tensor_in = input_at(connected, "INPUT0", dtype, [3, 5], ("in", size, 64))
+        tensor_out = output_at(connected, "OUTPUT0", ("out", size, 128))
         result = connected.infer(f"batched_{dtype}", [tensor_in], outputs=[tensor_out])
-        output = result.get_output("OUTPUT0")
-        assert (output.datatype, list(output.shape)) == (dtype, [3, 5])
-        assert list(result.get_response().raw_output_contents) == [b""]
+        check_placed(result, "OUTPUT0", dtype, [3, 5])
         received = contents(target, sent, offset=128)
         assert received.tobytes() == sent.tobytes() if dtype != "BYTES" else (received == sent).all()
 
@@ -84,10 +118,8 @@ def test_a_model_of_libtorch_computes_from_one_region_into_another(connected):
         shm.set_shared_memory_region(source, [a, b])
         inputs, outputs = [], []
         for index, (into, out) in enumerate(zip(metadata.inputs, metadata.outputs, strict=True)):
-            inputs.append(grpcclient.InferInput(into.name, shape, into.datatype))
-            inputs[-1].set_shared_memory("in", a.nbytes, offset=index * a.nbytes)
-            outputs.append(grpcclient.InferRequestedOutput(out.name))
-            outputs[-1].set_shared_memory("out", a.nbytes, offset=index * a.nbytes)
+            inputs.append(input_at(connected, into.name, into.datatype, shape, ("in", a.nbytes, index * a.nbytes)))
+            outputs.append(output_at(connected, out.name, ("out", a.nbytes, index * a.nbytes)))
         for _ in range(20):
             connected.infer("add_sub", inputs, outputs=outputs)
         np.testing.assert_allclose(contents(target, a), a + b)
@@ -98,38 +130,46 @@ def test_one_input_by_region_and_the_other_in_the_message(connected):
     floats, integers = sample("FP32", [2, 4]), sample("INT32", [2, 4])
     with region(connected, "in", floats.nbytes) as (source, _):
         fill(source, "FP32", floats)
-        by_region = grpcclient.InferInput("INPUT0", [2, 4], "FP32")
-        by_region.set_shared_memory("in", floats.nbytes)
-        result = connected.infer("pair", [by_region, tensor("INPUT1", "INT32", integers)])
+        by_region = input_at(connected, "INPUT0", "FP32", [2, 4], ("in", floats.nbytes))
+        result = connected.infer("pair", [by_region, connected.tensor("INPUT1", "INT32", integers)])
         assert (result.as_numpy("OUTPUT0") == floats).all()
         assert (result.as_numpy("OUTPUT1") == integers).all()
 
 
-def test_a_stream_takes_and_gives_by_region(connected):
+def test_a_stream_takes_and_gives_by_region(sharing):
     sent = sample("FP32", [2, 8])
-    with region(connected, "in", sent.nbytes) as (source, _), region(connected, "out", sent.nbytes) as (target, _):
+    with (
+        connect("grpc", sharing) as client,
+        region(client, "in", sent.nbytes) as (source, _),
+        region(client, "out", sent.nbytes) as (target, _),
+    ):
         fill(source, "FP32", sent)
-        tensor_in = grpcclient.InferInput("INPUT0", [2, 8], "FP32")
-        tensor_in.set_shared_memory("in", sent.nbytes)
-        tensor_out = grpcclient.InferRequestedOutput("OUTPUT0")
-        tensor_out.set_shared_memory("out", sent.nbytes)
+        tensor_in = input_at(client, "INPUT0", "FP32", [2, 8], ("in", sent.nbytes))
         answers = []
-        connected.start_stream(lambda result, error: answers.append((result, error)))
-        connected.async_stream_infer("batched_FP32", [tensor_in], outputs=[tensor_out])
-        connected.stop_stream()
+        client.start_stream(lambda result, error: answers.append((result, error)))
+        client.async_stream_infer("batched_FP32", [tensor_in], outputs=[output_at(client, "OUTPUT0", ("out", 64))])
+        client.stop_stream()
         assert [error for _, error in answers] == [None]
         assert (contents(target, sent) == sent).all()
 
 
+def test_a_region_is_the_same_over_both_protocols(sharing):
+    sent = sample("FP32", [1, 4])
+    with connect("grpc", sharing) as one, connect(PROTOCOLS[-1], sharing) as other:
+        with region(one, "in", 64) as (source, key):
+            fill(source, "FP32", sent)
+            assert registered(other)["in"] == (key, 0, 64)
+            result = other.infer("batched_FP32", [input_at(other, "INPUT0", "FP32", [1, 4], ("in", 16))])
+            assert (result.as_numpy("OUTPUT0") == sent).all()
+
+
 def test_the_status_tells_what_is_registered(connected):
-    assert dict(connected.get_system_shared_memory_status().regions) == {}
-    with region(connected, "one", 128) as (_, key), region(connected, "two", 256):
-        everything = connected.get_system_shared_memory_status(as_json=True)["regions"]
-        assert sorted(everything) == ["one", "two"]
-        one = connected.get_system_shared_memory_status("one").regions["one"]
-        assert (one.name, one.key, one.offset, one.byte_size) == ("one", key, 0, 128)
+    assert registered(connected) == {}
+    with region(connected, "one", 128) as (_, one), region(connected, "two", 256) as (_, two):
+        assert registered(connected) == {"one": (one, 0, 128), "two": (two, 0, 256)}
+        assert registered(connected, "one") == {"one": (one, 0, 128)}
         connected.unregister_system_shared_memory()
-        assert dict(connected.get_system_shared_memory_status().regions) == {}
+        assert registered(connected) == {}
     with pytest.raises(InferenceServerException, match="Unable to find system shared memory region: 'one'"):
         connected.get_system_shared_memory_status("one")
 
@@ -161,11 +201,8 @@ def test_what_does_not_fit_is_refused(connected):
             (("in", 16, 0), ("out", 65, 0), "Invalid offset . byte size for shared memory region: 'out'"),
             (("in", 16, 0), ("out", 8, 0), r"\(8 bytes\) should be at least 16 bytes to hold the results"),
         ]:
-            # New ones each time: the client keeps an old offset where the new one is 0.
-            tensor_in = grpcclient.InferInput("INPUT0", [1, 4], "FP32")
-            tensor_in.set_shared_memory(*into)
-            tensor_out = grpcclient.InferRequestedOutput("OUTPUT0")
-            tensor_out.set_shared_memory(*out)
+            tensor_in = input_at(connected, "INPUT0", "FP32", [1, 4], into)
+            tensor_out = output_at(connected, "OUTPUT0", out)
             with pytest.raises(InferenceServerException, match=message):
                 connected.infer("batched_FP32", [tensor_in], outputs=[tensor_out])
 
@@ -174,8 +211,7 @@ def test_an_object_that_is_truncated_does_not_end_the_server(connected):
     sent = sample("FP32", [1, 4])
     with region(connected, "in", 8192) as (source, key):
         fill(source, "FP32", sent)
-        tensor_in = grpcclient.InferInput("INPUT0", [1, 4], "FP32")
-        tensor_in.set_shared_memory("in", sent.nbytes)
+        tensor_in = input_at(connected, "INPUT0", "FP32", [1, 4], ("in", sent.nbytes))
         connected.infer("batched_FP32", [tensor_in])
         os.truncate(f"/dev/shm{key}", 0)
         with pytest.raises(InferenceServerException, match="memory of shared memory region 'in' is gone"):
@@ -184,24 +220,25 @@ def test_an_object_that_is_truncated_does_not_end_the_server(connected):
 
 
 def test_memory_of_a_device_cannot_be_registered(connected):
-    handle = b"\x00" * 64
-    with pytest.raises(InferenceServerException, match="does not open memory of CUDA devices"):
+    handle = base64.b64encode(b"\x00" * 64)
+    with pytest.raises(InferenceServerException, match="does not open memory of CUDA devices") as refused:
         connected.register_cuda_shared_memory("gpu", handle, 0, 64)
-    assert dict(connected.get_cuda_shared_memory_status().regions) == {}
+    assert refused.value.status() == connected.status("UNIMPLEMENTED")
+    status = connected.get_cuda_shared_memory_status()
+    assert not (status if isinstance(status, list) else status.regions)
     connected.unregister_cuda_shared_memory()
 
 
-def test_sharing_is_off_unless_the_operator_allows_it(client):
+def test_sharing_is_off_unless_the_operator_allows_it(either):
     disabled = "Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable."
-    tensor_in = grpcclient.InferInput("INPUT0", [1, 4], "FP32")
-    tensor_in.set_shared_memory("in", 16)
+    tensor_in = input_at(either, "INPUT0", "FP32", [1, 4], ("in", 16))
     for call in (
-        lambda: client.register_system_shared_memory("in", "/nereid_nothing", 64),
-        lambda: client.infer("batched_FP32", [tensor_in]),
+        lambda: either.register_system_shared_memory("in", "/nereid_nothing", 64),
+        lambda: either.infer("batched_FP32", [tensor_in]),
     ):
         with pytest.raises(InferenceServerException) as refused:
             call()
-        assert refused.value.status() == "StatusCode.UNIMPLEMENTED"
+        assert refused.value.status() == either.status("UNIMPLEMENTED")
         assert refused.value.message() == disabled
-    client.unregister_system_shared_memory()
-    assert dict(client.get_system_shared_memory_status().regions) == {}
+    either.unregister_system_shared_memory()
+    assert registered(either) == {}
