@@ -69,6 +69,8 @@ pub struct Repository {
     pub load_threads: usize,
     /// How often a failed load is tried again.
     pub load_retries: u32,
+    /// The most bytes of files that a load request may bring; 0 for none at all.
+    pub override_bytes_max: usize,
     /// Requests that wait per model whose configuration gives no limit; at least one.
     pub queue_size_default: usize,
     /// Responses of one request to a decoupled model that wait for the client; at least one.
@@ -212,6 +214,7 @@ impl Repository {
             config_name: reader.optional("model-config-name"),
             load_threads: reader.number("model-load-thread-count") as usize,
             load_retries: reader.number("model-load-retry-count") as u32,
+            override_bytes_max: reader.number("model-load-max-file-bytes") as usize,
             queue_size_default: reader.number("queue-size-default") as usize,
             responses_max: reader.number("grpc-max-response-pool-size") as usize,
             response_stall: Duration::from_secs(reader.number("response-stall-secs")),

@@ -211,6 +211,7 @@ fn engine_settings(config: &Config) -> engine::Settings {
         },
         load_threads: repository.load_threads,
         load_retries: repository.load_retries,
+        override_bytes_max: repository.override_bytes_max,
         auto_complete: repository.auto_complete,
         config_name: repository.config_name.clone(),
         strict_readiness: config.strict_readiness,

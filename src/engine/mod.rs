@@ -59,6 +59,8 @@ pub struct Settings {
     pub load_threads: usize,
     /// How often a failed load is tried again.
     pub load_retries: u32,
+    /// The most bytes of files that a load request may bring.
+    pub override_bytes_max: usize,
     /// Whether configurations are completed from the model files.
     pub auto_complete: bool,
     /// The configuration to prefer: `configs/NAME.pbtxt`.
@@ -80,6 +82,7 @@ pub struct Engine {
     metrics: Metrics,
     roots: Vec<PathBuf>,
     control: Control,
+    override_bytes_max: usize,
 }
 
 impl Engine {
@@ -90,7 +93,14 @@ impl Engine {
         let catalog = Arc::new(Catalog::new(settings.strict_readiness));
         let loader = Loader::new(&settings, metrics.clone());
         let manager = Manager::start(loader, catalog.clone(), settings.load_threads);
-        Self { catalog, manager, metrics, roots: settings.roots, control: settings.control }
+        Self {
+            catalog,
+            manager,
+            metrics,
+            roots: settings.roots,
+            control: settings.control,
+            override_bytes_max: settings.override_bytes_max,
+        }
     }
 
     /// Loads what the control mode asks for at the start, and waits until that is done. Then begins to poll, if told.
@@ -195,6 +205,7 @@ impl Engine {
     pub async fn load(&self, name: &str, overrides: Overrides) -> Result<()> {
         self.check_explicit()?;
         repository::check_name(name)?;
+        overrides.check_size(self.override_bytes_max)?;
         let loaded = self.manager.load(name, overrides).await;
         // The reference server's status for a name that is in no repository.
         loaded.map_err(|error| match error.kind() {

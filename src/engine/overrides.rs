@@ -21,6 +21,20 @@ impl Overrides {
     pub fn is_empty(&self) -> bool {
         self.config.is_none() && self.files.is_empty()
     }
+
+    /// Refuses files of more than `bytes_max` bytes in all.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::InvalidArgument`] with both sizes.
+    pub(super) fn check_size(&self, bytes_max: usize) -> Result<()> {
+        let bytes: usize = self.files.values().map(Bytes::len).sum();
+        if bytes <= bytes_max {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "the files of the load request have {bytes} bytes, at most {bytes_max} are allowed"
+        )))
+    }
 }
 
 /// A directory that holds override files until it is dropped.

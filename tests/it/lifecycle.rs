@@ -166,6 +166,12 @@ async fn overrides_replace_the_configuration_and_the_files() {
     assert_eq!((handle.version, handle.config.max_batch_rows), (7, 9));
     engine.load("m", Overrides::default()).await.expect("back to the repository's files");
     assert_eq!(engine.find("m", None).expect("served").version, 1);
+    let large = BTreeMap::from([("7/a".to_owned(), vec![0; 600].into()), ("7/b".to_owned(), vec![0; 401].into())]);
+    let refused = engine.load("m", Overrides { config: Some(config.to_owned()), files: large }).await;
+    assert_eq!(
+        refused.expect_err("larger than the setting").message(),
+        "the files of the load request have 1001 bytes, at most 1000 are allowed"
+    );
     let outside = BTreeMap::from([("../1/x".to_owned(), Bytes::new())]);
     let refused = engine.load("m", Overrides { config: Some(config.to_owned()), files: outside }).await;
     assert_eq!(refused.expect_err("the path leads out").kind(), Kind::InvalidArgument);

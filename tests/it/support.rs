@@ -55,6 +55,7 @@ pub async fn engine_with(
         control,
         load_threads: 2,
         load_retries: 0,
+        override_bytes_max: 1000,
         auto_complete: true,
         config_name: None,
         strict_readiness: true,
