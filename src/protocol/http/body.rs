@@ -63,7 +63,6 @@ pub fn take_object(object: &mut Object, key: &str) -> Result<Object> {
 ///
 /// # Errors
 /// [`crate::error::Kind::InvalidArgument`] if it is no text.
-#[allow(dead_code)] // Until regions are there.
 pub fn text(object: &Object, key: &str) -> Result<Option<String>> {
     match object.get(key) {
         None => Ok(None),
@@ -76,7 +75,6 @@ pub fn text(object: &Object, key: &str) -> Result<Option<String>> {
 ///
 /// # Errors
 /// [`crate::error::Kind::InvalidArgument`] if it is anything else.
-#[allow(dead_code)] // Until regions are there.
 pub fn unsigned(object: &Object, key: &str) -> Result<Option<u64>> {
     match object.get(key) {
         None => Ok(None),

@@ -13,6 +13,7 @@ mod models;
 mod openapi;
 mod path;
 pub mod probe;
+mod regions;
 mod reply;
 mod repository;
 mod rest;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::routing::{MethodRouter, get, post};
 
-use super::{App, console, health, logging, models, openapi, reply, repository, trace};
+use super::{App, console, health, logging, models, openapi, regions, reply, repository, trace};
 use crate::protocol::category::Category;
 use crate::protocol::category::Category::*;
 
@@ -67,6 +67,17 @@ pub const ROUTES: &[Route] = &[
     write("/v2/models/{model}/trace/setting", Trace, || post(trace::update)),
     read("/v2/models/{model}/versions/{version}/trace/setting", Trace, || get(trace::of_version)),
     write("/v2/models/{model}/versions/{version}/trace/setting", Trace, || post(trace::of_version)),
+    read("/v2/systemsharedmemory/status", SharedMemory, || get(regions::system)),
+    read("/v2/systemsharedmemory/region/{region}/status", SharedMemory, || get(regions::system)),
+    write("/v2/systemsharedmemory/region/{region}/register", SharedMemory, || post(regions::register_system)),
+    write("/v2/systemsharedmemory/unregister", SharedMemory, || post(regions::unregister_system)),
+    write("/v2/systemsharedmemory/region/{region}/unregister", SharedMemory, || post(regions::unregister_system)),
+    read("/v2/cudasharedmemory/status", SharedMemory, || get(regions::cuda)),
+    read("/v2/cudasharedmemory/region/{region}/status", SharedMemory, || get(regions::cuda)),
+    write("/v2/cudasharedmemory/region/{region}/register", SharedMemory, || post(regions::register_cuda)),
+    write("/v2/cudasharedmemory/unregister", SharedMemory, || post(regions::unregister_cuda)),
+    write("/v2/cudasharedmemory/region/{region}/unregister", SharedMemory, || post(regions::unregister_cuda)),
+
     read("/v2/logging", Logging, || get(logging::read)),
     write("/v2/logging", Logging, || post(logging::update)),
 

@@ -2,6 +2,7 @@
 
 mod health;
 mod models;
+mod regions;
 mod repository;
 mod settings;
 mod transport;
@@ -17,6 +18,7 @@ use hyper_util::rt::TokioIo;
 use nereid::engine::{Control, Engine};
 use nereid::error::Result;
 use nereid::gateway::Gateway;
+use nereid::gateway::regions::Regions;
 use nereid::protocol::http::{Rest, Settings};
 use nereid::protocol::transport::{Listener, Port, Settings as Limits, Workers};
 use tempfile::TempDir;
@@ -25,6 +27,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{self, within};
+
+/// The most regions of shared memory.
+const REGIONS_MAX: usize = 8;
 
 /// An HTTP server in this process.
 struct Served {
@@ -55,7 +60,8 @@ impl Served {
         assert!(failed.is_empty(), "{failed:?}");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
-        let gateway = Arc::new(Gateway::new(engine.clone()));
+        let regions = Regions::new(Some(REGIONS_MAX), engine.metrics());
+        let gateway = Arc::new(Gateway::new(engine.clone()).with_regions(regions));
         let shutdown = CancellationToken::new();
         let workers = Arc::new(Workers::start(0).expect("nothing to start"));
         let listener = Listener::try_from(listener).expect("it is bound");
