@@ -248,6 +248,15 @@ impl Metrics {
         }
     }
 
+    /// How many traces were counted so.
+    #[cfg(test)]
+    pub(super) fn count(&self, traced: Traced) -> u64 {
+        let begin = format!("{}{{result=\"{}\"}} ", TRACES.0, traced.label());
+        let text = self.render();
+        let value = text.lines().find_map(|line| line.strip_prefix(&begin)).and_then(|value| value.parse().ok());
+        value.unwrap_or_default()
+    }
+
     /// The gauges of the host and the process.
     pub(super) fn host(&self) -> HostGauges {
         let server = self.series(Vec::new());

@@ -172,3 +172,77 @@ impl Tracer {
 pub fn random_id() -> Arc<str> {
     RandomIdGenerator::default().new_trace_id().to_string().into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::infer::Instant;
+
+    fn always() -> Values {
+        let level = Level { timestamps: true, tensors: false };
+        Values { level, rate: 1, ..Values::default() }
+    }
+
+    /// A request by no protocol for the model `m`, over at once.
+    fn request(tracer: &Arc<Tracer>) {
+        let now = Instant::now();
+        let caller = Caller { protocol: Protocol::Http, request_id: "r".into(), parent: None, since: now };
+        let trace = Trace::new(tracer.clone(), caller);
+        trace.start(Start { model: "m", id: "", arrived: now });
+        trace.sending();
+    }
+
+    #[tokio::test]
+    async fn traces_that_find_no_room_are_dropped_and_counted() {
+        let metrics = Metrics::new();
+        let (queue, mut records) = mpsc::channel(1);
+        let settings = Settings { values: always(), ..Settings::default() };
+        let tracer = Arc::new(Tracer::new(settings, Some(queue), metrics.clone()));
+        for _ in 0..3 {
+            request(&tracer);
+        }
+        assert_eq!(metrics.count(Traced::Dropped), 2);
+        let record = records.recv().await.expect("the first one");
+        assert_eq!((record.id, record.shown_id(), record.version), (1, "r", None));
+        assert_eq!(record.error.as_deref(), Some("cancelled by the caller"));
+        let names: Vec<_> = record.stamps.iter().map(|(name, _)| *name).collect();
+        let expected = ["HTTP_RECV_START", "HTTP_RECV_END", "REQUEST_START", "REQUEST_END", "HTTP_SEND_START"];
+        assert_eq!((&names[..5], names[5]), (&expected[..], "HTTP_SEND_END"));
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_written_is_counted_and_what_waits_at_the_stop_is_written() {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        for (path, traced) in [
+            (folder.path().join("trace.json"), Traced::Written),
+            (folder.path().join("nowhere/trace.json"), Traced::Failed),
+        ] {
+            let metrics = Metrics::new();
+            let settings = Settings { values: always(), file: Some(path), ..Settings::default() };
+            let (tracer, writing) = Tracer::start(settings, metrics.clone()).expect("nothing is wrong with it");
+            request(&tracer);
+            request(&tracer);
+            writing.expect("traces have a file").stop().await;
+            assert_eq!(metrics.count(traced), 2, "{traced:?}");
+            request(&tracer);
+            assert_eq!(metrics.count(Traced::Dropped), 1);
+        }
+    }
+
+    #[test]
+    fn without_somewhere_to_go_nothing_is_traced() {
+        let tracer = Tracer::default();
+        assert!(!tracer.is_on());
+        tracer.change(None, Change { level: Update::Set(always().level), ..Change::default() });
+        assert!(!tracer.is_on());
+        assert!(tracer.values(None).level.is_on());
+    }
+
+    #[test]
+    fn a_callers_trace_counts_in_mode_opentelemetry_only() {
+        let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        assert!(Tracer::default().parent(parent, None).is_none());
+        let settings = Settings { mode: Mode::OpenTelemetry, ..Settings::default() };
+        assert!(Tracer::new(settings, None, Metrics::off()).parent(parent, None).is_some());
+    }
+}

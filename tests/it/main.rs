@@ -5,4 +5,6 @@ mod http;
 mod libtorch_missing;
 mod lifecycle;
 mod oracle;
+mod process;
 mod support;
+mod trace;
