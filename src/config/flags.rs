@@ -110,6 +110,7 @@ pub const FLAGS: &[Flag] = &[
     flag(HTTP, "http-address", Value::Text("ADDRESS"), "0.0.0.0", "Address to listen on, or unix:PATH"),
     flag(HTTP, "http-port", Value::Number(0, 65535), "8000", "Port to listen on; 0 for any that is free"),
     flag(HTTP, "http-max-input-size", Value::Number(1024, i32::MAX as u64), "67108864", "The largest request body in bytes, also when it is decompressed"),
+    flag(HTTP, "http-header-forward-pattern", Value::Text("REGEX"), "", "Headers whose names match become string parameters of the request"),
     flag(HTTP, "reuse-http-port", Value::Bool, "false", "Let other processes listen on the same port (SO_REUSEPORT)"),
     flag(HTTP, "http-handshake-timeout", Value::Number(1, MILLISECONDS_MAX), "10000", "Milliseconds for a new connection to agree on TLS and begin to speak HTTP"),
     flag(HTTP, "http-header-timeout", Value::Number(1, MILLISECONDS_MAX), "10000", "Milliseconds for the headers of a request"),
@@ -157,7 +158,7 @@ pub const ALIASES: &[(&str, &str)] = &[("model-store", "model-repository")];
 /// Settings that the reference server has and this one has not, or not yet: named, so that the message can be plain.
 #[rustfmt::skip]
 pub const UNSUPPORTED: &[&str] = &[
-    "model-namespacing", "enable-peer-access", "http-header-forward-pattern", "http-thread-count",
+    "model-namespacing", "enable-peer-access", "http-thread-count",
     "http-restricted-api", "grpc-header-forward-pattern", "grpc-infer-thread-count", "grpc-infer-allocation-pool-size",
     "grpc-infer-response-compression-level", "grpc-keepalive-permit-without-calls", "grpc-http2-max-pings-without-data",
     "grpc-http2-min-recv-ping-interval-without-data", "grpc-http2-max-ping-strikes", "grpc-restricted-protocol",

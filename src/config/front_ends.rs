@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Config, Port, Reader};
 use crate::protocol::transport::{Address, Settings};
+use crate::protocol::v2::forward::Forward;
 
 /// The gRPC front end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub struct Http {
     pub console: bool,
     /// The largest request body in bytes, also when it is decompressed.
     pub request_bytes_max: usize,
+    /// The headers that become parameters of a request.
+    pub forward: Forward,
 }
 
 /// The metrics front end.
@@ -58,6 +61,7 @@ impl Http {
             port: Port::read(reader, "http-address", Settings::http()),
             console: reader.truth("allow-console"),
             request_bytes_max: reader.number("http-max-input-size") as usize,
+            forward: forward(reader, "http-header-forward-pattern"),
         };
         reader.truth("allow-http").then_some(http)
     }
@@ -75,6 +79,14 @@ impl Metrics {
         };
         reader.truth("allow-metrics").then_some(metrics)
     }
+}
+
+fn forward(reader: &mut Reader, flag: &'static str) -> Forward {
+    Forward::new(&reader.optional(flag).unwrap_or_default()).unwrap_or_else(|reason| {
+        let origin = reader.typed.origin(flag);
+        reader.mistake(&origin, reason);
+        Forward::default()
+    })
 }
 
 /// Notes it as a mistake if no protocol is left, or if two front ends want the same port.

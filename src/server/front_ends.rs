@@ -134,5 +134,6 @@ fn http_settings(config: &Config, http: &config::Http) -> http::Settings {
             config::Control::Explicit(_) => "explicit",
         },
         request_bytes_max: http.request_bytes_max,
+        forward: http.forward.clone(),
     }
 }

@@ -5,8 +5,7 @@
 
 use tonic::Status;
 
-/// The most inputs, requested outputs, parameters and raw contents of one request, each.
-pub const PARTS_MAX: usize = 4096;
+use crate::protocol::v2::PARTS_MAX;
 
 /// The repeated fields of `ModelInferRequest`, from the number of the first on.
 const PARTS: [&str; 4] = ["parameters", "inputs", "outputs", "raw_input_contents"];

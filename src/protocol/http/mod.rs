@@ -4,9 +4,16 @@
 //! calls mean; answers and errors leave through `reply`. [`Rest`] is what a
 //! [`Port`](super::transport::Port) serves.
 
+pub mod binary;
 mod body;
+mod chunks;
+mod compress;
 mod console;
+pub mod decode;
+mod encode;
 mod health;
+mod infer;
+pub mod json;
 mod logging;
 mod message;
 mod models;

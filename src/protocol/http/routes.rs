@@ -6,9 +6,11 @@
 use std::sync::Arc;
 
 use axum::Router;
+use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, get, post};
 
-use super::{App, console, health, logging, models, openapi, regions, reply, repository, trace};
+use super::compress::{Coded, both_ways};
+use super::{App, console, health, infer, logging, models, openapi, regions, reply, repository, trace};
 use crate::protocol::category::Category;
 use crate::protocol::category::Category::*;
 
@@ -61,6 +63,9 @@ pub const ROUTES: &[Route] = &[
     read("/v2/models/{model}/versions/{version}/config", ModelConfig, || get(models::config)),
     read("/v2/models/{model}/versions/{version}/stats", Statistics, || get(models::statistics)),
 
+    write("/v2/models/{model}/infer", Inference, || post(infer::infer)),
+    write("/v2/models/{model}/versions/{version}/infer", Inference, || post(infer::infer)),
+
     read("/v2/trace/setting", Trace, || get(trace::read)),
     write("/v2/trace/setting", Trace, || post(trace::update)),
     read("/v2/models/{model}/trace/setting", Trace, || get(trace::read)),
@@ -93,7 +98,14 @@ pub const ROUTES: &[Route] = &[
 pub fn router(app: Arc<App>) -> Router {
     let mut router = Router::new();
     for route in ROUTES.iter().filter(|route| app.settings.console || !console::owns(route.path)) {
-        router = router.route(route.path, (route.handler)());
+        let coded = Coded {
+            app: app.clone(),
+            inference: route.category == Some(Inference),
+            // What is generated leaves as it comes.
+            answers: !route.path.contains("/generate"),
+        };
+        let handler = (route.handler)().layer(from_fn_with_state(coded, both_ways));
+        router = router.route(route.path, handler);
     }
     router.fallback(reply::not_found).method_not_allowed_fallback(reply::wrong_method).with_state(app)
 }

@@ -1,5 +1,7 @@
 //! The settings of the HTTP front end.
 
+use crate::protocol::v2::forward::Forward;
+
 /// What can be set of the HTTP front end.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -11,10 +13,18 @@ pub struct Settings {
     pub model_control_mode: &'static str,
     /// The most bytes of a request's body, and of what it is when decompressed (`--http-max-input-size`).
     pub request_bytes_max: usize,
+    /// The headers that become parameters of a request (`--http-header-forward-pattern`).
+    pub forward: Forward,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { server_id: "nereid".to_owned(), console: true, model_control_mode: "none", request_bytes_max: 64 << 20 }
+        Self {
+            server_id: "nereid".to_owned(),
+            console: true,
+            model_control_mode: "none",
+            request_bytes_max: 64 << 20,
+            forward: Forward::default(),
+        }
     }
 }

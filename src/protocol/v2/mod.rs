@@ -8,6 +8,7 @@ pub mod admin;
 mod contents;
 pub mod context;
 pub mod decode;
+pub mod forward;
 pub mod infer;
 pub mod log;
 pub mod metadata;
@@ -15,6 +16,10 @@ mod outcome;
 pub mod parameters;
 pub mod shared_memory;
 pub mod trace;
+pub mod unread;
+
+/// The most inputs, requested outputs, parameters and raw contents of one request, each.
+pub const PARTS_MAX: usize = 4096;
 
 /// The messages and services of `proto/grpc_service.proto`, generated.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]

@@ -1,0 +1,102 @@
+//! Undoes the compression of requests, and compresses what is answered if the client wants that.
+//!
+//! The bound of a request's size holds for what it is when decompressed: it is counted as it is read. Begin with
+//! [`both_ways`].
+
+use std::convert::Infallible;
+use std::future::Ready;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
+use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH};
+use http::{HeaderValue, StatusCode};
+use tower::{Service, ServiceExt as _};
+use tower_http::CompressionLevel;
+use tower_http::compression::Compression;
+use tower_http::decompression::Decompression;
+
+use super::{App, reply};
+use crate::error::Kind;
+
+/// What a request may be compressed with.
+const ACCEPTED: &str = "gzip, deflate, zstd";
+
+/// What the middleware knows of a route.
+#[derive(Clone)]
+pub struct Coded {
+    /// The front end.
+    pub app: Arc<App>,
+    /// Whether its requests are counted as inference.
+    pub inference: bool,
+    /// Whether its answers may be compressed.
+    pub answers: bool,
+}
+
+/// Lets a route read what the sender has written, and answer what the client reads.
+pub async fn both_ways(State(coded): State<Coded>, request: Request, next: Next) -> Response {
+    let wanted = request.headers().get(ACCEPT_ENCODING).filter(|_| coded.answers).cloned();
+    let request = match request.headers().get(CONTENT_ENCODING) {
+        None => request,
+        Some(encoding) if known(encoding) => decompressed(request).await,
+        Some(encoding) => {
+            if coded.inference {
+                coded.app.gateway.refused(Kind::Unimplemented);
+            }
+            return unknown(encoding);
+        }
+    };
+    let answer = next.run(request).await;
+    match wanted {
+        Some(wanted) => compressed(wanted, answer).await,
+        None => answer,
+    }
+}
+
+fn known(encoding: &HeaderValue) -> bool {
+    matches!(encoding.as_bytes(), b"gzip" | b"deflate" | b"zstd" | b"identity")
+}
+
+fn unknown(encoding: &HeaderValue) -> Response {
+    let message = format!("Content-Encoding {encoding:?} is not supported, use one of: {ACCEPTED}");
+    let mut response = reply::error(StatusCode::NOT_IMPLEMENTED, &message);
+    response.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static(ACCEPTED));
+    response
+}
+
+/// `request` with the body that was compressed.
+async fn decompressed(request: Request) -> Request {
+    let (mut head, body) = request.into_parts();
+    head.headers.remove(CONTENT_LENGTH);
+    // The library undoes what a client receives; the body does not know in which direction it goes.
+    let mut received = Response::new(body);
+    if let Some(encoding) = head.headers.remove(CONTENT_ENCODING) {
+        received.headers_mut().insert(CONTENT_ENCODING, encoding);
+    }
+    match Decompression::new(given(received)).oneshot(http::Request::new(())).await {
+        Ok(plain) => Request::from_parts(head, Body::new(plain.into_body())),
+        Err(never) => match never {},
+    }
+}
+
+/// `answer` compressed as the client prefers, or as it is.
+async fn compressed(wanted: HeaderValue, answer: Response) -> Response {
+    let mut request = http::Request::new(());
+    request.headers_mut().insert(ACCEPT_ENCODING, wanted);
+    let compression = Compression::new(given(answer)).quality(CompressionLevel::Fastest);
+    match compression.oneshot(request).await {
+        Ok(answer) => answer.map(Body::new),
+        Err(never) => match never {},
+    }
+}
+
+/// A service that answers one request with `response`.
+fn given(
+    response: Response,
+) -> impl Service<http::Request<()>, Response = Response, Error = Infallible, Future = Ready<Result<Response, Infallible>>>
++ Send {
+    let mut response = Some(response);
+    tower::service_fn(move |_| std::future::ready(Ok(response.take().unwrap_or_default())))
+}
