@@ -443,7 +443,7 @@ mod tests {
         let outputs = vec![r#"{"name": "x"}"#; PARTS_MAX + 1].join(",");
         let refused = refused(&format!(r#"{{"inputs": [], "outputs": [{outputs}]}}"#));
         assert_eq!(refused, "the request has more than 4096 outputs");
-        assert_eq!(expected(Some(&[i64::MAX, 2])), 0);
+        assert_eq!(expected(Some(&[i64::MAX, 3])), 0);
         assert_eq!(expected(Some(&[i64::MAX])), EXPECTED_MAX);
     }
 }

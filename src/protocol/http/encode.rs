@@ -68,7 +68,7 @@ fn body(response: Response, binary: &BinaryOutputs) -> Result<(Vec<u8>, Option<V
             text.push(b',');
         }
         self::output(&mut text, &output, binary.has(&output.name))?;
-        if binary.has(&output.name) {
+        if binary.has(&output.name) && !output.placed {
             blobs.get_or_insert_with(Vec::new).push(output.tensor.data);
         }
     }
@@ -78,7 +78,7 @@ fn body(response: Response, binary: &BinaryOutputs) -> Result<(Vec<u8>, Option<V
 
 /// Appends an output. One that went to shared memory has no data here.
 fn output(text: &mut Vec<u8>, output: &Output, is_binary: bool) -> Result<()> {
-    let Output { name, tensor } = output;
+    let Output { name, tensor, placed } = output;
     text.push(b'{');
     member(text, "name");
     json::string(text, name);
@@ -91,12 +91,16 @@ fn output(text: &mut Vec<u8>, output: &Output, is_binary: bool) -> Result<()> {
         text.extend(format!("{comma}{dimension}").bytes());
     }
     text.push(b']');
-    if is_binary {
-        member(text, "parameters");
-        text.extend(format!("{{\"binary_data_size\":{}}}", tensor.data.len()).bytes());
-    } else {
-        member(text, "data");
-        json::tensor(text, tensor, name)?;
+    match (placed, is_binary) {
+        (true, _) => {}
+        (false, true) => {
+            member(text, "parameters");
+            text.extend(format!("{{\"binary_data_size\":{}}}", tensor.data.len()).bytes());
+        }
+        (false, false) => {
+            member(text, "data");
+            json::tensor(text, tensor, name)?;
+        }
     }
     text.push(b'}');
     Ok(())
@@ -135,6 +139,7 @@ mod tests {
                 shape: Shape::new(&[1, data.len() as i64]),
                 data: Bytes::from_static(data),
             },
+            placed: false,
         };
         Response {
             model: Arc::from("m"),
@@ -169,6 +174,17 @@ mod tests {
         assert_eq!(json["outputs"][0]["parameters"]["binary_data_size"], 2);
         assert!(json["outputs"][0].get("data").is_none());
         assert_eq!(blobs, Some(vec![Bytes::from_static(&[1, 2]), Bytes::from_static(&[9])]));
+    }
+
+    #[test]
+    fn an_output_in_shared_memory_has_no_data() {
+        let mut response = two_outputs();
+        for output in &mut response.outputs {
+            output.placed = true;
+        }
+        let (text, blobs) = written(response, &BinaryOutputs::all());
+        assert!(!text.contains("data\"") && !text.contains("binary"), "{text}");
+        assert_eq!(blobs, None);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The HTTP front end over a real connection: a server over a repository of identity models.
 
+mod compress;
 mod health;
+mod infer;
 mod models;
 mod regions;
 mod repository;

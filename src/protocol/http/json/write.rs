@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn numbers_are_short() {
         let floats: Vec<u8> = [0.1f32, 1.0, -0.0, 1e30].into_iter().flat_map(f32::to_le_bytes).collect();
-        assert_eq!(written(DataType::Fp32, floats).expect("numbers"), "[0.1,1.0,-0.0,1e30]");
+        assert_eq!(written(DataType::Fp32, floats).expect("numbers"), "[0.1,1.0,-0.0,1e+30]");
         assert_eq!(written(DataType::Int8, vec![255, 1]).expect("numbers"), "[-1,1]");
         assert_eq!(written(DataType::Uint8, Bytes::new()).expect("none"), "[]");
     }
