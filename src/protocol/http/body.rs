@@ -2,7 +2,7 @@
 
 use axum::body::{Body, to_bytes};
 use bytes::Bytes;
-use serde::de::DeserializeOwned;
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
@@ -41,7 +41,7 @@ pub fn object(text: &[u8], what: &str) -> Result<Object> {
 ///
 /// # Errors
 /// As [`object`].
-pub fn parse<T: DeserializeOwned>(text: &[u8], what: &str) -> Result<T> {
+pub fn parse<'a, T: Deserialize<'a>>(text: &'a [u8], what: &str) -> Result<T> {
     let text = if text.is_empty() { b"{}" } else { text };
     serde_json::from_slice(text)
         .map_err(|error| Error::invalid(format!("failed to parse the {what} request as a JSON object: {error}")))
@@ -53,7 +53,7 @@ pub fn parse<T: DeserializeOwned>(text: &[u8], what: &str) -> Result<T> {
 /// [`crate::error::Kind::InvalidArgument`] if it is there and no object.
 pub fn take_object(object: &mut Object, key: &str) -> Result<Object> {
     match object.remove(key) {
-        None | Some(Value::Null) => Ok(Object::new()),
+        None => Ok(Object::new()),
         Some(Value::Object(found)) => Ok(found),
         Some(other) => Err(wrong_type(key, "an object", &other)),
     }

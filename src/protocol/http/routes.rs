@@ -10,7 +10,7 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, get, post};
 
 use super::compress::{Coded, both_ways};
-use super::{App, console, health, infer, logging, models, openapi, regions, reply, repository, trace};
+use super::{App, console, generate, health, infer, logging, models, openapi, regions, reply, repository, trace};
 use crate::protocol::category::Category;
 use crate::protocol::category::Category::*;
 
@@ -65,6 +65,10 @@ pub const ROUTES: &[Route] = &[
 
     write("/v2/models/{model}/infer", Inference, || post(infer::infer)),
     write("/v2/models/{model}/versions/{version}/infer", Inference, || post(infer::infer)),
+    write("/v2/models/{model}/generate", Inference, || post(generate::once)),
+    write("/v2/models/{model}/versions/{version}/generate", Inference, || post(generate::once)),
+    write("/v2/models/{model}/generate_stream", Inference, || post(generate::events)),
+    write("/v2/models/{model}/versions/{version}/generate_stream", Inference, || post(generate::events)),
 
     read("/v2/trace/setting", Trace, || get(trace::read)),
     write("/v2/trace/setting", Trace, || post(trace::update)),

@@ -1,6 +1,7 @@
 //! The HTTP front end over a real connection: a server over a repository of identity models.
 
 mod compress;
+mod generate;
 mod health;
 mod infer;
 mod models;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use nereid::engine::{Control, Engine};
@@ -73,16 +75,20 @@ impl Served {
         Self { address, engine, gateway, root, shutdown, serving }
     }
 
-    /// Sends one request on a connection of its own.
-    async fn send(&self, request: Request<Full<Bytes>>) -> Answer {
+    /// Sends one request on a connection of its own; the answer has begun, and ends early if the task is aborted.
+    async fn begin(&self, request: Request<Full<Bytes>>) -> (Response<Incoming>, JoinHandle<()>) {
         let stream = TcpStream::connect(self.address).await.expect("the server listens");
         let (mut sender, connection) =
             http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream)).await.expect("it speaks HTTP");
-        let connection = tokio::spawn(connection);
-        let response: Response<_> = within(sender.send_request(request)).await.expect("an answer");
+        let connection = tokio::spawn(async move { drop(connection.await) });
+        (within(sender.send_request(request)).await.expect("an answer"), connection)
+    }
+
+    /// Sends one request on a connection of its own.
+    async fn send(&self, request: Request<Full<Bytes>>) -> Answer {
+        let (response, connection) = self.begin(request).await;
         let (head, body) = response.into_parts();
         let body = within(body.collect()).await.expect("the whole answer").to_bytes();
-        drop(sender);
         let _ = connection.await;
         Answer { status: head.status, headers: head.headers, body }
     }
