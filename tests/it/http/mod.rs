@@ -8,6 +8,7 @@ mod models;
 mod regions;
 mod repository;
 mod settings;
+mod shared_memory;
 mod transport;
 
 use std::net::SocketAddr;
