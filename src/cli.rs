@@ -177,7 +177,7 @@ fn help_of(flag: &'static flags::Flag) -> Arg {
         flags::Value::Bool => ("BOOL", String::new()),
         flags::Value::Number(..) => ("N", String::new()),
         flags::Value::Choice(words) => ("WORD", format!(": {}", words.join(", "))),
-        flags::Value::Text(name) | flags::Value::List(name) => (name, String::new()),
+        flags::Value::Text(name) | flags::Value::List(name) | flags::Value::Phrases(name) => (name, String::new()),
     };
     let default = flag.default.map(|default| format!(" [default: {default}]")).unwrap_or_default();
     let help = format!("{}{words}{default}", flag.help);

@@ -6,6 +6,7 @@
 pub mod flags;
 mod front_ends;
 mod port;
+mod restricted;
 mod trace;
 pub mod typed;
 
@@ -155,7 +156,7 @@ impl Config {
     /// # Errors
     /// Every mistake, with the place where it was made.
     pub fn read(args: &[String], environment: &Environment, file: Option<File<'_>>) -> Result<Self, Mistakes> {
-        let mut reader = Reader::new(Typed::read(args, environment, file));
+        let mut reader = Reader::new(Typed::read(args, environment, file), environment);
         let config = Self {
             id: reader.text("id"),
             exit_timeout: Duration::from_secs(reader.number("exit-timeout-secs")),
@@ -269,13 +270,14 @@ fn trace_settings(reader: &mut Reader) -> telemetry::trace::Settings {
 }
 
 /// Turns texts into values; a text that is none becomes a mistake and a placeholder, so that reading goes on.
-struct Reader {
+struct Reader<'a> {
     typed: Typed,
+    environment: &'a Environment,
 }
 
-impl Reader {
-    fn new(typed: Typed) -> Self {
-        let mut reader = Self { typed };
+impl<'a> Reader<'a> {
+    fn new(typed: Typed, environment: &'a Environment) -> Self {
+        let mut reader = Self { typed, environment };
         for flag in flags::FLAGS {
             if let Some(given) = reader.typed.get(flag) {
                 reader.check(flag.value, &given);
@@ -290,7 +292,7 @@ impl Reader {
 
     fn check(&mut self, value: Value, given: &Given) {
         let [text] = given.texts.as_slice() else {
-            if !matches!(value, Value::List(_)) {
+            if !matches!(value, Value::List(_) | Value::Phrases(_)) {
                 self.mistake(&given.origin, format!("takes one value, not {}", given.texts.len()));
             }
             return;

@@ -13,6 +13,8 @@ pub enum Value {
     Text(&'static str),
     /// Any number of texts: repeated on the command line, separated by commas in the environment, an array in the file.
     List(&'static str),
+    /// As a list, of texts that may have commas in them: separated by semicolons in the environment.
+    Phrases(&'static str),
 }
 
 /// One setting.
@@ -104,6 +106,7 @@ pub const FLAGS: &[Flag] = &[
     flag(GRPC, "grpc-server-cert", Value::Text("FILE"), "", "The server's certificate and those of who signed it, in PEM; read again when it changes"),
     flag(GRPC, "grpc-server-key", Value::Text("FILE"), "", "The certificate's private key, in PEM; read again when it changes"),
     flag(GRPC, "grpc-root-cert", Value::Text("FILE"), "", "The certificates of who may sign clients' certificates, in PEM; read again when it changes"),
+    flag(GRPC, "grpc-restricted-protocol", Value::Phrases("CATEGORY[,CATEGORY]:KEY=SECRET"), "", "Calls that need a secret in the header triton-grpc-protocol-KEY, repeatable; @PATH for a secret in a file, env:NAME for one in a variable"),
 
     flag(HTTP, "allow-http", Value::Bool, "true", "Serve HTTP"),
     flag(HTTP, "allow-console", Value::Bool, "true", "Serve the console, a page that shows the models, at / of the HTTP port"),
@@ -126,6 +129,8 @@ pub const FLAGS: &[Flag] = &[
     flag(HTTP, "http-server-cert", Value::Text("FILE"), "", "The server's certificate and those of who signed it, in PEM; read again when it changes"),
     flag(HTTP, "http-server-key", Value::Text("FILE"), "", "The certificate's private key, in PEM; read again when it changes"),
     flag(HTTP, "http-root-cert", Value::Text("FILE"), "", "The certificates of who may sign clients' certificates, in PEM; read again when it changes"),
+    flag(HTTP, "http-restricted-api", Value::Phrases("CATEGORY[,CATEGORY]:KEY=SECRET"), "", "Requests that need a secret in the header KEY, repeatable; @PATH for a secret in a file, env:NAME for one in a variable"),
+    flag(HTTP, "http-cors-origin", Value::List("ORIGIN"), "", "Origin of pages that may call from a browser, such as https://example.com, repeatable; * for all"),
 
     flag(METRICS, "allow-metrics", Value::Bool, "true", "Serve /metrics"),
     flag(METRICS, "allow-cpu-metrics", Value::Bool, "true", "Sample the host's processors and memory"),
@@ -139,7 +144,7 @@ pub const FLAGS: &[Flag] = &[
     flag(METRICS, "metrics-root-cert", Value::Text("FILE"), "", "The certificates of who may sign clients' certificates, in PEM; read again when it changes"),
     flag(METRICS, "metrics-interval-ms", Value::Number(10, MILLISECONDS_MAX), "2000", "Milliseconds between samples of the host"),
 
-    flag(TRACE, "trace-config", Value::List("[MODE,]NAME=VALUE"), "", "Trace setting, repeatable: level, rate, count, mode; triton,file; triton,log-frequency; opentelemetry,url; README.md has all"),
+    flag(TRACE, "trace-config", Value::Phrases("[MODE,]NAME=VALUE"), "", "Trace setting, repeatable: level, rate, count, mode; triton,file; triton,log-frequency; opentelemetry,url; README.md has all"),
     flag(TRACE, "trace-queue-size", Value::Number(1, 10_000_000), "2048", "Traces that wait to be written to files; more are dropped"),
     flag(TRACE, "trace-tensor-bytes", Value::Number(0, 1 << 30), "65536", "The most bytes kept of all tensors of one trace"),
 
@@ -159,9 +164,9 @@ pub const ALIASES: &[(&str, &str)] = &[("model-store", "model-repository")];
 #[rustfmt::skip]
 pub const UNSUPPORTED: &[&str] = &[
     "model-namespacing", "enable-peer-access", "http-thread-count",
-    "http-restricted-api", "grpc-header-forward-pattern", "grpc-infer-thread-count", "grpc-infer-allocation-pool-size",
+    "grpc-header-forward-pattern", "grpc-infer-thread-count", "grpc-infer-allocation-pool-size",
     "grpc-infer-response-compression-level", "grpc-keepalive-permit-without-calls", "grpc-http2-max-pings-without-data",
-    "grpc-http2-min-recv-ping-interval-without-data", "grpc-http2-max-ping-strikes", "grpc-restricted-protocol",
+    "grpc-http2-min-recv-ping-interval-without-data", "grpc-http2-max-ping-strikes", 
     "allow-sagemaker", "sagemaker-port", "sagemaker-safe-port-range", "sagemaker-thread-count", "allow-vertex-ai",
     "vertex-ai-port", "vertex-ai-thread-count", "vertex-ai-default-model", "allow-gpu-metrics", "metrics-config",
     "cache-config", "cache-directory", "rate-limit", "rate-limit-resource", "pinned-memory-pool-byte-size",

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::{Config, Port, Reader};
+use http::HeaderValue;
+
+use super::{Config, Port, Reader, restricted};
+use crate::protocol::restricted::Restrictions;
 use crate::protocol::transport::{Address, Settings};
 use crate::protocol::v2::forward::Forward;
 
@@ -17,6 +20,8 @@ pub struct Grpc {
     pub response_bytes_max: usize,
     /// Requests at a time on one stream; more are not read until one is answered.
     pub stream_requests_max: usize,
+    /// Which calls need a secret.
+    pub restrictions: Restrictions,
 }
 
 /// The HTTP front end.
@@ -30,6 +35,10 @@ pub struct Http {
     pub request_bytes_max: usize,
     /// The headers that become parameters of a request.
     pub forward: Forward,
+    /// Which routes need a secret.
+    pub restrictions: Restrictions,
+    /// The origins of pages that may call from a browser.
+    pub cors_origins: Vec<HeaderValue>,
 }
 
 /// The metrics front end.
@@ -49,6 +58,7 @@ impl Grpc {
             request_bytes_max: reader.number("grpc-max-request-bytes") as usize,
             response_bytes_max: reader.number("grpc-max-response-bytes") as usize,
             stream_requests_max: reader.number("grpc-max-stream-requests") as usize,
+            restrictions: restricted::read(reader, "grpc-restricted-protocol", "triton-grpc-protocol-"),
         };
         reader.truth("allow-grpc").then_some(grpc)
     }
@@ -62,6 +72,8 @@ impl Http {
             console: reader.truth("allow-console"),
             request_bytes_max: reader.number("http-max-input-size") as usize,
             forward: forward(reader, "http-header-forward-pattern"),
+            restrictions: restricted::read(reader, "http-restricted-api", ""),
+            cors_origins: cors_origins(reader),
         };
         reader.truth("allow-http").then_some(http)
     }
@@ -87,6 +99,22 @@ fn forward(reader: &mut Reader, flag: &'static str) -> Forward {
         reader.mistake(&origin, reason);
         Forward::default()
     })
+}
+
+fn cors_origins(reader: &mut Reader) -> Vec<HeaderValue> {
+    let mut origins = Vec::new();
+    for text in reader.list("http-cors-origin") {
+        let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+        let is_origin = text == "*" || host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '*', ' ']));
+        match HeaderValue::from_str(&text) {
+            Ok(origin) if is_origin => origins.push(origin),
+            _ => {
+                let origin = reader.typed.origin("http-cors-origin");
+                reader.mistake(&origin, format!("'{text}' is not *, nor http:// or https:// and a host"));
+            }
+        }
+    }
+    origins
 }
 
 /// Notes it as a mistake if no protocol is left, or if two front ends want the same port.

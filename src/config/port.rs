@@ -36,12 +36,12 @@ impl Port {
 }
 
 /// Reads the settings whose names begin with that of a front end.
-struct Named<'a> {
+struct Named<'a, 'b> {
     front_end: &'static str,
-    reader: &'a mut Reader,
+    reader: &'a mut Reader<'b>,
 }
 
-impl Named<'_> {
+impl Named<'_, '_> {
     fn limits(&self, mut settings: Settings) -> Settings {
         let set = |limit: &mut usize, name| {
             if let Some(number) = self.number(name) {

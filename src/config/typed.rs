@@ -130,7 +130,7 @@ impl Typed {
         }
         for (name, mut texts) in from_args {
             // Of a repeated flag that is not a list the last one holds, so that a wrapper script can be overruled.
-            if !flags::find(name).is_some_and(|flag| matches!(flag.value, Value::List(_))) {
+            if !flags::find(name).is_some_and(|flag| matches!(flag.value, Value::List(_) | Value::Phrases(_))) {
                 texts.drain(..texts.len() - 1);
             }
             self.given.insert(name, Given { texts, origin: Origin::Flag(name) });
@@ -144,7 +144,8 @@ impl Typed {
             match flags::find(&name) {
                 Some(flag) => {
                     let texts = match flag.value {
-                        Value::List(_) => text.split(',').filter(|each| !each.is_empty()).map(str::to_owned).collect(),
+                        Value::List(_) => split(text, ','),
+                        Value::Phrases(_) => split(text, ';'),
                         _ => vec![text.clone()],
                     };
                     self.given.insert(flag.name, Given { texts, origin: Origin::Variable(variable.clone()) });
@@ -188,6 +189,10 @@ impl Typed {
             }
         }
     }
+}
+
+fn split(text: &str, separator: char) -> Vec<String> {
+    text.split(separator).filter(|each| !each.is_empty()).map(str::to_owned).collect()
 }
 
 /// The texts of a TOML value; `None` for a table, a date or an array of arrays.

@@ -4,6 +4,7 @@ pub mod category;
 pub mod grpc;
 pub mod http;
 pub mod metrics;
+pub mod restricted;
 pub mod single_port;
 pub mod status;
 pub mod transport;

@@ -60,6 +60,7 @@ impl FrontEnds {
     /// # Errors
     /// If a port cannot be opened.
     pub fn open(config: &Config, gateway: &Arc<Gateway>, metrics: &Metrics) -> Result<Self> {
+        allow_files();
         let workers = Arc::new(Workers::start(config.threads)?);
         let mut front_ends = Self { addresses: Vec::new(), inference: Vec::new(), metrics: None };
         let dispatch = |settings: &config::Grpc| Dispatch::new(gateway.clone(), &grpc_settings(config, settings));
@@ -115,12 +116,25 @@ impl FrontEnds {
     }
 }
 
+/// Asks the system for as many open files as it grants: each connection is one, and the usual limit of a process is less
+/// than that of the connections.
+fn allow_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+    {
+        tracing::warn!(%error, limit = current, "open files stay limited");
+    }
+}
+
 fn grpc_settings(config: &Config, grpc: &config::Grpc) -> grpc::Settings {
     grpc::Settings {
         server_id: config.id.clone(),
         request_bytes_max: grpc.request_bytes_max,
         response_bytes_max: grpc.response_bytes_max,
         stream_requests_max: grpc.stream_requests_max,
+        restrictions: grpc.restrictions.clone(),
     }
 }
 
@@ -135,5 +149,7 @@ fn http_settings(config: &Config, http: &config::Http) -> http::Settings {
         },
         request_bytes_max: http.request_bytes_max,
         forward: http.forward.clone(),
+        restrictions: http.restrictions.clone(),
+        cors_origins: http.cors_origins.clone(),
     }
 }

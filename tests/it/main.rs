@@ -6,5 +6,6 @@ mod libtorch_missing;
 mod lifecycle;
 mod oracle;
 mod process;
+mod secure;
 mod support;
 mod trace;

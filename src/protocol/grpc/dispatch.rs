@@ -29,11 +29,13 @@ use super::health::HealthService;
 use super::health_wire::health_server::HealthServer;
 use super::service::InferenceService;
 use super::settings::Settings;
-use super::{encode, framing, timeout};
+use super::{encode, framing, methods, timeout};
 use crate::error::{Error, Kind, Result};
 use crate::gateway::Gateway;
 use crate::infer::Instant;
 use crate::model::schema;
+use crate::protocol::category::Category;
+use crate::protocol::restricted::{Refusal, Restrictions};
 use crate::protocol::status;
 use crate::protocol::transport::{self, BodyError, Service};
 use crate::protocol::v2::context::{Context as RequestContext, REQUEST_ID};
@@ -57,6 +59,7 @@ pub struct Dispatch {
     inference: Arc<InferenceService>,
     request_bytes_max: usize,
     response_bytes_max: usize,
+    restrictions: Restrictions,
     services: Routes,
     /// One token for each inference whose request was read and whose answer was not yet handed to the transport.
     inferences: TaskTracker,
@@ -88,12 +91,16 @@ impl Dispatch {
             inference,
             request_bytes_max: settings.request_bytes_max,
             response_bytes_max: settings.response_bytes_max,
+            restrictions: settings.restrictions.clone(),
             services,
             inferences: TaskTracker::new(),
         })
     }
 
     async fn answer(&self, request: Request<transport::Body>) -> Response<Body> {
+        if let Err(refused) = self.permit(request.uri().path(), request.headers()) {
+            return refused.into_http();
+        }
         let context = RequestContext::of(&self.gateway, Protocol::Grpc, request.headers());
         let id = context.header_given();
         let mut response = self.route(request, context).await;
@@ -101,6 +108,21 @@ impl Dispatch {
             response.headers_mut().insert(REQUEST_ID, id);
         }
         response
+    }
+
+    /// # Errors
+    /// `UNAVAILABLE`, as the reference server has it, if the call needs a secret that these headers do not have.
+    fn permit(&self, path: &str, headers: &HeaderMap) -> Result<(), Status> {
+        if self.restrictions.is_empty() {
+            return Ok(());
+        }
+        let Some(category) = methods::category(path) else { return Ok(()) };
+        self.restrictions.check(category, headers).map_err(|Refusal(header)| {
+            if category == Category::Inference {
+                self.gateway.refused(Kind::Unavailable);
+            }
+            Status::unavailable(format!("This protocol is restricted, expecting header '{header}'"))
+        })
     }
 
     async fn route(&self, mut request: Request<transport::Body>, context: RequestContext) -> Response<Body> {

@@ -10,12 +10,14 @@ mod dispatch;
 mod encode;
 mod framing;
 mod health;
+mod methods;
 mod service;
 mod settings;
 mod stream;
 mod timeout;
 
 pub use dispatch::Dispatch;
+pub use methods::METHODS;
 pub use settings::Settings;
 
 pub mod probe;

@@ -1,5 +1,7 @@
 //! The settings of the gRPC front end; those of its connections are the transport's.
 
+use crate::protocol::restricted::Restrictions;
+
 /// What can be set of the gRPC front end; every limit of a call has one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -11,6 +13,8 @@ pub struct Settings {
     pub response_bytes_max: usize,
     /// The most requests at a time on one ModelStreamInfer stream; more are not read until one is answered.
     pub stream_requests_max: usize,
+    /// Which calls need a secret (`--grpc-restricted-protocol`).
+    pub restrictions: Restrictions,
 }
 
 impl Default for Settings {
@@ -20,6 +24,7 @@ impl Default for Settings {
             request_bytes_max: i32::MAX as usize,
             response_bytes_max: i32::MAX as usize,
             stream_requests_max: 1024,
+            restrictions: Restrictions::default(),
         }
     }
 }

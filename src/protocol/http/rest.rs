@@ -7,19 +7,27 @@ use axum::Router;
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use tower::ServiceExt as _;
 
-use super::{App, Settings, reply, router};
+use super::{App, Settings, cors, reply, router};
 use crate::gateway::Gateway;
 use crate::protocol::transport::{Body, Service};
 
 /// Answers HTTP requests.
 pub struct Rest {
     router: Router,
+    cors_origins: Vec<HeaderValue>,
 }
 
 impl Rest {
     /// The routes in front of `gateway`.
     pub fn new(gateway: Arc<Gateway>, settings: Settings) -> Self {
-        Self { router: router(App::new(gateway, settings)) }
+        let cors_origins = settings.cors_origins.clone();
+        let cors = cors::layer(&cors_origins);
+        let router = router(App::new(gateway, settings));
+        let router = match cors {
+            Some(cors) => router.layer(cors),
+            None => router,
+        };
+        Self { router, cors_origins }
     }
 }
 
@@ -27,6 +35,9 @@ impl Service for Rest {
     type Body = axum::body::Body;
 
     async fn call(&self, mut request: Request<Body>) -> Response<axum::body::Body> {
+        if cors::is_foreign(request.method(), request.headers(), &self.cors_origins) {
+            return reply::error(StatusCode::FORBIDDEN, "pages of other origins may not do this");
+        }
         let late = request.body_mut().late();
         let answered: Result<_, Infallible> = self.router.clone().oneshot(request.map(axum::body::Body::new)).await;
         let Ok(response) = answered;

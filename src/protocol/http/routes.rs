@@ -10,7 +10,9 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, get, post};
 
 use super::compress::{Coded, both_ways};
-use super::{App, console, generate, health, infer, logging, models, openapi, regions, reply, repository, trace};
+use super::{
+    App, console, generate, health, infer, logging, models, openapi, regions, reply, repository, restricted, trace,
+};
 use crate::protocol::category::Category;
 use crate::protocol::category::Category::*;
 
@@ -108,7 +110,10 @@ pub fn router(app: Arc<App>) -> Router {
             // What is generated leaves as it comes.
             answers: !route.path.contains("/generate"),
         };
-        let handler = (route.handler)().layer(from_fn_with_state(coded, both_ways));
+        let mut handler = (route.handler)().layer(from_fn_with_state(coded, both_ways));
+        if let Some(category) = route.category.filter(|category| app.settings.restrictions.restrict(*category)) {
+            handler = handler.route_layer(from_fn_with_state((app.clone(), category), restricted::permit));
+        }
         router = router.route(route.path, handler);
     }
     router.fallback(reply::not_found).method_not_allowed_fallback(reply::wrong_method).with_state(app)

@@ -1,5 +1,8 @@
 //! The settings of the HTTP front end.
 
+use http::HeaderValue;
+
+use crate::protocol::restricted::Restrictions;
 use crate::protocol::v2::forward::Forward;
 
 /// What can be set of the HTTP front end.
@@ -15,6 +18,10 @@ pub struct Settings {
     pub request_bytes_max: usize,
     /// The headers that become parameters of a request (`--http-header-forward-pattern`).
     pub forward: Forward,
+    /// Which routes need a secret (`--http-restricted-api`).
+    pub restrictions: Restrictions,
+    /// The pages that may call from a browser, by origin; `*` for all (`--http-cors-origin`).
+    pub cors_origins: Vec<HeaderValue>,
 }
 
 impl Default for Settings {
@@ -25,6 +32,8 @@ impl Default for Settings {
             model_control_mode: "none",
             request_bytes_max: 64 << 20,
             forward: Forward::default(),
+            restrictions: Restrictions::default(),
+            cors_origins: Vec::new(),
         }
     }
 }
