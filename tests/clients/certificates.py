@@ -27,7 +27,7 @@ class Authority:
         """A new pair for this machine: the files of the certificate and of its key."""
         certificate, key = self.folder / f"{name}.crt", self.folder / f"{name}.key"
         signer = ["-CA", self.certificate, "-CAkey", self.key]
-        names = ["-subj", f"/CN={name}", "-addext", EXTENSIONS]
+        names = ["-subj", f"/CN={name}", "-addext", "basicConstraints=critical,CA:FALSE", "-addext", EXTENSIONS]
         _openssl("req", "-x509", *_new_key(key), "-out", certificate, "-days", "2", *signer, *names)
         return certificate, key
 

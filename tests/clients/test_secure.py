@@ -98,7 +98,9 @@ def test_grpc_on_a_socket_in_the_file_system(models, tmp_path):
     path = tmp_path / "grpc.sock"
     with Nereid(models, "--grpc-address", f"unix:{path}") as server:
         assert server.grpc == f"unix:{path}"
-        with grpcclient.InferenceServerClient(server.grpc) as client:
+        # gRPC's C core would send the path as the authority, which is no authority in HTTP.
+        authority = [("grpc.default_authority", "localhost")]
+        with grpcclient.InferenceServerClient(server.grpc, channel_args=authority) as client:
             assert echoes(grpcclient, client)
     assert not path.exists()
 
