@@ -69,22 +69,22 @@ fn dispatch(matches: &ArgMatches) -> Result<()> {
 }
 
 fn health(given: &ArgMatches) -> Result<()> {
-    let local = |port: u16| format!("127.0.0.1:{port}");
     let (grpc, http) = match (given.get_one::<String>("grpc"), given.get_one::<String>("http")) {
         (None, None) => match Config::door_of_process() {
-            Door::Grpc(port) => (Some(local(port)), None),
-            Door::Http(port) => (None, Some(local(port))),
+            Door::Grpc(address) => (Some(address), None),
+            Door::Http(address) => (None, Some(address)),
         },
         (grpc, http) => (grpc.cloned(), http.cloned()),
     };
     let timeout = Duration::from_millis(*given.get_one::<u64>("timeout-ms").unwrap_or(&1000));
+    let root = given.get_one::<PathBuf>("root-cert").map(PathBuf::as_path);
     let runtime = runtime(1)?;
     if let Some(address) = grpc {
-        runtime.block_on(protocol::grpc::probe::ready(&address, timeout))?;
+        runtime.block_on(protocol::grpc::probe::ready(&address, root, timeout))?;
         println!("{address} is ready");
     }
     if let Some(address) = http {
-        runtime.block_on(protocol::http::probe::ready(&address, timeout))?;
+        runtime.block_on(protocol::http::probe::ready(&address, root, timeout))?;
         println!("{address} is ready");
     }
     Ok(())
@@ -141,14 +141,21 @@ fn command() -> Command {
             Command::new("health")
                 .about("Ask a server whether it is ready; exit 0 if so")
                 .arg(
-                    Arg::new("grpc").long("grpc").value_name("HOST:PORT").help(
+                    Arg::new("grpc").long("grpc").value_name("HOST:PORT|unix:PATH").help(
                         "Where the server's gRPC is [default: 127.0.0.1 and the port of NEREID_GRPC_PORT or 8001]",
                     ),
                 )
-                .arg(Arg::new("http").long("http").value_name("HOST:PORT").help(
+                .arg(Arg::new("http").long("http").value_name("HOST:PORT|unix:PATH").help(
                     "Where its HTTP is, to ask there [default if NEREID_ALLOW_GRPC is false: 127.0.0.1 and \
                          NEREID_HTTP_PORT or 8000]",
                 ))
+                .arg(
+                    Arg::new("root-cert")
+                        .long("root-cert")
+                        .value_name("FILE")
+                        .value_parser(value_parser!(PathBuf))
+                        .help("Ask in TLS; the certificate of who signed the server's, in PEM"),
+                )
                 .arg(
                     Arg::new("timeout-ms")
                         .long("timeout-ms")

@@ -100,13 +100,13 @@ pub enum Startup {
     Named(Vec<String>),
 }
 
-/// The port of a protocol that tells a server's health.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Where on this machine a server tells its health: `HOST:PORT`, or `unix:PATH`.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Door {
     /// gRPC's standard health service.
-    Grpc(u16),
+    Grpc(String),
     /// The route of KServe v2.
-    Http(u16),
+    Http(String),
 }
 
 /// Everything that is wrong with the settings, one line each.
@@ -144,10 +144,16 @@ impl Config {
     pub fn door_of_process() -> Door {
         let typed = Typed::read(&[], &environment(), None);
         let text = |name| typed.texts(name).and_then(|mut texts| texts.pop());
-        let port = |name, default| text(name).and_then(|port| port.parse().ok()).unwrap_or(default);
-        match text("allow-grpc").and_then(|text| typed::parse_bool(&text)) {
-            Some(false) => Door::Http(port("http-port", 8000)),
-            _ => Door::Grpc(port("grpc-port", 8001)),
+        let truth = |name| text(name).and_then(|text| typed::parse_bool(&text)).unwrap_or_default();
+        let local = |address, port| match text(address).filter(|address| address.starts_with("unix:")) {
+            Some(address) => address,
+            None => format!("127.0.0.1:{}", text(port).unwrap_or_default()),
+        };
+        let http = local("http-address", "http-port");
+        match (truth("allow-grpc"), truth("single-port")) {
+            (false, _) => Door::Http(http),
+            (true, true) => Door::Grpc(http),
+            (true, false) => Door::Grpc(local("grpc-address", "grpc-port")),
         }
     }
 

@@ -1,12 +1,14 @@
 """TLS, secrets, single-port mode and Unix-domain sockets, by Triton's clients."""
 
+import subprocess
+
 import grpc
 import numpy
 import pytest
 import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
 from certificates import Authority, needs_openssl
-from nereid import Nereid, identity_config, write_model
+from nereid import BINARY, Nereid, identity_config, write_model
 from tritonclient.utils import InferenceServerException
 
 
@@ -129,3 +131,20 @@ def test_restricted_groups_want_their_secret(models, tmp_path):
             assert refused.value.status() == "403"
             assert refused.value.message() == "This API is restricted, expecting header 'infer-key'"
             assert echoes(httpclient, client, headers={"infer-key": "very secret"})
+
+
+@needs_openssl()
+def test_health_is_asked_in_tls_and_over_a_socket(models, authority, tmp_path):
+    pair = authority.sign("server")
+    path = tmp_path / "http.sock"
+    with Nereid(models, *tls_flags("grpc", pair), "--http-address", f"unix:{path}") as server:
+
+        def health(*words):
+            command = [BINARY, "health", "--timeout-ms", "10000", *words]
+            return subprocess.run(command, capture_output=True, check=False).returncode
+
+        secured = ["--grpc", f"localhost:{port_of(server.grpc)}"]
+        assert health(*secured, "--root-cert", authority.certificate) == 0
+        assert health(*secured) == 1
+        assert health("--http", f"unix:{path}") == 0
+        assert health("--http", f"unix:{path}.gone") == 1

@@ -1,31 +1,39 @@
 //! Asks a server on another address for its health, as container health checks do.
 
+use std::path::Path;
 use std::time::Duration;
 
+use hyper_util::rt::TokioIo;
 use tonic::transport::Endpoint;
 
 use super::health_wire::HealthCheckRequest;
 use super::health_wire::health_check_response::ServingStatus;
 use super::health_wire::health_client::HealthClient;
 use crate::error::{Error, Kind, Result};
+use crate::protocol::transport::dial;
 
-/// Whether the server at `address` (`HOST:PORT`) is ready; answers within `timeout`.
+/// Whether the server at `address` (`HOST:PORT` or `unix:PATH`) is ready; answers within `timeout`. With `root`, the file
+/// of who signed the server's certificate, it is asked in TLS.
 ///
 /// # Errors
 /// [`Kind::Unavailable`] if nobody answers there in time, or it says that it is not ready; the message says which.
-pub async fn ready(address: &str, timeout: Duration) -> Result<()> {
-    let asked = tokio::time::timeout(timeout, ask(address));
+pub async fn ready(address: &str, root: Option<&Path>, timeout: Duration) -> Result<()> {
+    let asked = tokio::time::timeout(timeout, ask(address, root));
     match asked.await {
         Ok(answer) => answer,
         Err(_) => Err(Error::unavailable(format!("{address} did not answer within {timeout:?}"))),
     }
 }
 
-async fn ask(address: &str) -> Result<()> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
-        .map_err(|error| Error::invalid(format!("'{address}' is not HOST:PORT: {error}")))?;
-    let channel = endpoint
-        .connect()
+async fn ask(address: &str, root: Option<&Path>) -> Result<()> {
+    let mut stream = Some(TokioIo::new(dial(address, root, true).await?));
+    // There is one connection, already; what a second one would be asked for is a failure of the first.
+    let connector = tower::service_fn(move |_| {
+        let stream = stream.take().ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotConnected));
+        std::future::ready(stream)
+    });
+    let channel = Endpoint::from_static("http://localhost")
+        .connect_with_connector(connector)
         .await
         .map_err(|error| Error::unavailable(format!("nobody answers at {address}: {}", innermost(&error))))?;
     let answer = HealthClient::new(channel)
@@ -56,7 +64,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("it is bound").to_string();
         drop(listener);
-        let error = ready(&address, Duration::from_secs(5)).await.expect_err("nobody listens there now");
+        let error = ready(&address, None, Duration::from_secs(5)).await.expect_err("nobody listens there now");
         assert_eq!(error.kind(), Kind::Unavailable);
         assert!(error.message().contains(&address), "{error}");
     }
@@ -65,7 +73,7 @@ mod tests {
     async fn a_silent_server_is_given_up_after_the_timeout() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound").to_string();
-        let error = ready(&address, Duration::from_millis(50)).await.expect_err("nobody accepts");
+        let error = ready(&address, None, Duration::from_millis(50)).await.expect_err("nobody accepts");
         assert!(error.message().contains("did not answer within 50ms"), "{error}");
     }
 }

@@ -1,33 +1,36 @@
 //! Asks a server on another address whether it is ready, as container health checks do where gRPC is off.
 
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 
 use crate::error::{Error, Result};
+use crate::protocol::transport::dial;
 
-/// Whether the server at `address` (`HOST:PORT`) is ready; answers within `timeout`.
+/// Whether the server at `address` (`HOST:PORT` or `unix:PATH`) is ready; answers within `timeout`. With `root`, the file
+/// of who signed the server's certificate, it is asked in TLS.
 ///
 /// # Errors
 /// [`crate::error::Kind::Unavailable`] if nobody answers there in time, or it says that it is not ready; the message
 /// says which.
-pub async fn ready(address: &str, timeout: Duration) -> Result<()> {
-    match tokio::time::timeout(timeout, ask(address)).await {
+pub async fn ready(address: &str, root: Option<&Path>, timeout: Duration) -> Result<()> {
+    match tokio::time::timeout(timeout, ask(address, root)).await {
         Ok(answer) => answer,
         Err(_) => Err(Error::unavailable(format!("{address} did not answer within {timeout:?}"))),
     }
 }
 
-async fn ask(address: &str) -> Result<()> {
+async fn ask(address: &str, root: Option<&Path>) -> Result<()> {
     let silent = |error: &dyn std::fmt::Display| Error::unavailable(format!("nobody answers at {address}: {error}"));
-    let stream = TcpStream::connect(address).await.map_err(|error| silent(&error))?;
+    let stream = dial(address, root, false).await?;
+    let host = if address.starts_with("unix:") { "localhost" } else { address };
     let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(|error| silent(&error))?;
-    let request = Request::get("/v2/health/ready").header(header::HOST, address).body(Empty::<Bytes>::new());
+    let request = Request::get("/v2/health/ready").header(header::HOST, host).body(Empty::<Bytes>::new());
     let request = request.map_err(|error| Error::invalid(format!("'{address}' is not HOST:PORT: {error}")))?;
     let answer = async {
         let response = sender.send_request(request).await.map_err(|error| silent(&error))?;
@@ -60,7 +63,7 @@ mod tests {
             let _ = stream.read(&mut [0; 1024]).await;
             let _ = stream.write_all(head.as_bytes()).await;
         };
-        tokio::join!(ready(&address, Duration::from_secs(5)), serve).0
+        tokio::join!(ready(&address, None, Duration::from_secs(5)), serve).0
     }
 
     #[tokio::test]
@@ -77,7 +80,7 @@ mod tests {
     async fn a_silent_server_is_given_up_after_the_timeout() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound").to_string();
-        let error = ready(&address, Duration::from_millis(50)).await.expect_err("nobody accepts");
+        let error = ready(&address, None, Duration::from_millis(50)).await.expect_err("nobody accepts");
         assert!(error.message().contains("did not answer within 50ms"), "{error}");
     }
 }

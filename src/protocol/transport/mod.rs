@@ -8,6 +8,7 @@ mod body;
 mod clock;
 mod connection;
 mod crowd;
+mod dial;
 mod last;
 mod listener;
 mod peer;
@@ -22,6 +23,7 @@ mod workers;
 
 pub use address::Address;
 pub use body::{Body, BodyError};
+pub use dial::dial;
 pub use listener::{Listener, Options};
 pub use port::Port;
 pub use service::Service;

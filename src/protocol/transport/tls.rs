@@ -141,7 +141,8 @@ impl Contents {
     }
 }
 
-fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>> {
+/// The certificates in `pem`, which came from `path`.
+pub fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>> {
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match all {
         Ok(all) if all.is_empty() => Err(wrong(path, "no certificate in PEM")),
@@ -150,7 +151,8 @@ fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>>
     }
 }
 
-fn wrong(path: &Path, what: impl fmt::Display) -> Error {
+/// A mistake in the file `path`.
+pub fn wrong(path: &Path, what: impl fmt::Display) -> Error {
     Error::invalid(format!("{}: {what}", path.display()))
 }
 
