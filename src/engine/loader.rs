@@ -160,7 +160,11 @@ impl Loader {
         }
         let file = self.config_name.as_deref().map_or(Source::File, Source::Named);
         let source = overrides.config.as_deref().map_or(file, Source::Json);
-        let (config, files) = self.configure(&dir, source)?;
+        let (config, files) = self.configure(&dir, source).map_err(|error| match overrides.config {
+            // Clients of the reference server look for the first words.
+            Some(_) => error.context(format_args!("failed to load '{name}'")),
+            None => error,
+        })?;
         let versions: Vec<Version> = files.keys().copied().collect();
         resolved(&versions);
         let mut servings = BTreeMap::new();

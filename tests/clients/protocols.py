@@ -10,7 +10,7 @@ import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
 from tritonclient.grpc import model_config_pb2
 
-PROTOCOLS = ["grpc"]
+PROTOCOLS = ["grpc", "http"]
 
 # The status of a refusal, by gRPC's name for it.
 HTTP_STATUS = {

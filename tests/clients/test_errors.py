@@ -191,8 +191,6 @@ def test_control_is_refused_where_models_are_not_controlled(stub, call):
     [
         ("SystemSharedMemoryRegister", service_pb2.SystemSharedMemoryRegisterRequest()),
         ("CudaSharedMemoryRegister", service_pb2.CudaSharedMemoryRegisterRequest()),
-        ("TraceSetting", service_pb2.TraceSettingRequest()),
-        ("LogSettings", service_pb2.LogSettingsRequest()),
     ],
 )
 def test_what_is_not_there_yet_says_so(stub, call, message):

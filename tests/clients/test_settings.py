@@ -63,8 +63,7 @@ def test_log_settings_are_changed_and_shown(client):
 @pytest.mark.parametrize(
     "settings, status, message",
     [
-        ({"log_info": "yes"}, "INVALID_ARGUMENT", "log_info"),
-        ({"log_verbose_level": "much"}, "INVALID_ARGUMENT", "log_verbose_level"),
+        ({"log_format": "loud"}, "INVALID_ARGUMENT", "log_format"),
         ({"log_file": "elsewhere"}, "UNIMPLEMENTED", "log file location can not be updated"),
     ],
 )

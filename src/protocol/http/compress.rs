@@ -50,8 +50,9 @@ pub async fn both_ways(State(coded): State<Coded>, request: Request, next: Next)
     };
     let answer = next.run(request).await;
     match wanted {
-        Some(wanted) => compressed(wanted, answer).await,
-        None => answer,
+        // Clients read the message of an error as it comes.
+        Some(wanted) if answer.status().is_success() => compressed(wanted, answer).await,
+        _ => answer,
     }
 }
 

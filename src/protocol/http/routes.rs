@@ -107,8 +107,8 @@ pub fn router(app: Arc<App>) -> Router {
         let coded = Coded {
             app: app.clone(),
             inference: route.category == Some(Inference),
-            // What is generated leaves as it comes.
-            answers: !route.path.contains("/generate"),
+            // Clients decompress what infer answers and nothing else, whatever their headers say.
+            answers: route.path.ends_with("/infer"),
         };
         let mut handler = (route.handler)().layer(from_fn_with_state(coded, both_ways));
         if let Some(category) = route.category.filter(|category| app.settings.restrictions.restrict(*category)) {

@@ -79,9 +79,6 @@ async fn the_encoding_of_the_greatest_weight_is_taken() {
         let found = answer.headers.get(header::CONTENT_ENCODING).map(|value| value.to_str().expect("a text"));
         assert_eq!(found, encoding, "{wanted}");
     }
-    let mut asked = request(Method::GET, "/v2", "");
-    asked.headers_mut().insert(header::ACCEPT_ENCODING, "gzip".parse().expect("a value"));
-    assert_eq!(served.send(asked).await.headers[header::CONTENT_ENCODING], "gzip");
     served.stop().await;
 }
 
@@ -109,5 +106,19 @@ async fn the_limit_holds_for_what_was_compressed() {
     assert!(answer.error().contains("maximum allowed input size of 4000 bytes"), "{}", answer.error());
     let broken = served.send(post(PATH, &[(header::CONTENT_ENCODING, "gzip")], "not gzip")).await;
     assert!(broken.error().starts_with("the request body could not be read"), "{}", broken.error());
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn only_what_infer_answers_is_compressed() {
+    let served = Served::start().await;
+    let wanted = [(header::ACCEPT_ENCODING, "gzip")];
+    let mut metadata = request(Method::GET, "/v2/models/stats", "");
+    metadata.headers_mut().insert(header::ACCEPT_ENCODING, "gzip".parse().expect("a value"));
+    let plain = served.send(metadata).await;
+    assert!(!plain.headers.contains_key(header::CONTENT_ENCODING) && plain.json()["model_stats"].is_array());
+    let refused = served.send(post(PATH, &wanted, "{".repeat(1000))).await;
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+    assert!(refused.error().contains("failed to parse the request JSON"), "{}", refused.error());
     served.stop().await;
 }
