@@ -156,6 +156,11 @@ impl Engine {
         self.catalog.readiness()
     }
 
+    /// Whether there is a model of that name, ready or not.
+    pub fn knows(&self, name: &str) -> bool {
+        self.catalog.knows(name)
+    }
+
     /// The versions of a model that are ready, ascending.
     pub fn versions_ready(&self, name: &str) -> Vec<Version> {
         self.catalog.versions_ready(name)

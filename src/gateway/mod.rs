@@ -145,6 +145,11 @@ impl Gateway {
         self.engine.readiness()
     }
 
+    /// Whether there is a model of that name, ready or not.
+    pub fn knows(&self, name: &str) -> bool {
+        self.engine.knows(name)
+    }
+
     /// The versions of a model that are ready, ascending.
     pub fn versions_ready(&self, name: &str) -> Vec<Version> {
         self.engine.versions_ready(name)

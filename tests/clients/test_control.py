@@ -56,6 +56,7 @@ def test_a_model_is_loaded_served_and_unloaded(client):
     assert client.infer("late", [ones(client)]).as_numpy("OUTPUT0").shape == (1, 2)
     client.unload_model("late")
     wait_until(lambda: states(client)["late"] == ("UNAVAILABLE", "unloaded"))
+    assert not client.is_model_ready("late")
     with pytest.raises(InferenceServerException):
         client.infer("late", [ones(client)])
     client.load_model("late")

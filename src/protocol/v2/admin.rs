@@ -17,6 +17,9 @@ use crate::error::{Error, Kind, Result};
 use crate::gateway::{Gateway, Overrides};
 use crate::model::Version;
 
+/// The longest name that a file system takes, in bytes.
+const FILE_NAME_BYTES_MAX: usize = 255;
+
 /// Every model version with its state and, where it is not ready, the reason.
 ///
 /// # Errors
@@ -106,6 +109,12 @@ fn overrides(parameters: HashMap<String, ModelRepositoryParameter>) -> Result<Ov
 
 /// Keeps a file under its path, `<version>/<file>`.
 fn insert_file(files: &mut BTreeMap<String, Bytes>, key: &str, path: &str, data: Bytes) -> Result<()> {
+    if path.split('/').any(|name| name.len() > FILE_NAME_BYTES_MAX) {
+        // The kind and the words of the reference server, which clients look for.
+        return Err(Error::internal(format!(
+            "failed to poll from model repository: a load parameter has a file name of more than {FILE_NAME_BYTES_MAX} bytes"
+        )));
+    }
     let version = path.split_once('/').and_then(|(version, _)| version.parse::<Version>().ok());
     if version.is_none_or(|version| version == 0) || !is_inside(path) || path.ends_with('/') {
         return Err(Error::invalid(format!("load parameter '{key}' does not name a file as 'file:<version>/<file>'")));
@@ -162,6 +171,13 @@ mod tests {
             let expected = format!("load parameter '{key}' does not name a file as 'file:<version>/<file>'");
             assert_eq!(refused, Err(expected), "{path}");
         }
+    }
+
+    #[test]
+    fn a_file_name_that_no_file_can_have_is_refused() {
+        let refused = |bytes: usize| decoded(&[("config", text()), (&format!("file:1/{}", "A".repeat(bytes)), data())]);
+        assert!(refused(255).is_ok());
+        assert!(refused(256).expect_err("too long").starts_with("failed to poll from model repository"));
     }
 
     #[test]

@@ -39,13 +39,18 @@ pub fn server(id: &str) -> ServerMetadataResponse {
     }
 }
 
-/// Whether a model version answers requests; one that does not is an error that says why.
+/// Whether a model answers requests: false for a model that is known and has no version that does.
 ///
 /// # Errors
-/// Those of [`Gateway::find`].
+/// Those of [`Gateway::find`] for an unknown model, and for a version that does not answer.
 pub fn model_ready(gateway: &Gateway, request: &ModelReadyRequest) -> Result<ModelReadyResponse> {
-    gateway.find(&request.name, decode::version(&request.version)?)?;
-    Ok(ModelReadyResponse { ready: true })
+    let version = decode::version(&request.version)?;
+    match gateway.find(&request.name, version) {
+        Ok(_) => Ok(ModelReadyResponse { ready: true }),
+        // Clients ask this after an unload, and expect an answer.
+        Err(_) if version.is_none() && gateway.knows(&request.name) => Ok(ModelReadyResponse { ready: false }),
+        Err(error) => Err(error),
+    }
 }
 
 /// What a model takes and gives.
