@@ -26,7 +26,7 @@ run: setup-run ## build the server and serve model_repository/
 	@echo "when it is ready, try: .venv/bin/python examples/embed.py"
 	@exec target/release/nereid serve --model-repository model_repository $(ARGS)
 
-test: check clients ## all that CI checks
+test: check clients operator ## all that CI checks
 
 check: setup-run ## format, lints, house rules, unit and integration tests
 	$(CARGO) fmt --check

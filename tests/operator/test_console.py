@@ -16,7 +16,7 @@ from traffic import infer
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
-PATIENCE_MS = 20_000
+PATIENCE_MS = 15_000
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +160,24 @@ def test_without_metrics_the_statistics_are_shown(browser, repository):
         expect(row(page, "echo").locator("td.batch")).to_have_text("2")
         expect(row(page, "echo").locator("td.p50")).to_have_text("\u2013")
         expect(page.locator("footer")).to_contain_text("Metrics are switched off")
+
+
+def test_restricted_parts_are_shown_once_their_value_is_given(browser, repository):
+    flags = ["--model-control-mode=explicit", "--load-model=echo", "--http-restricted-api=statistics,model-repository:gate=open sesame"]
+    with Nereid(repository, *flags) as running, traffic(running, "echo"), opened(browser, running) as page:
+        expect(page.locator("#access")).to_contain_text("restricted")
+        expect(page.locator("#access-header")).to_have_text("gate")
+        value = page.get_by_label("Value of gate")
+        value.fill("wrong")
+        page.get_by_role("button", name="Use it").click()
+        expect(page.locator("#access-why")).to_have_text("The value was not accepted.")
+        value.fill("open sesame")
+        page.get_by_role("button", name="Use it").click()
+        expect(row(page, "echo").locator("td.batch")).to_have_text("2")
+        expect(page.locator("#access")).to_be_hidden()
+        assert page.evaluate("[JSON.stringify(localStorage), document.cookie]") == ["{}", ""]
+        page.reload()
+        expect(row(page, "echo").locator("td.status")).to_have_text("Ready")
 
 
 def test_the_console_can_be_switched_off(repository):
