@@ -166,8 +166,8 @@ impl Server {
             host.abort();
         }
         if let Some(traces) = traces {
-            let flushed = tokio::time::timeout_at(deadline.max(Instant::now() + FLUSH_TIME_MIN), traces.stop()).await;
-            if flushed.is_err() {
+            let deadline = deadline.max(Instant::now() + FLUSH_TIME_MIN);
+            if !traces.stop(deadline).await {
                 tracing::warn!("the last traces could not be written in time");
             }
         }

@@ -210,6 +210,26 @@ mod tests {
         assert_eq!((&names[..5], names[5]), (&expected[..], "HTTP_SEND_END"));
     }
 
+    fn soon() -> Instant {
+        Instant::now() + std::time::Duration::from_secs(20)
+    }
+
+    #[tokio::test]
+    async fn a_collector_that_is_not_there_costs_its_traces_and_not_the_stop() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        drop(listener);
+        for url in [format!("http://{address}/v1/traces"), format!("grpc://{address}")] {
+            let metrics = Metrics::new();
+            let otlp = OtlpSettings { url, ..OtlpSettings::default() };
+            let settings = Settings { mode: Mode::OpenTelemetry, values: always(), otlp, ..Settings::default() };
+            let (tracer, writing) = Tracer::start(settings, metrics.clone()).expect("nothing is wrong with it");
+            request(&tracer);
+            assert!(writing.expect("traces have a collector").stop(soon()).await);
+            assert_eq!(metrics.count(Traced::Failed), 1);
+        }
+    }
+
     #[tokio::test]
     async fn what_cannot_be_written_is_counted_and_what_waits_at_the_stop_is_written() {
         let folder = tempfile::tempdir().expect("a temporary directory");
@@ -222,7 +242,7 @@ mod tests {
             let (tracer, writing) = Tracer::start(settings, metrics.clone()).expect("nothing is wrong with it");
             request(&tracer);
             request(&tracer);
-            writing.expect("traces have a file").stop().await;
+            assert!(writing.expect("traces have a file").stop(soon()).await);
             assert_eq!(metrics.count(traced), 2, "{traced:?}");
             request(&tracer);
             assert_eq!(metrics.count(Traced::Dropped), 1);

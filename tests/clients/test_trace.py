@@ -1,15 +1,19 @@
-"""Trace and log settings, and request ids, by Triton's gRPC client."""
+"""Trace and log settings, and request ids, by Triton's clients of both protocols."""
 
 import json
 
 import pytest
-import tritonclient.grpc as grpcclient
-from arrays import sample, tensor
+from arrays import sample
 from nereid import Nereid, identity_config, write_model
+from protocols import connect
 from tritonclient.utils import InferenceServerException
 
-STAGES = """REQUEST_START QUEUE_START COMPUTE_START COMPUTE_INPUT_END COMPUTE_OUTPUT_START COMPUTE_END REQUEST_END
-GRPC_WAITREAD_START GRPC_WAITREAD_END INFER_RESPONSE_COMPLETE GRPC_SEND_START GRPC_SEND_END""".split()
+STAGES = """REQUEST_START QUEUE_START COMPUTE_START COMPUTE_INPUT_END COMPUTE_OUTPUT_START COMPUTE_END
+INFER_RESPONSE_COMPLETE REQUEST_END""".split()
+OUTER_STAGES = {
+    "grpc": ["GRPC_WAITREAD_START", "GRPC_WAITREAD_END", "GRPC_SEND_START", "GRPC_SEND_END"],
+    "http": ["HTTP_RECV_START", "HTTP_RECV_END", "HTTP_SEND_START", "HTTP_SEND_END"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,49 +32,37 @@ def traced(models, tmp_path):
         yield running
 
 
-@pytest.fixture
-def client(traced):
-    with grpcclient.InferenceServerClient(traced.grpc) as connected:
+@pytest.fixture(params=["grpc", "http"])
+def client(request, traced):
+    with connect(request.param, traced) as connected:
         yield connected
 
 
 def infer(client, model, **more):
-    return client.infer(model, [tensor("INPUT0", "FP32", sample("FP32", [1, 2]))], **more)
-
-
-def settings(response):
-    return {name: list(value["value"]) for name, value in response["settings"].items()}
-
-
-def trace_settings(client, model=None):
-    return settings(client.get_trace_settings(model, as_json=True))
-
-
-def update(client, model=None, **changes):
-    return settings(client.update_trace_settings(model, changes, as_json=True))
+    return client.infer(model, [client.tensor("INPUT0", "FP32", sample("FP32", [1, 2]))], **more)
 
 
 def test_the_settings_at_the_start_are_tritons(client, traced):
-    assert trace_settings(client) == {
+    assert client.trace_settings() == {
         "trace_level": ["OFF"],
-        "trace_rate": ["1000"],
-        "trace_count": ["-1"],
-        "log_frequency": ["0"],
-        "trace_mode": ["triton"],
-        "trace_file": [str(traced.trace_file)],
+        "trace_rate": "1000",
+        "trace_count": "-1",
+        "log_frequency": "0",
+        "trace_mode": "triton",
+        "trace_file": str(traced.trace_file),
     }
-    assert trace_settings(client, "one") == trace_settings(client)
+    assert client.trace_settings("one") == client.trace_settings()
 
 
 def test_a_model_keeps_its_own_settings_until_it_gives_them_back(client):
-    own = update(client, "one", trace_level=["TIMESTAMPS"], trace_rate="7")
-    assert (own["trace_level"], own["trace_rate"]) == (["TIMESTAMPS"], ["7"])
-    update(client, trace_rate="3", trace_level=["TENSORS", "TIMESTAMPS"])
-    assert trace_settings(client, "one")["trace_rate"] == ["7"]
-    assert trace_settings(client, "other")["trace_rate"] == ["3"]
-    assert trace_settings(client, "other")["trace_level"] == ["TIMESTAMPS", "TENSORS"]
-    assert update(client, "one", trace_rate=None, trace_level=None) == trace_settings(client)
-    assert update(client, trace_rate=None)["trace_rate"] == ["1000"]
+    own = client.trace_settings("one", {"trace_level": ["TIMESTAMPS"], "trace_rate": "7"})
+    assert (own["trace_level"], own["trace_rate"]) == (["TIMESTAMPS"], "7")
+    client.trace_settings(None, {"trace_rate": "3", "trace_level": ["TENSORS", "TIMESTAMPS"]})
+    assert client.trace_settings("one")["trace_rate"] == "7"
+    assert client.trace_settings("other")["trace_rate"] == "3"
+    assert client.trace_settings("other")["trace_level"] == ["TIMESTAMPS", "TENSORS"]
+    assert client.trace_settings("one", {"trace_rate": None, "trace_level": None}) == client.trace_settings()
+    assert client.trace_settings(None, {"trace_rate": None})["trace_rate"] == "1000"
 
 
 @pytest.mark.parametrize(
@@ -84,44 +76,42 @@ def test_a_model_keeps_its_own_settings_until_it_gives_them_back(client):
     ],
 )
 def test_wrong_settings_are_refused_and_change_nothing(client, change, status, message):
-    before = trace_settings(client)
+    before = client.trace_settings()
     with pytest.raises(InferenceServerException) as refused:
-        client.update_trace_settings(settings={"log_frequency": "9", **change})
-    assert refused.value.status() == f"StatusCode.{status}"
+        client.trace_settings(None, {"log_frequency": "9", **change})
+    assert refused.value.status() == client.status(status)
     assert message in refused.value.message()
-    assert trace_settings(client) == before
+    assert client.trace_settings() == before
 
 
 def test_a_model_that_is_not_there_has_no_settings(client):
     with pytest.raises(InferenceServerException, match="Request for unknown model : nobody"):
-        client.get_trace_settings("nobody")
+        client.trace_settings("nobody")
 
 
 def test_requests_are_traced_from_the_call_on_that_says_so(client, traced):
     infer(client, "one", request_id="before")
-    update(client, trace_level=["TIMESTAMPS"], trace_rate="1", trace_count="2")
+    client.trace_settings(None, {"trace_level": ["TIMESTAMPS"], "trace_rate": "1", "trace_count": "2"})
     for request_id in ("first", "second", "third"):
         infer(client, "one", request_id=request_id)
-    assert trace_settings(client)["trace_count"] == ["0"]
+    assert client.trace_settings()["trace_count"] == "0"
     assert traced.stop() == 0
     entries = json.loads(traced.trace_file.read_text())
     heads = [entry for entry in entries if "model_name" in entry]
     assert [(head["id"], head["request_id"]) for head in heads] == [(1, "first"), (2, "second")]
     assert all((head["model_name"], head["model_version"]) == ("one", 1) for head in heads)
     stamps = [stamp for entry in entries if entry["id"] == 2 for stamp in entry.get("timestamps", [])]
-    assert sorted(stamp["name"] for stamp in stamps) == sorted(STAGES)
+    assert sorted(stamp["name"] for stamp in stamps) == sorted(STAGES + OUTER_STAGES[client.protocol])
     assert [stamp["ns"] for stamp in stamps] == sorted(stamp["ns"] for stamp in stamps)
 
 
 def test_log_settings_change_what_is_logged(client, traced):
-    told = client.get_log_settings(as_json=True)["settings"]
-    assert told["log_info"] == {"bool_param": True}
-    assert told["log_verbose_level"] == {"uint32_param": 0}
-    assert told["log_format"] == {"string_param": "default"}
-    told = client.update_log_settings({"log_verbose_level": 1, "log_format": "ISO8601"}, as_json=True)["settings"]
-    assert told["log_verbose_level"] == {"uint32_param": 1}
+    told = client.log_settings()
+    assert (told["log_info"], told["log_verbose_level"], told["log_format"]) == (True, 0, "default")
+    told = client.log_settings({"log_verbose_level": 1, "log_format": "ISO8601"})
+    assert (told["log_verbose_level"], told["log_format"]) == (1, "ISO8601")
     infer(client, "one", headers={"x-request-id": "seen-in-the-log"})
-    client.update_log_settings({"log_verbose_level": 0, "log_info": False})
+    client.log_settings({"log_verbose_level": 0, "log_info": False})
     infer(client, "one", headers={"x-request-id": "not-seen"})
     with open(traced.log.name) as log:
         lines = log.read().splitlines()
@@ -140,6 +130,6 @@ def test_log_settings_change_what_is_logged(client, traced):
 )
 def test_wrong_log_settings_are_refused(client, change, status, message):
     with pytest.raises(InferenceServerException) as refused:
-        client.update_log_settings(change)
-    assert refused.value.status() == f"StatusCode.{status}"
+        client.log_settings(change)
+    assert refused.value.status() == client.status(status)
     assert message in refused.value.message()

@@ -10,6 +10,7 @@ use tower::ServiceExt as _;
 use super::{App, Settings, cors, reply, router};
 use crate::gateway::Gateway;
 use crate::protocol::transport::{Body, Service};
+use crate::protocol::v2::context;
 
 /// Answers HTTP requests.
 pub struct Rest {
@@ -39,13 +40,16 @@ impl Service for Rest {
             return reply::error(StatusCode::FORBIDDEN, "pages of other origins may not do this");
         }
         let late = request.body_mut().late();
+        let id = context::given(request.headers());
         let answered: Result<_, Infallible> = self.router.clone().oneshot(request.map(axum::body::Body::new)).await;
-        let Ok(response) = answered;
+        let Ok(mut response) = answered;
         // Whatever a route makes of a body that stopped arriving, this is what it is.
         if late.is_some_and(|late| late.is_late()) {
-            let mut response = reply::error(StatusCode::REQUEST_TIMEOUT, "the request's body stopped arriving");
+            response = reply::error(StatusCode::REQUEST_TIMEOUT, "the request's body stopped arriving");
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            return response;
+        }
+        if let Some(id) = id {
+            response.headers_mut().insert(context::REQUEST_ID, id);
         }
         response
     }

@@ -78,6 +78,11 @@ impl Context {
     }
 }
 
+/// The id that a caller has sent, to be sent back; `None` if there is none that may be.
+pub fn given(headers: &HeaderMap) -> Option<HeaderValue> {
+    headers.get(REQUEST_ID).filter(|value| valid(value).is_some()).cloned()
+}
+
 /// An id as it may stand in a header and in a line of the log; `None` if it may not.
 fn valid(value: &HeaderValue) -> Option<&str> {
     let id = value.to_str().ok()?;

@@ -13,6 +13,7 @@ use super::otlp::Exporter;
 use super::record::Record;
 use super::{Mode, Settings, span};
 use crate::error::Result;
+use crate::infer::Instant;
 use crate::telemetry::metrics::{Metrics, Traced};
 
 /// The most traces that are written to a file at once.
@@ -26,10 +27,13 @@ pub struct Writing {
 }
 
 impl Writing {
-    /// Writes what waits, and ends. Traces that end later are dropped.
-    pub async fn stop(self) {
+    /// Writes what waits, and ends; traces that end later are dropped. `false` if `deadline` came before everything
+    /// was written.
+    pub async fn stop(mut self, deadline: Instant) -> bool {
         self.stop.cancel();
-        let _ = self.task.await;
+        let in_time = tokio::time::timeout_at(deadline, &mut self.task).await.is_ok();
+        self.task.abort();
+        in_time
     }
 }
 
