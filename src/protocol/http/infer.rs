@@ -38,6 +38,7 @@ async fn answer(app: &App, at: Named, request: Request, context: Context) -> Ans
         Ok(decoded) => decoded,
         Err(error) => {
             unread.refuse(error.kind());
+            context.refused(&error);
             return Err(error.into());
         }
     };

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue};
 
+use super::outcome::Observer;
+use crate::error::Error;
 use crate::gateway::Gateway;
 use crate::infer::Instant;
 use crate::telemetry::trace::{Caller, Protocol, Trace, random_id};
@@ -70,6 +72,11 @@ impl Context {
         if let Some(trace) = &self.trace {
             trace.sending();
         }
+    }
+
+    /// Notes that the request is refused before it was decoded.
+    pub fn refused(&self, error: &Error) {
+        Observer { context: self.clone(), handle: None, arrived: Instant::now() }.failed(error);
     }
 
     /// The trace, if the request may be traced.
