@@ -13,12 +13,9 @@ use crate::telemetry::trace::{Level, Mode, Settings, Transport};
 /// The settings of these texts, and what is wrong with them.
 pub fn read(texts: &[String]) -> (Settings, Vec<String>) {
     let mut reader = Reader::default();
-    let mut texts = texts.iter();
-    while let Some(text) = texts.next() {
+    for text in texts {
         let (mode, rest) = match text.split_once(',') {
             Some((mode, rest)) if !mode.contains('=') => (Some(mode), rest),
-            // Where a list is separated by commas the mode has become a text of its own.
-            None if !text.contains('=') => (Some(text.as_str()), texts.next().map_or("", String::as_str)),
             _ => (None, text.as_str()),
         };
         match rest.split_once('=') {
@@ -182,13 +179,6 @@ mod tests {
             (otlp.schedule_delay, otlp.queue_size_max, otlp.batch_size_max),
             (Duration::from_millis(100), 64, 16)
         );
-    }
-
-    #[test]
-    fn a_list_that_was_split_at_commas_is_put_together() {
-        let (settings, mistakes) = of(&["triton", "file=trace.json", "rate=2"]);
-        assert_eq!(mistakes, [""; 0]);
-        assert_eq!((settings.file, settings.values.rate), (Some("trace.json".into()), 2));
     }
 
     #[test]
