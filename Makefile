@@ -58,6 +58,8 @@ bench: setup-run ## CPU and latency per request, by perf_analyzer
 	@$(PYTHON) scripts/bench
 
 fuzz: setup-run ## the fuzz targets, ten minutes each
+	JOBS=$(JOBS) scripts/fuzz http_binary 600
+	JOBS=$(JOBS) scripts/fuzz http_json 600
 	JOBS=$(JOBS) scripts/fuzz pbtxt 600
 	JOBS=$(JOBS) scripts/fuzz tensor_decode 600
 

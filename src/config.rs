@@ -412,6 +412,15 @@ mod tests {
     }
 
     #[test]
+    fn a_pattern_for_headers_must_be_one() {
+        for flag in ["http-header-forward-pattern", "grpc-header-forward-pattern"] {
+            assert!(read(&format!("--model-repository=DIR --{flag}=^x-")).is_ok());
+            let mistakes = read(&format!("--model-repository=DIR --{flag}=(")).expect_err("no pattern");
+            assert!(mistakes[0].starts_with(&format!("--{flag}: ")), "{mistakes:?}");
+        }
+    }
+
+    #[test]
     fn one_protocol_must_be_left() {
         let without = |line: &str| read(&format!("--model-repository=DIR {line}"));
         assert!(without("--allow-grpc=false").is_ok_and(|config| config.grpc.is_none()));

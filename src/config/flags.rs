@@ -88,6 +88,7 @@ pub const FLAGS: &[Flag] = &[
     flag(GRPC, "grpc-port", Value::Number(0, 65535), "8001", "Port to listen on; 0 for any that is free"),
     flag(GRPC, "grpc-max-request-bytes", Value::Number(1024, i32::MAX as u64), "2147483647", "The largest request message"),
     flag(GRPC, "grpc-max-response-bytes", Value::Number(1024, i32::MAX as u64), "2147483647", "The largest response message"),
+    flag(GRPC, "grpc-header-forward-pattern", Value::Text("REGEX"), "", "Metadata whose names match become string parameters of the request"),
     flag(GRPC, "reuse-grpc-port", Value::Bool, "false", "Let other processes listen on the same port (SO_REUSEPORT)"),
     flag(GRPC, "grpc-handshake-timeout", Value::Number(1, MILLISECONDS_MAX), "10000", "Milliseconds for a new connection to agree on TLS and begin to speak HTTP/2"),
     flag(GRPC, "grpc-keepalive-time", Value::Number(1, i32::MAX as u64), "7200000", "Milliseconds without traffic before a ping"),
@@ -164,7 +165,7 @@ pub const ALIASES: &[(&str, &str)] = &[("model-store", "model-repository")];
 #[rustfmt::skip]
 pub const UNSUPPORTED: &[&str] = &[
     "model-namespacing", "enable-peer-access", "http-thread-count",
-    "grpc-header-forward-pattern", "grpc-infer-thread-count", "grpc-infer-allocation-pool-size",
+    "grpc-infer-thread-count", "grpc-infer-allocation-pool-size",
     "grpc-infer-response-compression-level", "grpc-keepalive-permit-without-calls", "grpc-http2-max-pings-without-data",
     "grpc-http2-min-recv-ping-interval-without-data", "grpc-http2-max-ping-strikes", 
     "allow-sagemaker", "sagemaker-port", "sagemaker-safe-port-range", "sagemaker-thread-count", "allow-vertex-ai",

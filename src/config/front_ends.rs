@@ -22,6 +22,8 @@ pub struct Grpc {
     pub stream_requests_max: usize,
     /// Which calls need a secret.
     pub restrictions: Restrictions,
+    /// The metadata that becomes parameters of a request.
+    pub forward: Forward,
 }
 
 /// The HTTP front end.
@@ -59,6 +61,7 @@ impl Grpc {
             response_bytes_max: reader.number("grpc-max-response-bytes") as usize,
             stream_requests_max: reader.number("grpc-max-stream-requests") as usize,
             restrictions: restricted::read(reader, "grpc-restricted-protocol", "triton-grpc-protocol-"),
+            forward: forward(reader, "grpc-header-forward-pattern"),
         };
         reader.truth("allow-grpc").then_some(grpc)
     }

@@ -135,6 +135,7 @@ fn grpc_settings(config: &Config, grpc: &config::Grpc) -> grpc::Settings {
         response_bytes_max: grpc.response_bytes_max,
         stream_requests_max: grpc.stream_requests_max,
         restrictions: grpc.restrictions.clone(),
+        forward: grpc.forward.clone(),
     }
 }
 

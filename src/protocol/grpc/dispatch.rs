@@ -40,7 +40,9 @@ use crate::protocol::status;
 use crate::protocol::transport::{self, BodyError, Service};
 use crate::protocol::v2::context::{Context as RequestContext, REQUEST_ID};
 use crate::protocol::v2::decode::Arrival;
+use crate::protocol::v2::forward::Forward;
 use crate::protocol::v2::infer;
+use crate::protocol::v2::unread::Unread;
 use crate::protocol::v2::wire::grpc_inference_service_server::{GrpcInferenceService as _, GrpcInferenceServiceServer};
 use crate::telemetry::trace::Protocol;
 
@@ -57,6 +59,7 @@ const RAW_OUTPUT_CONTENTS: u32 = 6;
 pub struct Dispatch {
     gateway: Arc<Gateway>,
     inference: Arc<InferenceService>,
+    forward: Forward,
     request_bytes_max: usize,
     response_bytes_max: usize,
     restrictions: Restrictions,
@@ -89,6 +92,7 @@ impl Dispatch {
         Ok(Self {
             gateway,
             inference,
+            forward: settings.forward.clone(),
             request_bytes_max: settings.request_bytes_max,
             response_bytes_max: settings.response_bytes_max,
             restrictions: settings.restrictions.clone(),
@@ -175,7 +179,7 @@ impl Dispatch {
         });
         let response = self.tonic().unary(infer, request.map(readable)).await;
         if let Some(unread) = unread.lock().take() {
-            unread.refuse(Code::InvalidArgument);
+            unread.refuse(Kind::InvalidArgument);
         }
         response.map(|body| Body::Boxed { body, _inference: None })
     }
@@ -207,16 +211,17 @@ impl Dispatch {
         let read = async {
             let deadline = timeout::deadline(&head.headers).map_err(|error| status::grpc(&error))?;
             let message = timeout::before(deadline, framing::read(&mut body, self.request_bytes_max)).await?;
-            Ok((deadline, message))
+            Ok::<_, Status>((deadline, message))
         };
-        let (deadline, message) = match read.await {
+        let (deadline, mut message) = match read.await {
             Ok(read) => read,
             Err(status) => {
-                unread.refuse(Status::code(&status));
+                unread.refuse(kind(status.code()));
                 return Err(status);
             }
         };
         unread.read();
+        self.forward.add(&head.headers, &mut message.parameters);
         let inference = self.inferences.token();
         let arrival = Arrival { at: Instant::now(), deadline, context: context.clone() };
         let response = infer::unary(&self.gateway, message, arrival).await.map_err(|error| status::grpc(&error))?;
@@ -248,36 +253,6 @@ fn readable(body: transport::Body) -> MapErr<transport::Body, fn(BodyError) -> S
         BodyError::Broken(error) => Status::from_error(error.into()),
         BodyError::TimedOut(_) => Status::deadline_exceeded(error.to_string()),
     })
-}
-
-/// Counts a request that is refused, or given up by its caller, before it was read.
-struct Unread {
-    gateway: Arc<Gateway>,
-    kind: Option<Kind>,
-}
-
-impl Unread {
-    /// A request whose call just came.
-    fn new(gateway: Arc<Gateway>) -> Self {
-        Self { gateway, kind: Some(Kind::Cancelled) }
-    }
-
-    /// It was read; who goes on with it counts it.
-    fn read(mut self) {
-        self.kind = None;
-    }
-
-    fn refuse(mut self, code: Code) {
-        self.kind = Some(kind(code));
-    }
-}
-
-impl Drop for Unread {
-    fn drop(&mut self) {
-        if let Some(kind) = self.kind {
-            self.gateway.refused(kind);
-        }
-    }
 }
 
 /// What a request that could not be read is counted as: the caller's mistake, whatever code gRPC has for it.

@@ -13,6 +13,7 @@ use crate::infer::Instant;
 use crate::protocol::status;
 use crate::protocol::v2::context::Context;
 use crate::protocol::v2::decode::Arrival;
+use crate::protocol::v2::forward::Forward;
 use crate::protocol::v2::wire::grpc_inference_service_server::GrpcInferenceService;
 use crate::protocol::v2::wire::*;
 use crate::protocol::v2::{admin, infer, log, metadata, shared_memory, trace};
@@ -21,6 +22,7 @@ use crate::protocol::v2::{admin, infer, log, metadata, shared_memory, trace};
 pub struct InferenceService {
     gateway: Arc<Gateway>,
     server_id: String,
+    forward: Forward,
     response_bytes_max: usize,
     stream_requests_max: usize,
 }
@@ -31,6 +33,7 @@ impl InferenceService {
         Self {
             gateway,
             server_id: settings.server_id.clone(),
+            forward: settings.forward.clone(),
             response_bytes_max: settings.response_bytes_max,
             stream_requests_max: settings.stream_requests_max,
         }
@@ -70,7 +73,10 @@ impl GrpcInferenceService for InferenceService {
         let deadline = timeout::deadline(request.metadata().as_ref()).map_err(|error| status::grpc(&error))?;
         let context = context(&request);
         let arrival = Arrival { at: Instant::now(), deadline, context: context.clone() };
-        let response = infer::unary(&self.gateway, request.into_inner(), arrival).await;
+        let forwarded = self.forward.parameters(request.metadata().as_ref());
+        let mut message = request.into_inner();
+        message.parameters.extend(forwarded);
+        let response = infer::unary(&self.gateway, message, arrival).await;
         context.sending();
         let message = encode::response(response.map_err(|error| status::grpc(&error))?);
         match message.encoded_len() {
@@ -97,6 +103,7 @@ impl GrpcInferenceService for InferenceService {
             end_at_error: request.metadata().get("triton_grpc_error").is_some_and(|value| value == "true"),
             deadline,
             context: context(&request),
+            forwarded: self.forward.parameters(request.metadata().as_ref()),
         };
         Ok(Response::new(Infers::new(self.gateway.clone(), request.into_inner(), options)))
     }

@@ -26,7 +26,7 @@ use crate::protocol::status;
 use crate::protocol::v2::context::Context as RequestContext;
 use crate::protocol::v2::decode::Arrival;
 use crate::protocol::v2::infer::{self, Rpc, Started};
-use crate::protocol::v2::wire::{ModelInferRequest, ModelStreamInferResponse};
+use crate::protocol::v2::wire::{InferParameter, ModelInferRequest, ModelStreamInferResponse};
 
 /// What a stream needs to know beside its requests.
 #[derive(Clone, Debug)]
@@ -41,6 +41,8 @@ pub struct Options {
     pub deadline: Option<Instant>,
     /// The call's id, and whether its requests may be traced.
     pub context: RequestContext,
+    /// The parameters that the call's headers add to each request.
+    pub forwarded: Vec<(String, InferParameter)>,
 }
 
 /// One response or error, with what a message needs.
@@ -123,7 +125,8 @@ where
         Ok(())
     }
 
-    fn start(&mut self, request: ModelInferRequest) {
+    fn start(&mut self, mut request: ModelInferRequest) {
+        request.parameters.extend(self.options.forwarded.iter().cloned());
         let context = self.options.context.another();
         let arrival = Arrival { at: Instant::now(), deadline: self.options.deadline, context };
         let id = request.id.clone();
