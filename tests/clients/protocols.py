@@ -42,6 +42,15 @@ class GrpcClient(grpcclient.InferenceServerClient):
         """An input of `array`."""
         return grpcclient.InferInput(name, list(array.shape), dtype).set_data_from_numpy(array)
 
+    @staticmethod
+    def wanted(name):
+        """A requested output."""
+        return grpcclient.InferRequestedOutput(name)
+
+    def infer_compressed(self, algorithm, *arguments):
+        """As `infer`, with the request compressed."""
+        return self.infer(*arguments, compression_algorithm=algorithm)
+
     def trace_settings(self, model=None, changes=None):
         """The trace settings after `changes`; the level is a list, everything else a text."""
         update = self.update_trace_settings(model, changes) if changes else self.get_trace_settings(model)
@@ -68,6 +77,21 @@ class HttpClient(httpclient.InferenceServerClient):
     def tensor(name, dtype, array):
         """An input of `array`."""
         return httpclient.InferInput(name, list(array.shape), dtype).set_data_from_numpy(array)
+
+    @staticmethod
+    def wanted(name):
+        """A requested output."""
+        return httpclient.InferRequestedOutput(name)
+
+    def infer_compressed(self, algorithm, *arguments):
+        """As `infer`, with the request compressed."""
+        return self.infer(*arguments, request_compression_algorithm=algorithm)
+
+    def infer(self, *arguments, **keywords):
+        result = super().infer(*arguments, **keywords)
+        response = objects({"id": ""} | result.get_response())
+        result.get_response = lambda: response
+        return result
 
     def trace_settings(self, model=None, changes=None):
         """The trace settings after `changes`."""
