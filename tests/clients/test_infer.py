@@ -1,5 +1,7 @@
 """Inference over the synchronous clients of both protocols."""
 
+from importlib.metadata import version
+
 import grpc
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("model, shape", [("batched", [3, 5]), ("batched", [1, 0]), ("plain", [4, 2])])
 def test_every_type_comes_back_as_it_went(either, dtype, model, shape):
+    if either.protocol == "http" and 0 in shape and version("tritonclient") < "2.73":
+        pytest.skip("an older client gives an array without elements another type")
     sent = sample(dtype, shape)
     result = either.infer(f"{model}_{dtype}", [either.tensor("INPUT0", dtype, sent)], request_id="id of mine")
     received = result.as_numpy("OUTPUT0")
