@@ -30,6 +30,9 @@ use super::workers::Place;
 /// How long an idle connection that is to end has to say goodbye.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
 
+/// The most header lines that hyper takes if nobody says otherwise.
+const HEADERS_MAX: usize = 100;
+
 /// The largest buffer for what comes over HTTP/1.1, unless the head of a request may be larger.
 const BUFFER_BYTES: usize = 256 << 10;
 
@@ -58,8 +61,11 @@ fn http1_builder(settings: &Settings) -> http1::Builder {
         // The clock sees to the times: it tells idle connections from unfinished heads.
         .header_read_timeout(None)
         .max_header_size(settings.head_bytes_max)
-        .max_headers(settings.headers_max)
         .max_buf_size(settings.head_bytes_max.max(BUFFER_BYTES));
+    // Any other number than its own costs hyper an allocation for each request.
+    if settings.headers_max != HEADERS_MAX {
+        builder.max_headers(settings.headers_max);
+    }
     builder
 }
 

@@ -50,6 +50,8 @@ async fn every_rpc_opens_to_the_secret_of_its_group_only() {
     let mut site = Site::new().await;
     let address = site.serve(site.grpc(one_each(PREFIX)), Settings::grpc(), None);
     let stream = TcpStream::connect(address).await.expect("the server listens");
+    // Hundreds of calls, one after the other: each would wait for a delayed acknowledgement.
+    stream.set_nodelay(true).expect("it is open");
     let mut client = Http2::over(stream).await.expect("it speaks HTTP/2");
     for (path, category) in METHODS {
         let own = header(PREFIX, *category);
