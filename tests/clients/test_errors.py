@@ -1,7 +1,13 @@
 """Bad requests: the status and the message that clients know, and a server that goes on as before."""
 
+import json
+import urllib.error
+import urllib.request
+from urllib.parse import quote
+
 import grpc
 import pytest
+from protocols import HTTP_STATUS
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 
@@ -168,6 +174,44 @@ def test_bad_request_is_refused_with_its_reason(stub, case):
     assert refused.value.code().name == status, refused.value.details()
     assert message in refused.value.details()
     assert stub.ModelInfer(pair(), timeout=10).model_name == "pair"
+
+
+def over_http(server, bad):
+    """The status and the message that answer `bad`, with its raw contents as binary data, over HTTP."""
+
+    def parameters(message):
+        return {key: getattr(value, value.WhichOneof("parameter_choice")) for key, value in message.parameters.items()}
+
+    inputs = [
+        {"name": each.name, "datatype": each.datatype, "shape": list(each.shape)}
+        | {"parameters": {"binary_data_size": len(raw)}}
+        for each, raw in zip(bad.inputs, bad.raw_input_contents, strict=True)
+    ]
+    outputs = [{"name": each.name, "parameters": parameters(each)} for each in bad.outputs]
+    body = json.dumps({"id": bad.id, "parameters": parameters(bad), "inputs": inputs, "outputs": outputs}).encode()
+    version = f"/versions/{quote(bad.model_version, safe='')}" if bad.model_version else ""
+    path = f"/v2/models/{quote(bad.model_name, safe='')}{version}/infer"
+    headers = {"Inference-Header-Content-Length": str(len(body))}
+    asked = urllib.request.Request(f"http://{server.http}{path}", b"".join([body, *bad.raw_input_contents]), headers)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(asked, timeout=10)
+    return str(refused.value.code), json.loads(refused.value.read())["error"]
+
+
+# Those that HTTP can say at all: contents are there, once for each input.
+HTTP_BAD = [
+    case
+    for case, (bad, *_) in BAD.items()
+    if len(bad.inputs) == len(bad.raw_input_contents) and not any(each.HasField("contents") for each in bad.inputs)
+]
+
+
+@pytest.mark.parametrize("case", HTTP_BAD)
+def test_bad_request_is_refused_over_http_in_the_same_words(server, case):
+    bad, status, message = BAD[case]
+    found, text = over_http(server, bad)
+    assert found == HTTP_STATUS[status], text
+    assert message in text
 
 
 def test_a_refusal_names_the_request(stub):
