@@ -68,6 +68,8 @@ def test_log_settings_are_changed_and_shown(client):
     ],
 )
 def test_wrong_log_settings_are_refused(client, settings, status, message):
+    if client.protocol == "grpc" and "log_file" not in settings:
+        pytest.skip("the messages of this protocol have no place for a value of another type")
     with pytest.raises(InferenceServerException) as refused:
         client.log_settings(settings)
     assert refused.value.status() == client.status(status)
