@@ -407,7 +407,7 @@ async fn an_idle_model_tries_a_request_again_although_it_is_predicted_to_be_late
 async fn a_lone_request_with_a_deadline_survives_a_longer_queue_delay() {
     let limits = Limits { rows_max: 8, delay_max: 500 * MS, ..Limits::single() };
     let mut stage = Stage::new(QueueSettings { limits, ..settings(8) });
-    (0..64).for_each(|_| stage.queue.record_run(SizeClass::of_row(4), 1, 10 * MS));
+    (0..64).for_each(|_| stage.queue.record_run(SizeClass::of_row(4), 1, 200 * MS));
     stage.order(Order::Answer);
     answer(stage.ask(1, 4, Some(400 * MS)).expect("accepted")).await.expect("runs in time");
     stage.close();
