@@ -120,15 +120,18 @@ fn complete(
     }
     let mut files_exist = true;
     for version in &selected.versions {
-        let files = written.files(*version, facts);
-        if let Some(file) = files.model_file.filter(|file| !file.exists()) {
+        // A name that leads out of the directory is among the mistakes of the configuration.
+        let files = written.files(*version, facts).ok();
+        files_exist &= files.is_some();
+        if let Some(file) = files.and_then(|files| files.model_file).filter(|file| !file.is_file()) {
             report.mistakes.push(format!("{}: the model file of version {version} does not exist", file.display()));
             files_exist = false;
         }
     }
     let backend = backends.iter().find(|backend| backend.name() == written.schema.backend);
     if let (Some(backend), Some(latest), true) = (backend, selected.versions.last(), files_exist)
-        && let Err(error) = backend.complete(&written.files(*latest, facts), &mut written.schema)
+        && let Ok(latest) = written.files(*latest, facts)
+        && let Err(error) = backend.complete(&latest, &mut written.schema)
     {
         report.mistakes.push(format!("{place}: {error}"));
     }

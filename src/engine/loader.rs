@@ -212,8 +212,12 @@ impl Loader {
         for version in &selected.missing {
             tracing::warn!(model = dir.name, version, "a version that the policy asks for does not exist");
         }
-        let files: BTreeMap<Version, VersionFiles> =
-            selected.versions.iter().map(|&version| (version, written.files(version, &self.facts))).collect();
+        let mut files = BTreeMap::new();
+        for &version in &selected.versions {
+            let of_version = written.files(version, &self.facts)?;
+            check_regular(&of_version)?;
+            files.insert(version, of_version);
+        }
         if let Some((_, latest)) = files.last_key_value()
             && self.auto_complete
         {
@@ -244,6 +248,16 @@ impl Loader {
         let signature = Arc::new(Signature::new(config));
         let handle = Arc::new(Handle { config: config.clone(), version, signature, stats, queue, model });
         Ok(Serving { handle, threads })
+    }
+}
+
+/// Whoever opens a pipe or a device as a model waits for ever.
+fn check_regular(files: &VersionFiles) -> Result<()> {
+    match &files.model_file {
+        Some(file) if file.exists() && !file.is_file() => {
+            Err(Error::invalid(format!("model file '{}' is not a regular file", file.display())))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -8,6 +8,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use super::bind::{Dialect, bind};
+use super::files::is_inside;
 use super::mistakes::{Mistake, Mistakes, Positions};
 use super::version_policy::{Selected, select};
 use super::{Facts, ModelDir, json, meant, normalise, pbtxt, validate};
@@ -203,18 +204,26 @@ impl Written {
     }
 
     /// Where the files of a version lie.
-    pub fn files(&self, version: Version, facts: &Facts) -> VersionFiles {
+    ///
+    /// # Errors
+    /// If the model file's name leads out of the version's directory: it must not even be looked at.
+    pub fn files(&self, version: Version, facts: &Facts) -> Result<VersionFiles, Mistakes> {
+        let name = &self.schema.default_model_filename;
+        if !name.is_empty() && !is_inside(name) {
+            let message = format!("file '{name}' must stay inside the version directory");
+            return Err(self.positions.mistake("default_model_filename", message).into());
+        }
         let version_dir = self.directory.join(version.to_string());
         let default = facts.backend(&self.schema.backend).and_then(|backend| backend.default_model_filename.as_deref());
         let name = match self.schema.default_model_filename.as_str() {
             "" => default,
             name => Some(name),
         };
-        VersionFiles {
+        Ok(VersionFiles {
             model_dir: self.directory.clone(),
             model_file: name.map(|name| version_dir.join(name)),
             version_dir,
-        }
+        })
     }
 
     /// Fills in the defaults, checks everything, and gives what the server works with.

@@ -257,3 +257,19 @@ async fn until(true_now: impl Fn() -> bool) {
     };
     tokio::time::timeout(Duration::from_secs(30), waited).await.expect("it becomes true in time");
 }
+
+#[tokio::test]
+async fn a_model_file_outside_or_of_another_kind_is_not_even_looked_at() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    write_model(root.path(), "m", "backend: \"pytorch\"", &[1]);
+    std::fs::create_dir(root.path().join("m/1/model.pt")).expect("the directory is writable");
+    let (engine, failed) = engine(root.path(), Control::Explicit(None)).await;
+    assert!(failed[0].1.message().contains("is not a regular file"), "{}", failed[0].1);
+    for name in ["../../../secret.pt", "/etc/passwd"] {
+        let config = format!(r#"{{"backend": "pytorch", "default_model_filename": "{name}"}}"#);
+        let refused = engine.load("m", Overrides { config: Some(config), files: BTreeMap::new() }).await;
+        let refused = refused.expect_err("the name leads out").to_string();
+        assert!(refused.contains("must stay inside the version directory"), "{refused}");
+    }
+    engine.stop().await;
+}

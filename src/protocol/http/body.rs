@@ -1,11 +1,21 @@
 //! The body of a request that is one JSON object, bounded in size; an empty body is an empty object.
 
+use std::collections::BTreeMap;
+use std::fmt;
+
 use axum::body::{Body, to_bytes};
 use bytes::Bytes;
-use serde::Deserialize;
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
+
+/// The most bytes of a body that holds settings only.
+const SMALL_BYTES_MAX: usize = 64 << 10;
+/// The most members of an object of any size.
+const MEMBERS_MAX: usize = 4096;
 
 /// A JSON object by key.
 pub type Object = serde_json::Map<String, Value>;
@@ -27,6 +37,48 @@ pub async fn read(body: Body, bytes_max: usize) -> Result<Bytes> {
             format!("the request body could not be read: {error}")
         })
     })
+}
+
+/// As [`read`], for a call that has little to say: parsed JSON can be many times as large as its text.
+///
+/// # Errors
+/// As [`read`].
+pub async fn read_small(body: Body, bytes_max: usize) -> Result<Bytes> {
+    let bytes_max = bytes_max.min(SMALL_BYTES_MAX);
+    to_bytes(body, bytes_max).await.map_err(|error| {
+        Error::invalid(format!("the request body could not be read, or has more than {bytes_max} bytes: {error}"))
+    })
+}
+
+/// The members of an object by name, the last of each, at most [`MEMBERS_MAX`] of them.
+#[derive(Debug, Default)]
+pub struct Members<'a>(pub BTreeMap<String, &'a RawValue>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_map(MembersVisitor)
+    }
+}
+
+struct MembersVisitor;
+
+impl<'de> Visitor<'de> for MembersVisitor {
+    type Value = Members<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> std::result::Result<Members<'de>, A::Error> {
+        let mut members = Members::default();
+        while let Some((key, value)) = access.next_entry()? {
+            members.0.insert(key, value);
+            if members.0.len() > MEMBERS_MAX {
+                return Err(A::Error::custom(format!("more than {MEMBERS_MAX} members")));
+            }
+        }
+        Ok(members)
+    }
 }
 
 /// The object that `text` holds; `what` it is about is for messages.
@@ -93,7 +145,8 @@ pub fn boolean(object: &Object, key: &str) -> Result<Option<bool>> {
     }
 }
 
-fn wrong_type(key: &str, expected: &str, found: &Value) -> Error {
+/// The refusal of a member of another type than `expected`.
+pub fn wrong_type(key: &str, expected: &str, found: &Value) -> Error {
     let found = match found {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
@@ -123,6 +176,19 @@ mod tests {
             let refused = object(text.as_bytes(), "index").expect_err(text).to_string();
             assert!(refused.starts_with("failed to parse the index request as a JSON object: "), "{refused}");
         }
+    }
+
+    #[tokio::test]
+    async fn settings_are_small_and_objects_have_bounds() {
+        assert_eq!(read_small(Body::from("four"), 4).await.expect("fits"), "four");
+        assert!(read_small(Body::from(vec![b' '; SMALL_BYTES_MAX + 1]), usize::MAX).await.is_err());
+        let of = |count: usize| {
+            let members: Vec<String> = (0..count).map(|at| format!("\"{at}\":0")).collect();
+            format!("{{{}}}", members.join(","))
+        };
+        assert!(parse::<Members>(of(MEMBERS_MAX).as_bytes(), "x").is_ok());
+        let refused = parse::<Members>(of(MEMBERS_MAX + 1).as_bytes(), "x").expect_err("too many").to_string();
+        assert!(refused.contains("more than 4096 members"), "{refused}");
     }
 
     #[test]

@@ -3,13 +3,12 @@
 //! A key that names an input is that input, a scalar or a flat array, whose elements are distributed over the model's
 //! shape; every other key is a parameter, and so is each member of `parameters`.
 
-use std::collections::BTreeMap;
-
 use serde_json::value::RawValue;
 
+use super::body::{self, Members};
+use super::json;
 use super::json::{data, parameter};
 use super::path::Named;
-use super::{body, json};
 use crate::error::{Error, Result};
 use crate::model::{ModelConfig, TensorSpec};
 use crate::protocol::v2::wire::ModelInferRequest;
@@ -21,15 +20,13 @@ const ID: &str = "id";
 /// The key of the object whose members are parameters, too.
 const PARAMETERS: &str = "parameters";
 
-type Members<'a> = BTreeMap<String, &'a RawValue>;
-
 /// The message for the model of `config`, whose place is `at`.
 ///
 /// # Errors
 /// [`crate::error::Kind::InvalidArgument`] if `text` is no object, or has a value that its input or a parameter cannot
 /// have.
 pub fn request(text: &[u8], at: Named, config: &ModelConfig) -> Result<ModelInferRequest> {
-    let mut members: Members = body::parse(text, "generate")?;
+    let Members(mut members) = body::parse(text, "generate")?;
     let mut message =
         ModelInferRequest { model_name: at.model, model_version: at.version, ..ModelInferRequest::default() };
     let is_input = |key: &str| config.inputs.iter().any(|input| *input.name == *key);
@@ -41,15 +38,15 @@ pub fn request(text: &[u8], at: Named, config: &ModelConfig) -> Result<ModelInfe
         members.remove(ID);
     }
     if let Some(nested) = members.remove(PARAMETERS) {
-        let nested: Members = serde_json::from_str(nested.get())
+        let nested: Members<'_> = serde_json::from_str(nested.get())
             .map_err(|error| Error::invalid(format!("Expected JSON object for keyword: 'parameters': {error}")))?;
         add(&mut message, nested, config)?;
     }
-    add(&mut message, members, config)?;
+    add(&mut message, Members(members), config)?;
     Ok(message)
 }
 
-fn add(message: &mut ModelInferRequest, members: Members, config: &ModelConfig) -> Result<()> {
+fn add(message: &mut ModelInferRequest, Members(members): Members<'_>, config: &ModelConfig) -> Result<()> {
     for (key, value) in members {
         match config.inputs.iter().find(|input| *input.name == *key) {
             Some(input) => add_input(message, input, value, config)?,

@@ -14,11 +14,12 @@ use base64::prelude::BASE64_STANDARD;
 use http::StatusCode;
 use serde::Serialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
-use super::body::{self, Object};
+use super::body::{self, Members, Object};
 use super::path::Named;
 use super::reply::Answer;
-use super::{App, message};
+use super::{App, json, message};
 use crate::error::{Error, Result};
 use crate::gateway::Gateway;
 use crate::protocol::v2::admin;
@@ -40,7 +41,7 @@ struct Line {
 
 /// `POST /v2/repository/index`.
 pub async fn index(State(app): State<Arc<App>>, at: Named, body: Body) -> Answer {
-    let asked = body::object(&body::read(body, app.settings.request_bytes_max).await?, "index")?;
+    let asked = body::object(&body::read_small(body, app.settings.request_bytes_max).await?, "index")?;
     let ready = body::boolean(&asked, "ready")?.unwrap_or(false);
     let request = RepositoryIndexRequest { repository_name: at.repository, ready };
     let entries = admin::index(&app.gateway, &request).await?.models;
@@ -57,24 +58,31 @@ pub async fn entries(gateway: &Gateway, ready: bool) -> Result<Vec<ModelIndex>> 
 /// `POST /v2/repository/models/{model}/load`: answers when the model is loaded.
 pub async fn load(State(app): State<Arc<App>>, at: Named, body: Body) -> Answer {
     let text = body::read(body, app.settings.request_bytes_max).await?;
-    let parameters = body::take_object(&mut body::object(&text, "load")?, "parameters")?;
+    let parameters = load_parameters(&text)?;
     drop(text);
-    let parameters = parameters.into_iter().map(|(key, value)| {
-        let choice = if key.starts_with("file:") { file(&key, value)? } else { choice(value) };
-        Ok((key, ModelRepositoryParameter { parameter_choice: choice }))
-    });
-    let request = RepositoryModelLoadRequest {
-        repository_name: at.repository,
-        model_name: at.model,
-        parameters: parameters.collect::<Result<HashMap<_, _>>>()?,
-    };
+    let request = RepositoryModelLoadRequest { repository_name: at.repository, model_name: at.model, parameters };
     admin::load(&app.gateway, request).await?;
     Ok(done())
 }
 
+fn load_parameters(text: &[u8]) -> Result<HashMap<String, ModelRepositoryParameter>> {
+    let Members(mut members) = body::parse(text, "load")?;
+    let Some(parameters) = members.remove("parameters") else { return Ok(HashMap::new()) };
+    if !parameters.get().starts_with('{') {
+        return Err(body::wrong_type("parameters", "an object", &plain(parameters)));
+    }
+    let Members(parameters) = serde_json::from_str(parameters.get())
+        .map_err(|error| Error::invalid(format!("'parameters' of the load request: {}", json::reason(&error))))?;
+    let parameters = parameters.into_iter().map(|(key, value)| {
+        let choice = if key.starts_with("file:") { file(&key, plain(value))? } else { choice(plain(value)) };
+        Ok((key, ModelRepositoryParameter { parameter_choice: choice }))
+    });
+    parameters.collect()
+}
+
 /// `POST /v2/repository/models/{model}/unload`.
 pub async fn unload(State(app): State<Arc<App>>, at: Named, body: Body) -> Answer {
-    let text = body::read(body, app.settings.request_bytes_max).await?;
+    let text = body::read_small(body, app.settings.request_bytes_max).await?;
     let parameters = body::take_object(&mut body::object(&text, "unload")?, "parameters")?;
     let request = RepositoryModelUnloadRequest {
         repository_name: at.repository,
@@ -88,6 +96,15 @@ pub async fn unload(State(app): State<Arc<App>>, at: Named, body: Body) -> Answe
 fn unload_parameters(parameters: Object) -> HashMap<String, ModelRepositoryParameter> {
     let of = |(key, value)| (key, ModelRepositoryParameter { parameter_choice: choice(value) });
     parameters.into_iter().map(of).collect()
+}
+
+/// A value that is no array and no object; those are empty, since no parameter is one and parsed they can be large.
+fn plain(value: &RawValue) -> Value {
+    match value.get().as_bytes().first() {
+        Some(b'[') => Value::Array(Vec::new()),
+        Some(b'{') => Value::Object(Object::new()),
+        _ => serde_json::from_str(value.get()).unwrap_or_default(),
+    }
 }
 
 /// A value as the message carries it; `None` if the message has no field for it.
