@@ -45,8 +45,13 @@ const ROOMS: &[(&str, &[&str])] = &[
 const VOCABULARY: &[&str] = &["error", "tensor", "model", "infer"];
 
 /// Files that may hold `unsafe`: the border to C++, memory that clients share, and the start of the process.
-const UNSAFE_FILES: &[&str] =
-    &["src/backend/libtorch/", "src/gateway/regions/fault.rs", "src/gateway/regions/mapping.rs", "src/main.rs"];
+const UNSAFE_FILES: &[&str] = &[
+    "src/backend/libtorch/",
+    "src/gateway/regions/cuda.rs",
+    "src/gateway/regions/fault.rs",
+    "src/gateway/regions/mapping.rs",
+    "src/main.rs",
+];
 
 /// Files outside `src/protocol/` that may name the libraries of wire types.
 const WIRE_FILES: &[&str] = &["src/protocol/", "src/model/schema.rs"];

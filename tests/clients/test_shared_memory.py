@@ -219,11 +219,13 @@ def test_an_object_that_is_truncated_does_not_end_the_server(connected):
     assert connected.is_server_ready()
 
 
-def test_memory_of_a_device_cannot_be_registered(connected):
+def test_memory_of_a_device_that_is_not_there_is_refused(connected):
     handle = base64.b64encode(b"\x00" * 64)
-    with pytest.raises(InferenceServerException, match="does not open memory of CUDA devices") as refused:
-        connected.register_cuda_shared_memory("gpu", handle, 0, 64)
-    assert refused.value.status() == connected.status("UNIMPLEMENTED")
+    expected = "failed to register CUDA shared memory region 'gpu': there is no CUDA device"
+    with pytest.raises(InferenceServerException, match=expected) as refused:
+        # No machine has that many.
+        connected.register_cuda_shared_memory("gpu", handle, 2**31 - 1, 64)
+    assert refused.value.status() == connected.status("INVALID_ARGUMENT")
     status = connected.get_cuda_shared_memory_status()
     assert not (status if isinstance(status, list) else status.regions)
     connected.unregister_cuda_shared_memory()

@@ -1,5 +1,7 @@
 //! Regions over real shared memory objects, with clients that do what they should not.
 
+mod cuda;
+
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
@@ -8,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 
-use super::{Region, Regions, Registration, Window};
+use super::{Mapping, Memory, ObjectStatus, Regions, Registration, Window};
 use crate::error::{Kind, Result};
 use crate::telemetry::metrics::Metrics;
 
@@ -56,6 +58,14 @@ fn register(regions: &Regions, name: &str, key: &str, range: (u64, u64)) -> Resu
     regions.register(Registration { name, key, offset: range.0, byte_size: range.1 })
 }
 
+/// The mapping that a window looks into.
+fn mapping(window: &Window) -> &Arc<Mapping> {
+    match &window.region.memory {
+        Memory::Object(object) => &object.mapping,
+        Memory::Device(_) => panic!("no memory of the host"),
+    }
+}
+
 /// The kind and message of a refusal.
 fn refusal<T: std::fmt::Debug>(result: Result<T>) -> (Kind, String) {
     let error = result.expect_err("a refusal");
@@ -69,8 +79,8 @@ fn a_region_is_listed_until_it_is_unregistered() {
     register(&regions, "b", object.key.trim_start_matches('/'), (100, 8)).expect("with or without a slash");
     let listed = |name| regions.list(name).map(|found| found.iter().map(|each| each.name.clone()).collect::<Vec<_>>());
     assert_eq!(listed(""), Ok(vec!["a".to_owned(), "b".to_owned()]));
-    let b: Arc<Region> = regions.list("b").expect("registered").remove(0);
-    assert_eq!((b.key.as_str(), b.offset, b.byte_size()), (&object.key[1..], 100, 8));
+    let b: ObjectStatus = regions.list("b").expect("registered").remove(0);
+    assert_eq!((b.key.as_str(), b.offset, b.byte_size), (&object.key[1..], 100, 8));
     regions.unregister("a");
     regions.unregister("a");
     assert_eq!(
@@ -139,7 +149,7 @@ fn a_window_stays_inside_its_region() {
     let (regions, object) = (regions(), Object::new(3 * PAGE));
     object.write(PAGE + 10, b"0123456789");
     register(&regions, "a", &object.key, (PAGE + 10, 10)).expect("registered, on no page's border");
-    assert_eq!(regions.window("a", 0, 10).expect("all of it").view(), "0123456789");
+    assert_eq!(regions.window("a", 0, 10).expect("all of it").view().expect("in place"), "0123456789");
     assert_eq!(regions.window("a", 4, 3).expect("inside").copy().expect("there"), "456");
     for offset in [-1, 10, 11, i64::MAX, i64::MIN] {
         let expected = (Kind::InvalidArgument, "Invalid offset for shared memory region: 'a'".to_owned());
@@ -162,7 +172,7 @@ fn outputs_are_written_to_their_place_and_nowhere_else() {
     window.place(&Bytes::from_static(b"XY")).expect("placed");
     assert_eq!(object.read(0, 8), b"abcXYfgh");
     let (from, to) = (regions.window("a", 0, 3).expect("inside"), regions.window("a", 1, 3).expect("inside"));
-    to.place(&from.view()).expect("the two may overlap");
+    to.place(&from.view().expect("in place")).expect("the two may overlap");
     assert_eq!(object.read(0, 8), b"abccXYgh");
 }
 
@@ -172,10 +182,10 @@ fn a_view_sees_what_the_client_writes_and_a_copy_does_not() {
     object.write(0, b"before");
     register(&regions, "a", &object.key, (0, 6)).expect("registered");
     let window = regions.window("a", 0, 6).expect("inside");
-    let (view, copy) = (window.view(), window.copy().expect("there"));
+    let (view, copy) = (window.view().expect("in place"), window.copy().expect("there"));
     object.write(0, b"behind");
     assert_eq!((&view[..], &copy[..]), (&b"behind"[..], &b"before"[..]));
-    assert_eq!(view.as_ptr() as usize, regions.list("a").expect("registered")[0].address());
+    assert_eq!(view.as_ptr() as usize, regions.list("a").expect("registered")[0].address);
 }
 
 #[test]
@@ -183,8 +193,8 @@ fn an_unregistered_region_stays_until_its_last_user_is_gone() {
     let (regions, object) = (regions(), Object::new(PAGE));
     object.write(0, b"data");
     register(&regions, "a", &object.key, (0, 4)).expect("registered");
-    let mapping = Arc::downgrade(&regions.list("a").expect("registered")[0].mapping);
-    let view = regions.window("a", 0, 4).expect("inside").view();
+    let mapping = Arc::downgrade(mapping(&regions.window("a", 0, 4).expect("inside")));
+    let view = regions.window("a", 0, 4).expect("inside").view().expect("in place");
     let output = regions.window("a", 0, 4).expect("inside");
     regions.unregister("a");
     drop(fs::remove_file(&object.path));
@@ -218,14 +228,14 @@ fn memory_that_goes_away_under_a_reader_reads_as_zeros_and_is_told() {
     register(&regions, "a", &object.key, (0, 2 * PAGE)).expect("registered");
     register(&regions, "b", &other.key, (0, PAGE)).expect("registered");
     let window = regions.window("a", PAGE as i64, 16).expect("inside");
-    let view = window.view();
+    let view = window.view().expect("in place");
     object.file.set_len(0).expect("truncated");
     assert_eq!(view[..], [0; 16], "read without an end to the process");
     assert!(window.check().is_err());
     object.file.set_len(2 * PAGE).expect("long again");
     assert!(window.check().is_err(), "what was torn stays torn");
     assert!(regions.window("a", 0, 1).is_err());
-    assert_eq!(regions.window("b", 0, 5).expect("untouched").view(), "other");
+    assert_eq!(regions.window("b", 0, 5).expect("untouched").view().expect("in place"), "other");
     drop((view, window));
     regions.unregister("a");
     register(&regions, "a", &object.key, (0, PAGE)).expect("registered again");
@@ -236,12 +246,12 @@ fn memory_that_goes_away_under_a_reader_reads_as_zeros_and_is_told() {
 fn memory_that_goes_away_under_a_writer_is_told() {
     let (regions, object) = (regions(), Object::new(PAGE));
     register(&regions, "a", &object.key, (0, PAGE)).expect("registered");
-    let Window { region, .. } = regions.window("a", 0, 8).expect("inside");
+    let window = regions.window("a", 0, 8).expect("inside");
     object.file.set_len(0).expect("truncated");
     // Between the check and the writing, as if the client had been quicker.
-    region.mapping.copy_in(0, &Bytes::from_static(b"late"));
-    assert!(!region.mapping.is_whole());
-    assert_eq!(region.mapping.copy_out(0, 4), "late", "it went into memory of our own");
+    mapping(&window).copy_in(0, &Bytes::from_static(b"late"));
+    assert!(!mapping(&window).is_whole());
+    assert_eq!(mapping(&window).copy_out(0, 4), "late", "it went into memory of our own");
 }
 
 #[test]

@@ -166,7 +166,7 @@ impl GrpcInferenceService for InferenceService {
         &self,
         request: Request<CudaSharedMemoryRegisterRequest>,
     ) -> Answer<CudaSharedMemoryRegisterResponse> {
-        answer(shared_memory::cuda_register(&self.gateway, request.get_ref()))
+        answer(shared_memory::cuda_register(&self.gateway, request.into_inner()).await)
     }
 
     async fn cuda_shared_memory_unregister(

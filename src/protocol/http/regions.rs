@@ -57,7 +57,7 @@ pub async fn register_cuda(State(app): State<Arc<App>>, at: Named, body: Body) -
         device_id: i64::try_from(device).map_err(|_| Error::invalid(format!("there is no device {device}")))?,
         byte_size: body::unsigned(&asked, "byte_size")?.ok_or_else(|| missing("byte_size"))?,
     };
-    shared_memory::cuda_register(&app.gateway, &request)?;
+    shared_memory::cuda_register(&app.gateway, request).await?;
     Ok(done())
 }
 

@@ -1,41 +1,44 @@
 //! Shared memory with clients: the calls about regions, and the tensors of a request that are there.
 //!
-//! Regions themselves are [`crate::gateway::regions`]. Memory of CUDA devices is not supported: the calls about it
-//! answer that there is none, and that none can be registered. Begin with [`Exchange`].
+//! Regions themselves are [`crate::gateway::regions`], of the system and of CUDA devices alike. Begin with
+//! [`Exchange`].
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 
 use super::parameters::Placement;
-use super::wire::system_shared_memory_status_response::RegionStatus;
 use super::wire::{
     CudaSharedMemoryRegisterRequest, CudaSharedMemoryRegisterResponse, CudaSharedMemoryStatusRequest,
     CudaSharedMemoryStatusResponse, CudaSharedMemoryUnregisterRequest, CudaSharedMemoryUnregisterResponse,
     SystemSharedMemoryRegisterRequest, SystemSharedMemoryRegisterResponse, SystemSharedMemoryStatusRequest,
     SystemSharedMemoryStatusResponse, SystemSharedMemoryUnregisterRequest, SystemSharedMemoryUnregisterResponse,
+    cuda_shared_memory_status_response, system_shared_memory_status_response,
 };
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::gateway::Gateway;
-use crate::gateway::regions::{Region, Regions, Registration, Window};
+use crate::gateway::regions::{DeviceRegistration, Regions, Registration, Window};
 use crate::infer::{Response, Responses};
 use crate::tensor::DataType;
 
-/// The region of a name, or all for an empty name.
+/// The region of the system of a name, or all for an empty name.
 ///
 /// # Errors
-/// [`Kind::NotFound`] if it is not registered.
+/// [`crate::error::Kind::NotFound`] if it is not registered.
 pub fn system_status(
     gateway: &Gateway,
     request: &SystemSharedMemoryStatusRequest,
 ) -> Result<SystemSharedMemoryStatusResponse> {
-    let status = |region: &Region| RegionStatus {
-        name: region.name.clone(),
-        key: region.key.clone(),
-        offset: region.offset,
-        byte_size: region.byte_size(),
-    };
-    let regions = gateway.regions().list(&request.name)?;
-    let regions = regions.into_iter().map(|region| (region.name.clone(), status(&region)));
+    let regions = gateway.regions().list(&request.name)?.into_iter().map(|region| {
+        let status = system_shared_memory_status_response::RegionStatus {
+            name: region.name.clone(),
+            key: region.key,
+            offset: region.offset,
+            byte_size: region.byte_size,
+        };
+        (region.name, status)
+    });
     Ok(SystemSharedMemoryStatusResponse { regions: regions.collect() })
 }
 
@@ -52,7 +55,7 @@ pub fn system_register(
     Ok(SystemSharedMemoryRegisterResponse {})
 }
 
-/// Forgets the region of a name, or all for an empty name; one that is not there is forgotten already.
+/// Forgets the region of the system of a name, or all for an empty name; one that is not there is forgotten already.
 ///
 /// # Errors
 /// None.
@@ -64,44 +67,53 @@ pub fn system_unregister(
     Ok(SystemSharedMemoryUnregisterResponse {})
 }
 
-/// All regions of CUDA memory, of which there are none.
+/// The region of a CUDA device of a name, or all for an empty name. Handles are not told.
 ///
 /// # Errors
-/// [`Kind::NotFound`] for a name.
-pub fn cuda_status(_: &Gateway, request: &CudaSharedMemoryStatusRequest) -> Result<CudaSharedMemoryStatusResponse> {
-    match request.name.as_str() {
-        "" => Ok(CudaSharedMemoryStatusResponse::default()),
-        name => Err(Error::not_found(format!("Unable to find cuda shared memory region: '{name}'"))),
-    }
-}
-
-/// Refuses: memory of CUDA devices is not supported.
-///
-/// # Errors
-/// [`Kind::Unimplemented`].
-pub fn cuda_register(
+/// [`crate::error::Kind::NotFound`] if it is not registered.
+pub fn cuda_status(
     gateway: &Gateway,
-    request: &CudaSharedMemoryRegisterRequest,
-) -> Result<CudaSharedMemoryRegisterResponse> {
-    gateway.regions().check_enabled()?;
-    Err(Error::new(
-        Kind::Unimplemented,
-        format!(
-            "failed to register CUDA shared memory region: '{}', this server does not open memory of CUDA devices; use \
-             system shared memory",
-            request.name
-        ),
-    ))
+    request: &CudaSharedMemoryStatusRequest,
+) -> Result<CudaSharedMemoryStatusResponse> {
+    let regions = gateway.regions().list_devices(&request.name)?.into_iter().map(|region| {
+        let status = cuda_shared_memory_status_response::RegionStatus {
+            name: region.name.clone(),
+            device_id: region.device as u64,
+            byte_size: region.byte_size,
+        };
+        (region.name, status)
+    });
+    Ok(CudaSharedMemoryStatusResponse { regions: regions.collect() })
 }
 
-/// Forgets regions of CUDA memory, of which there are none.
+/// Makes memory of a CUDA device known under a name.
+///
+/// # Errors
+/// Those of [`Regions::register_device`].
+pub async fn cuda_register(
+    gateway: &Arc<Gateway>,
+    request: CudaSharedMemoryRegisterRequest,
+) -> Result<CudaSharedMemoryRegisterResponse> {
+    let gateway = gateway.clone();
+    // CUDA takes seconds to begin, the first time.
+    let registered = tokio::task::spawn_blocking(move || {
+        let CudaSharedMemoryRegisterRequest { name, raw_handle, device_id, byte_size } = &request;
+        let wanted = DeviceRegistration { name, handle: raw_handle, device: *device_id, byte_size: *byte_size };
+        gateway.regions().register_device(wanted)
+    });
+    registered.await.map_err(|error| Error::internal(format!("registering was given up: {error}")))??;
+    Ok(CudaSharedMemoryRegisterResponse {})
+}
+
+/// Forgets the region of a CUDA device of a name, or all for an empty name; one that is not there is forgotten already.
 ///
 /// # Errors
 /// None.
 pub fn cuda_unregister(
-    _: &Gateway,
-    _: &CudaSharedMemoryUnregisterRequest,
+    gateway: &Gateway,
+    request: &CudaSharedMemoryUnregisterRequest,
 ) -> Result<CudaSharedMemoryUnregisterResponse> {
+    gateway.regions().unregister_device(&request.name);
     Ok(CudaSharedMemoryUnregisterResponse {})
 }
 
@@ -117,13 +129,13 @@ impl Exchange {
     /// The data of an input: numbers in place, strings as a copy, because their framing is checked only once.
     ///
     /// # Errors
-    /// Those of [`Regions::window`].
+    /// Those of [`Regions::window`] and of reading it.
     pub fn input(&mut self, regions: &Regions, placement: &Placement, dtype: DataType) -> Result<Bytes> {
         let window = regions.window(&placement.region, placement.offset, placement.byte_size)?;
         if dtype == DataType::Bytes {
             return window.copy();
         }
-        let data = window.view();
+        let data = window.view()?;
         self.inputs.push(window);
         Ok(data)
     }

@@ -94,7 +94,7 @@ async fn the_backend_gets_the_mapping_itself() {
     let response = infer::unary(&served.gateway, asked, arrival).await.expect("answered");
     // The identity backend answers with the tensors that it got.
     let got = &response.outputs[0].tensor.data;
-    let mapped = served.gateway.regions().list("in").expect("registered")[0].address();
+    let mapped = served.gateway.regions().list("in").expect("registered")[0].address;
     assert_eq!(got.as_ptr() as usize, mapped + 1024);
     assert_eq!(got[..], [7; 1024]);
     assert_eq!(["viewed", "copied"].map(|way| bytes_by(&served, way)), [1024, 0]);
@@ -277,14 +277,38 @@ async fn regions_are_told_and_refused_as_clients_know_it() {
     assert_eq!(refusal(client.system_shared_memory_register(of("other")).await).0, Code::Unavailable, "over the limit");
     let unknown = SystemSharedMemoryUnregisterRequest { name: "nobody".to_owned() };
     client.system_shared_memory_unregister(unknown).await.expect("nothing to do");
-    let cuda =
-        CudaSharedMemoryRegisterRequest { name: "mine".to_owned(), ..CudaSharedMemoryRegisterRequest::default() };
-    let (code, message) = refusal(client.cuda_shared_memory_register(cuda).await);
-    assert_eq!(code, Code::Unimplemented);
-    assert!(message.starts_with("failed to register CUDA shared memory region: 'mine'"), "{message}");
+    drop(client);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn memory_of_devices_is_told_and_refused_as_clients_know_it() {
+    let served = Served::sharing(2).await;
+    let mut client = served.client().await;
+    let object = SharedObject::new(4096);
+    register(&mut client, "mine", &object, 64).await;
+    let of = |name: &str, handle: usize| CudaSharedMemoryRegisterRequest {
+        name: name.to_owned(),
+        raw_handle: vec![0; handle].into(),
+        // No machine has that many.
+        device_id: i64::from(i32::MAX),
+        byte_size: 64,
+    };
+    let taken = (Code::AlreadyExists, "shared memory region 'mine' already in manager".to_owned());
+    assert_eq!(refusal(client.cuda_shared_memory_register(of("mine", 64)).await), taken);
+    let failed = "failed to register CUDA shared memory region 'card': ";
+    let short = (Code::InvalidArgument, format!("{failed}its handle has 63 bytes, not 64"));
+    assert_eq!(refusal(client.cuda_shared_memory_register(of("card", 63)).await), short);
+    let (code, message) = refusal(client.cuda_shared_memory_register(of("card", 64)).await);
+    assert_eq!(code, Code::InvalidArgument);
+    assert!(message.starts_with(&format!("{failed}there is no CUDA device ")), "{message}");
     let all = client.cuda_shared_memory_status(CudaSharedMemoryStatusRequest::default()).await.expect("answered");
-    assert!(all.into_inner().regions.is_empty());
+    assert!(all.into_inner().regions.is_empty(), "each kind lists its own");
+    let one = CudaSharedMemoryStatusRequest { name: "mine".to_owned() };
+    let unknown = (Code::NotFound, "Unable to find cuda shared memory region: 'mine'".to_owned());
+    assert_eq!(refusal(client.cuda_shared_memory_status(one).await), unknown);
     client.cuda_shared_memory_unregister(CudaSharedMemoryUnregisterRequest::default()).await.expect("nothing to do");
+    assert_eq!(served.gateway.regions().list("").expect("listed").len(), 1, "each kind forgets its own");
     drop(client);
     served.stop().await;
 }

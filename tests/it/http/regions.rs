@@ -65,14 +65,25 @@ async fn a_wrong_registration_names_what_is_wrong() {
 }
 
 #[tokio::test]
-async fn memory_of_cuda_devices_is_refused_plainly() {
+async fn memory_of_cuda_devices_is_refused_where_there_is_none() {
     let served = Served::start().await;
     assert_eq!(served.get("/v2/cudasharedmemory/status").await.json(), json!([]));
     assert_eq!(served.post("/v2/cudasharedmemory/unregister", "").await.status, StatusCode::OK);
-    let body = r#"{"raw_handle": {"b64": "AAAA"}, "device_id": 0, "byte_size": 64}"#;
-    let refused = served.post("/v2/cudasharedmemory/region/mine/register", body).await;
-    assert_eq!(refused.status, StatusCode::NOT_IMPLEMENTED);
-    let missing = served.post("/v2/cudasharedmemory/region/mine/register", r#"{"device_id": 0}"#).await;
-    assert_eq!(missing.error(), "Shared memory register request has no 'raw_handle' field");
+    let handle = format!("{}==", "A".repeat(86));
+    // No machine has that many devices.
+    let asked = json!({"raw_handle": {"b64": handle}, "device_id": i32::MAX, "byte_size": 64}).to_string();
+    let short = json!({"raw_handle": {"b64": "AAAA"}, "device_id": 0, "byte_size": 64}).to_string();
+    let empty = json!({"raw_handle": {"b64": handle}, "device_id": 0, "byte_size": 0}).to_string();
+    let failed = "failed to register CUDA shared memory region 'mine': ";
+    for (body, expected) in [
+        (&asked, format!("{failed}there is no CUDA device ")),
+        (&short, format!("{failed}its handle has 3 bytes, not 64")),
+        (&empty, format!("{failed}it has no bytes")),
+        (&r#"{"device_id": 0}"#.to_owned(), "Shared memory register request has no 'raw_handle' field".to_owned()),
+    ] {
+        let refused = served.post("/v2/cudasharedmemory/region/mine/register", body).await;
+        assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{body}");
+        assert!(refused.error().starts_with(&expected), "{body}: {}", refused.error());
+    }
     served.stop().await;
 }
