@@ -167,7 +167,7 @@ impl Catalog {
 
     pub(super) fn abort(&self) {
         for handle in self.all_ready() {
-            handle.queue.abort();
+            handle.scheduler.abort();
         }
     }
 }

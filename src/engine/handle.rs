@@ -6,7 +6,7 @@ use crate::backend::Model;
 use crate::error::{Error, Result};
 use crate::infer::{Instant, Output, Parameters, Request, Response, Responses};
 use crate::model::{Footprint, ModelConfig, Signature, Version};
-use crate::scheduler::{Answer, Pushed, Queue, Waiter};
+use crate::scheduler::{Answer, Pushed, Scheduler, Waiter};
 use crate::telemetry::metrics::InFlight;
 use crate::telemetry::stats::ModelStats;
 use crate::tensor::{Member, Tensor};
@@ -21,7 +21,7 @@ pub struct Handle {
     pub signature: Arc<Signature>,
     /// Its statistics since its load.
     pub stats: Arc<ModelStats>,
-    pub(super) queue: Arc<Queue>,
+    pub(super) scheduler: Arc<dyn Scheduler>,
     pub(super) model: Arc<dyn Model>,
 }
 
@@ -33,7 +33,7 @@ impl Handle {
 
     /// How many requests wait.
     pub fn pending(&self) -> usize {
-        self.queue.len()
+        self.scheduler.waiting()
     }
 
     pub(super) fn infer(&self, request: Request, in_flight: InFlight, now: Instant) -> Responses {
@@ -61,9 +61,11 @@ impl Handle {
             arrived: request.arrived,
             deadline: request.deadline,
             timeout: request.timeout,
+            priority: request.priority,
+            sequence: request.sequence,
         };
         let times = (request.arrived, request.deadline);
-        let waiting = self.queue.push(pushed, now)?;
+        let waiting = self.scheduler.clone().push(pushed, now)?;
         let (model, version, signature) = (self.config.name.clone(), self.version, self.signature.clone());
         let (mut id, selected) = (request.id, checked.outputs);
         let respond = move |Answer { outputs, times, last }: Answer| {
@@ -74,7 +76,7 @@ impl Handle {
             let id = if last { std::mem::take(&mut id) } else { id.clone() };
             Response { model, version, id, outputs, parameters, last, times: Some(times) }
         };
-        Ok(Box::pin(Waiter::new(self.queue.clone(), waiting, times, respond)))
+        Ok(Box::pin(Waiter::new(self.scheduler.clone(), waiting, times, respond)))
     }
 }
 

@@ -15,7 +15,7 @@ use crate::error::{Error, Kind, Result};
 use crate::infer::Instant;
 use crate::model::{ModelConfig, Scheduling, Signature, Version, VersionFiles};
 use crate::repository::{self, BackendFacts, Facts, ModelDir, Source, Stamp};
-use crate::scheduler::{Limits, Queue, QueueSettings, ResponseLimits, Starting, Warmup, start};
+use crate::scheduler::{Limits, Queue, QueueSettings, ResponseLimits, Scheduler, Starting, Warmup, start};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::stats::ModelStats;
 
@@ -71,7 +71,7 @@ impl Serving {
             }
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
-        self.handle.queue.close();
+        self.handle.scheduler.close();
         for thread in self.threads {
             if thread.join().is_err() {
                 tracing::error!(model = %self.handle.config.name, "an instance thread panicked");
@@ -237,16 +237,17 @@ impl Loader {
     /// Opens one version, starts its instances and waits until all can serve.
     fn open(&self, config: &Arc<ModelConfig>, version: Version, files: &VersionFiles) -> Result<Serving> {
         let began = Instant::now();
-        let model = self.backend(&config.backend)?.open(files, config)?;
+        let of_file = config.of_file();
+        let model = self.backend(&config.backend)?.open(files, &of_file)?;
         let stats = Arc::new(ModelStats::new(&self.metrics, &config.name, version, &config.metric_tags));
-        let queue = Arc::new(Queue::new(queue_settings(config, self.responses), stats.clone()));
-        let threads = start_instances(config, version, &model, &queue)?;
+        let scheduler: Arc<dyn Scheduler> = Arc::new(Queue::new(queue_settings(config, self.responses), stats.clone()));
+        let threads = start_instances(config, version, &model, &scheduler)?;
         let took = began.elapsed();
         stats.loaded(took);
         self.metrics.version_loaded();
         tracing::info!(model = %config.name, version, seconds = took.as_secs_f64(), "model version is loaded");
         let signature = Arc::new(Signature::new(config));
-        let handle = Arc::new(Handle { config: config.clone(), version, signature, stats, queue, model });
+        let handle = Arc::new(Handle { config: config.clone(), version, signature, stats, scheduler, model });
         Ok(Serving { handle, threads })
     }
 }
@@ -265,7 +266,7 @@ fn start_instances(
     config: &Arc<ModelConfig>,
     version: Version,
     model: &Arc<dyn Model>,
-    queue: &Arc<Queue>,
+    scheduler: &Arc<dyn Scheduler>,
 ) -> Result<Vec<JoinHandle<()>>> {
     let warmup: Arc<[Warmup]> = warmup::batches(config, model.warms_up())?.into();
     let devices = config.instances.iter().flat_map(|group| std::iter::repeat_n(group.device, group.count));
@@ -274,7 +275,7 @@ fn start_instances(
     let mut failed = None;
     for (index, device) in devices.enumerate() {
         let started = start(Starting {
-            queue: queue.clone(),
+            scheduler: scheduler.clone(),
             model: model.clone(),
             device,
             index,
@@ -295,7 +296,7 @@ fn start_instances(
         }
     }
     let Some(error) = failed else { return Ok(threads) };
-    queue.close();
+    scheduler.close();
     for thread in threads {
         let _ = thread.join();
     }
@@ -303,15 +304,19 @@ fn start_instances(
 }
 
 fn queue_settings(config: &ModelConfig, responses: ResponseLimits) -> QueueSettings {
-    let policy = config.scheduling.queue_policy();
-    let limits = match &config.scheduling {
-        Scheduling::Single(_) => Limits::single(),
-        Scheduling::Dynamic(batching) => Limits {
-            rows_max: config.max_batch_rows.max(1),
-            preferred_rows: batching.preferred_rows.clone(),
-            delay_max: batching.queue_delay_max,
-            budget: None,
-        },
+    let (limits, policy) = match &config.scheduling {
+        Scheduling::Dynamic(batching) => {
+            let limits = Limits {
+                rows_max: config.max_batch_rows.max(1),
+                preferred_rows: batching.preferred_rows.clone(),
+                delay_max: batching.queue_delay_max,
+                budget: None,
+            };
+            (limits, &batching.queue)
+        }
+        Scheduling::Single(policy) => (Limits::single(), policy),
+        Scheduling::Sequence(batching) => (Limits::single(), &batching.queue),
+        Scheduling::Ensemble(ensemble) => (Limits::single(), &ensemble.queue),
     };
     QueueSettings {
         requests_max: policy.requests_max,

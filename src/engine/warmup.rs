@@ -45,7 +45,7 @@ pub(super) fn batches(config: &ModelConfig, automatic: bool) -> Result<Vec<Warmu
 
 fn automatic_rows(config: &ModelConfig) -> Vec<usize> {
     let rows_max = match config.scheduling {
-        Scheduling::Single(_) => 1,
+        Scheduling::Single(_) | Scheduling::Sequence(_) | Scheduling::Ensemble(_) => 1,
         Scheduling::Dynamic(_) => config.max_batch_rows.clamp(1, AUTOMATIC_ROWS_MAX),
     };
     let mut rows: Vec<usize> =
@@ -141,12 +141,10 @@ fn random_data(dtype: DataType, bytes: usize) -> Bytes {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
-    use crate::model::{DynamicBatching, QueuePolicy, TensorSpec, TimeoutAction, schema};
+    use crate::model::{DynamicBatching, Priorities, QueuePolicy, TensorSpec, TimeoutAction};
 
     /// A model of one input of this many floats a row, with dynamic batching.
     fn batching(rows: usize, floats: i64) -> ModelConfig {
@@ -157,30 +155,18 @@ mod tests {
             requests_max: 1,
         };
         let preferred_rows = Vec::new();
-        let batching =
-            DynamicBatching { preferred_rows, queue_delay_max: Duration::ZERO, preserve_ordering: false, queue };
-        let input = TensorSpec {
-            name: "x".into(),
-            dtype: Some(DataType::Fp32),
-            dims: Some(Shape::new(&[floats])),
-            reshape: None,
-            optional: false,
-            labels: Arc::from([]),
+        let batching = DynamicBatching {
+            preferred_rows,
+            queue_delay_max: Duration::ZERO,
+            preserve_ordering: false,
+            queue,
+            priorities: Priorities::default(),
         };
         ModelConfig {
-            name: "m".into(),
-            backend: "identity".to_owned(),
             max_batch_rows: rows,
-            inputs: vec![input],
-            outputs: Vec::new(),
-            instances: Vec::new(),
+            inputs: vec![TensorSpec::new("x", Some(DataType::Fp32), Some(Shape::new(&[floats])))],
             scheduling: Scheduling::Dynamic(batching),
-            budget: None,
-            decoupled: false,
-            warmup: Vec::new(),
-            parameters: BTreeMap::new(),
-            metric_tags: BTreeMap::new(),
-            schema: Arc::new(schema::ModelConfig::default()),
+            ..ModelConfig::new("m", "identity")
         }
     }
 

@@ -10,7 +10,7 @@ use std::pin::Pin;
 
 use futures_core::Stream;
 
-pub use request::{ParameterValue, Parameters, Request, RequestedOutput};
+pub use request::{CorrelationId, ParameterValue, Parameters, Request, RequestedOutput, Sequence};
 pub use response::{Output, Response, Times};
 
 use crate::error::Result;

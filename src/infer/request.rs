@@ -1,5 +1,6 @@
 //! A request as every protocol decodes it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Instant;
@@ -27,6 +28,8 @@ pub struct Request {
     pub timeout: Option<Duration>,
     /// The priority level; 0 for the model's default.
     pub priority: u64,
+    /// Its place in a sequence of requests; `None` if it belongs to none.
+    pub sequence: Option<Sequence>,
     /// Parameters without a meaning of their own to the server, for the backend.
     pub parameters: Parameters,
 }
@@ -44,9 +47,30 @@ impl Request {
             deadline: None,
             timeout: None,
             priority: 0,
+            sequence: None,
             parameters: Parameters::new(),
         }
     }
+}
+
+/// A request's place in a sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sequence {
+    /// The sequence.
+    pub id: CorrelationId,
+    /// The sequence begins with this request.
+    pub start: bool,
+    /// The sequence ends with this request.
+    pub end: bool,
+}
+
+/// What the requests of a sequence have in common.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum CorrelationId {
+    /// A number, never 0.
+    Number(u64),
+    /// A text, never empty.
+    Text(Arc<str>),
 }
 
 /// An output that the caller asks for.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Device, schema};
+use super::{BatchInput, BatchOutput, Device, QueuePolicy, Scheduling, TimeoutAction, schema};
 use crate::tensor::{DataType, Shape};
 
 /// One model's configuration, the same for all its versions.
@@ -20,10 +20,14 @@ pub struct ModelConfig {
     pub backend: String,
     /// The most rows of one execution; 0 for a model without a batch dimension.
     pub max_batch_rows: usize,
-    /// The inputs in the order of the configuration.
+    /// The inputs that callers send, in the order of the configuration.
     pub inputs: Vec<TensorSpec>,
-    /// The outputs in the order of the configuration.
+    /// The outputs that callers get, in the order of the configuration.
     pub outputs: Vec<TensorSpec>,
+    /// Further inputs of the model file, which tell it how a ragged batch is put together.
+    pub batch_inputs: Vec<BatchInput>,
+    /// Outputs that are split by another rule than by rows.
+    pub batch_outputs: Vec<BatchOutput>,
     /// One entry for each instance to run.
     pub instances: Vec<Instances>,
     /// How requests become executions.
@@ -36,10 +40,67 @@ pub struct ModelConfig {
     pub parameters: BTreeMap<String, String>,
     /// Labels of the model's metrics, already with their leading underscore.
     pub metric_tags: BTreeMap<String, String>,
+    /// Upper bounds of the buckets of the model's histograms, by the metric's name, where they are not the usual ones.
+    pub histogram_buckets: BTreeMap<String, Vec<f64>>,
+    /// Whether equal requests may be answered from the response cache.
+    pub response_cache: bool,
     /// What every instance runs before it takes requests.
     pub warmup: Vec<WarmupSample>,
     /// The normalised configuration as clients read it.
     pub schema: Arc<schema::ModelConfig>,
+}
+
+impl ModelConfig {
+    /// The smallest configuration: no tensors, no instances, each request one execution, a queue of one request.
+    pub fn new(name: &str, backend: &str) -> Self {
+        let queue = QueuePolicy {
+            timeout_action: TimeoutAction::Reject,
+            timeout: None,
+            allow_timeout_override: false,
+            requests_max: 1,
+        };
+        Self {
+            name: name.into(),
+            backend: backend.to_owned(),
+            max_batch_rows: 0,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            batch_inputs: Vec::new(),
+            batch_outputs: Vec::new(),
+            instances: Vec::new(),
+            scheduling: Scheduling::Single(queue),
+            budget: None,
+            decoupled: false,
+            parameters: BTreeMap::new(),
+            metric_tags: BTreeMap::new(),
+            histogram_buckets: BTreeMap::new(),
+            response_cache: false,
+            warmup: Vec::new(),
+            schema: Arc::default(),
+        }
+    }
+
+    /// The configuration as the model file sees it: `inputs` are followed by sequence controls, states and batch inputs,
+    /// `outputs` by the states' outputs that callers do not get.
+    #[must_use]
+    pub fn of_file(&self) -> Self {
+        let spec = |name: &Arc<str>, dtype, dims: Option<&Shape>| TensorSpec::new(name.clone(), dtype, dims.cloned());
+        let mut config = self.clone();
+        if let Scheduling::Sequence(batching) = &self.scheduling {
+            let controls = batching.controls.iter();
+            config.inputs.extend(controls.map(|c| spec(&c.name, Some(c.kind.dtype()), Some(&Shape::new(&[1])))));
+            for state in &batching.states {
+                config.inputs.push(spec(&state.input, Some(state.dtype), Some(&state.dims)));
+                if !config.outputs.iter().any(|output| output.name == state.output) {
+                    config.outputs.push(spec(&state.output, Some(state.dtype), Some(&state.dims)));
+                }
+            }
+        }
+        for batch_input in &self.batch_inputs {
+            config.inputs.extend(batch_input.targets.iter().map(|name| spec(name, Some(batch_input.dtype), None)));
+        }
+        config
+    }
 }
 
 /// One input or output.
@@ -55,8 +116,17 @@ pub struct TensorSpec {
     pub reshape: Option<Shape>,
     /// Whether a request may leave it out.
     pub optional: bool,
+    /// Whether its shape may differ between the members of a batch, which are then one flat tensor.
+    pub ragged: bool,
     /// Labels of a classification output, one for each index.
     pub labels: Arc<[String]>,
+}
+
+impl TensorSpec {
+    /// A tensor about which nothing else is said.
+    pub fn new(name: impl Into<Arc<str>>, dtype: Option<DataType>, dims: Option<Shape>) -> Self {
+        Self { name: name.into(), dtype, dims, reshape: None, optional: false, ragged: false, labels: Arc::new([]) }
+    }
 }
 
 /// Instances of one group on one device.
@@ -68,60 +138,38 @@ pub struct Instances {
     pub device: Device,
     /// How many; at least one.
     pub count: usize,
+    /// What each needs to execute, where the rate limiter is on.
+    pub rate_limit: RateLimit,
+    /// The name of the policy for its threads and memory; empty for none.
+    pub host_policy: String,
 }
 
-/// How requests become executions.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Scheduling {
-    /// Each request is one execution.
-    Single(QueuePolicy),
-    /// Requests are combined.
-    Dynamic(DynamicBatching),
-}
-
-impl Scheduling {
-    /// The queue's limits.
-    pub fn queue_policy(&self) -> &QueuePolicy {
-        match self {
-            Scheduling::Single(policy) => policy,
-            Scheduling::Dynamic(batching) => &batching.queue,
-        }
+impl Instances {
+    /// Instances that nothing limits.
+    pub fn new(group: impl Into<String>, device: Device, count: usize) -> Self {
+        let (rate_limit, host_policy) = (RateLimit::default(), String::new());
+        Self { group: group.into(), device, count, rate_limit, host_policy }
     }
 }
 
-/// The settings of dynamic batching.
-#[derive(Clone, Debug, PartialEq)]
-pub struct DynamicBatching {
-    /// Row counts to prefer, ascending, each within the maximum; empty means the maximum only.
-    pub preferred_rows: Vec<usize>,
-    /// How long the oldest request may wait for others while an instance is idle; zero for not at all.
-    pub queue_delay_max: Duration,
-    /// Responses leave in the order of the requests.
-    pub preserve_ordering: bool,
-    /// The queue's limits.
-    pub queue: QueuePolicy,
+/// What an instance needs of the rate limiter to execute.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RateLimit {
+    /// What it holds while it executes; empty for nothing.
+    pub resources: Vec<Resource>,
+    /// Its weight against others that need the same: one of weight 2 gets half the chances of one of weight 1. 0 is 1.
+    pub priority: u32,
 }
 
-/// What a queue holds and for how long.
-#[derive(Clone, Debug, PartialEq)]
-pub struct QueuePolicy {
-    /// What happens at the timeout.
-    pub timeout_action: TimeoutAction,
-    /// The timeout of requests that bring none; `None` for no limit.
-    pub timeout: Option<Duration>,
-    /// Whether a request's own timeout may shorten the default.
-    pub allow_timeout_override: bool,
-    /// The most requests that wait.
-    pub requests_max: usize,
-}
-
-/// What happens to a request whose queue timeout passes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TimeoutAction {
-    /// It is refused.
-    Reject,
-    /// It goes behind all requests that are still in time.
-    Delay,
+/// So much of one resource of the rate limiter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resource {
+    /// The resource's name.
+    pub name: String,
+    /// Whether there is one for the whole server and not one for each device.
+    pub global: bool,
+    /// How much; at least one.
+    pub count: u32,
 }
 
 /// The latency budget of a model (`latency.budget_us`).

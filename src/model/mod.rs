@@ -6,14 +6,20 @@ mod config;
 mod files;
 mod footprint;
 mod id;
+mod ragged;
+mod scheduling;
 pub mod schema;
 mod signature;
 
 pub use config::{
-    DynamicBatching, Instances, LatencyBudget, ModelConfig, QueuePolicy, Scheduling, TensorSpec, TimeoutAction,
-    WarmupData, WarmupInput, WarmupSample,
+    Instances, LatencyBudget, ModelConfig, RateLimit, Resource, TensorSpec, WarmupData, WarmupInput, WarmupSample,
 };
 pub use files::VersionFiles;
 pub use footprint::Footprint;
 pub use id::{Device, Version};
+pub use ragged::{BatchInput, BatchInputKind, BatchOutput};
+pub use scheduling::{
+    DynamicBatching, Ensemble, EnsembleStep, Flag, InitialState, Priorities, QueuePolicy, Scheduling, SequenceBatching,
+    SequenceControl, SequenceControlKind, SequenceState, SequenceStrategy, TimeoutAction,
+};
 pub use signature::{Checked, Signature};

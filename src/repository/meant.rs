@@ -1,19 +1,23 @@
 //! Turns a checked, normalised configuration into the server's own types.
 
+mod ragged;
+mod scheduling;
+mod sequence;
+
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::facts::LATENCY_BUDGET;
 use super::{Facts, files};
-use crate::model::schema::model_config::SchedulingChoice;
+use crate::model::Device;
 use crate::model::schema::model_instance_group::Kind;
-use crate::model::schema::model_queue_policy::TimeoutAction as WrittenAction;
+use crate::model::schema::model_metrics::metric_control::MetricOptions;
 use crate::model::schema::model_warmup::input::InputDataType;
-use crate::model::schema::{self, ModelDynamicBatching, ModelQueuePolicy, ModelTensorReshape};
+use crate::model::schema::{self, ModelRateLimiter, ModelTensorReshape, model_rate_limiter};
 use crate::model::{
-    Device, DynamicBatching, Instances, LatencyBudget, ModelConfig, QueuePolicy, Scheduling, TensorSpec, TimeoutAction,
-    WarmupData, WarmupInput, WarmupSample,
+    Instances, LatencyBudget, ModelConfig, RateLimit, Resource, TensorSpec, WarmupData, WarmupInput, WarmupSample,
 };
 use crate::tensor::{DataType, Shape};
 
@@ -29,6 +33,7 @@ pub(super) fn config(
         dims: dims(&input.dims),
         reshape: reshape(input.reshape.as_ref()),
         optional: input.optional,
+        ragged: input.allow_ragged_batch,
         labels: Arc::new([]),
     });
     Ok(ModelConfig {
@@ -37,12 +42,16 @@ pub(super) fn config(
         max_batch_rows: usize::try_from(schema.max_batch_size).unwrap_or(0),
         inputs: inputs.collect(),
         outputs: outputs(schema, directory)?,
+        batch_inputs: ragged::batch_inputs(schema),
+        batch_outputs: ragged::batch_outputs(schema),
         instances: instances(schema),
-        scheduling: scheduling(schema, facts),
+        scheduling: scheduling::scheduling(schema, directory, facts)?,
         budget: budget(schema),
         decoupled: schema.model_transaction_policy.is_some_and(|policy| policy.decoupled),
         parameters: schema.parameters.iter().map(|(key, value)| (key.clone(), value.string_value.clone())).collect(),
         metric_tags: schema.metric_tags.iter().map(|(key, value)| (format!("_{key}"), value.clone())).collect(),
+        histogram_buckets: histogram_buckets(schema),
+        response_cache: schema.response_cache.is_some_and(|cache| cache.enable),
         warmup: warmup(schema, directory),
         schema: Arc::new(schema.clone()),
     })
@@ -89,6 +98,7 @@ fn outputs(schema: &schema::ModelConfig, directory: &Path) -> Result<Vec<TensorS
             dims: dims(&output.dims),
             reshape: reshape(output.reshape.as_ref()),
             optional: false,
+            ragged: false,
             labels: labels.into(),
         })
     });
@@ -103,52 +113,35 @@ fn instances(schema: &schema::ModelConfig) -> Vec<Instances> {
             Kind::Gpu => group.gpus.iter().filter_map(|gpu| u32::try_from(*gpu).ok()).map(Device::Cuda).collect(),
             Kind::Auto | Kind::Cpu | Kind::Model => vec![Device::Cpu],
         };
-        devices.into_iter().map(move |device| Instances { group: group.name.clone(), device, count })
+        devices.into_iter().map(move |device| Instances {
+            group: group.name.clone(),
+            device,
+            count,
+            rate_limit: rate_limit(group.rate_limiter.as_ref()),
+            host_policy: group.host_policy.clone(),
+        })
     });
     each.collect()
 }
 
-fn scheduling(schema: &schema::ModelConfig, facts: &Facts) -> Scheduling {
-    let Some(SchedulingChoice::DynamicBatching(batching)) = &schema.scheduling_choice else {
-        return Scheduling::Single(queue_policy(None, facts));
+fn rate_limit(written: Option<&ModelRateLimiter>) -> RateLimit {
+    let Some(written) = written else { return RateLimit::default() };
+    let resource = |resource: &model_rate_limiter::Resource| Resource {
+        name: resource.name.clone(),
+        global: resource.global,
+        count: resource.count,
     };
-    let queue = queue_policy(queue_of(batching), facts);
-    if schema.max_batch_size < 1 {
-        return Scheduling::Single(queue);
-    }
-    let mut preferred_rows: Vec<usize> =
-        batching.preferred_batch_size.iter().filter_map(|rows| usize::try_from(*rows).ok()).collect();
-    preferred_rows.sort_unstable();
-    preferred_rows.dedup();
-    Scheduling::Dynamic(DynamicBatching {
-        preferred_rows,
-        queue_delay_max: Duration::from_micros(batching.max_queue_delay_microseconds),
-        preserve_ordering: batching.preserve_ordering,
-        queue,
-    })
+    let resources = written.resources.iter().filter(|resource| resource.count > 0).map(resource).collect();
+    RateLimit { resources, priority: written.priority }
 }
 
-/// The policy of the only priority level that there is.
-fn queue_of(batching: &ModelDynamicBatching) -> Option<&ModelQueuePolicy> {
-    let of_level = batching.priority_queue_policy.get(&1).filter(|_| batching.priority_levels == 1);
-    of_level.or(batching.default_queue_policy.as_ref())
-}
-
-fn queue_policy(written: Option<&ModelQueuePolicy>, facts: &Facts) -> QueuePolicy {
-    let written = written.copied().unwrap_or_default();
-    let timeout = written.default_timeout_microseconds;
-    QueuePolicy {
-        timeout_action: match written.timeout_action() {
-            WrittenAction::Reject => TimeoutAction::Reject,
-            WrittenAction::Delay => TimeoutAction::Delay,
-        },
-        timeout: (timeout > 0).then(|| Duration::from_micros(timeout)),
-        allow_timeout_override: written.allow_timeout_override,
-        requests_max: match written.max_queue_size {
-            0 => facts.queue_requests_max,
-            size => usize::try_from(size).unwrap_or(usize::MAX),
-        },
-    }
+fn histogram_buckets(schema: &schema::ModelConfig) -> BTreeMap<String, Vec<f64>> {
+    let controls = schema.model_metrics.iter().flat_map(|metrics| &metrics.metric_control);
+    let buckets = controls.filter_map(|control| {
+        let MetricOptions::HistogramOptions(options) = control.metric_options.as_ref()?;
+        Some((control.metric_identifier.as_ref()?.family.clone(), options.buckets.clone()))
+    });
+    buckets.collect()
 }
 
 fn budget(schema: &schema::ModelConfig) -> Option<LatencyBudget> {

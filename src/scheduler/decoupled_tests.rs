@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 
 use super::tests::{MS, Order, Stage, Waiting1, settings};
-use super::{QueueSettings, ResponseLimits};
+use super::{QueueSettings, ResponseLimits, Scheduler as _};
 use crate::error::Kind;
 use crate::telemetry::stats::Snapshot;
 

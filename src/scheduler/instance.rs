@@ -10,20 +10,21 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::entry::{Entry, Pulled};
 use super::estimate::SizeClass;
-use super::queue::{Entry, Pulled, Queue};
 use super::run::Run;
+use super::{Execution, Scheduler};
 use crate::backend::{Instance, Model};
 use crate::error::{Error, Result};
 use crate::infer::Instant;
 use crate::model::Device;
-use crate::telemetry::stats::RequestTimes;
+use crate::telemetry::stats::{ModelStats, RequestTimes};
 use crate::tensor::Batch;
 
 /// What an instance needs to start.
 pub struct Starting {
     /// Where it pulls from.
-    pub queue: Arc<Queue>,
+    pub scheduler: Arc<dyn Scheduler>,
     /// What it runs.
     pub model: Arc<dyn Model>,
     /// Where it runs.
@@ -90,8 +91,8 @@ fn serve(starting: &Starting, report: oneshot::Sender<Result<()>>) {
     if report.send(Ok(())).is_err() {
         return;
     }
-    while let Some(pulled) = starting.queue.pull(starting.index) {
-        if execute(&starting.queue, &mut *instance, pulled) {
+    while let Some(pulled) = starting.scheduler.pull(starting.index) {
+        if execute(&*starting.scheduler, starting.index, &mut *instance, pulled) {
             continue;
         }
         match guarded(|| starting.model.instance(starting.device)) {
@@ -112,7 +113,7 @@ fn warm_up(starting: &Starting, instance: &mut dyn Instance) -> Result<()> {
             Ok(()) if *measured => {
                 let bytes: usize = (0..batch.inputs()).map(|index| batch.byte_len(index)).sum();
                 let class = SizeClass::of_row(bytes / batch.rows().max(1));
-                starting.queue.record_run(class, batch.rows(), run.began.elapsed());
+                starting.scheduler.record_run(class, batch.rows(), run.began.elapsed());
             }
             Ok(()) => {}
             Err(error) if *required => return Err(error),
@@ -123,7 +124,7 @@ fn warm_up(starting: &Starting, instance: &mut dyn Instance) -> Result<()> {
 }
 
 /// Runs one batch and settles each of its requests. `false` if the instance panicked.
-fn execute(queue: &Queue, instance: &mut dyn Instance, pulled: Pulled) -> bool {
+fn execute(scheduler: &dyn Scheduler, index: usize, instance: &mut dyn Instance, pulled: Pulled) -> bool {
     let Pulled { mut entries, class } = pulled;
     let batch = Batch { members: entries.iter_mut().map(|entry| std::mem::take(&mut entry.member)).collect() };
     let rows: Vec<usize> = batch.members.iter().map(|member| member.rows).collect();
@@ -136,22 +137,27 @@ fn execute(queue: &Queue, instance: &mut dyn Instance, pulled: Pulled) -> bool {
     });
     drop(batch);
     run.ended = Some(Instant::now());
-    if outcome.is_ok() {
-        queue.record_run(class, rows.iter().sum(), run.took());
-    }
-    settle(queue, entries, &rows, run, outcome.err());
+    scheduler.executed(Execution {
+        instance: index,
+        class,
+        rows: rows.iter().sum(),
+        took: run.took(),
+        failed: outcome.is_err(),
+        outputs: run.outputs(),
+    });
+    settle(scheduler.stats(), entries, &rows, run, outcome.err());
     !panicked
 }
 
 /// Gives each request its outcome. What was answered is recorded before it is sent, so that a caller who asks for the
 /// statistics right after its response finds itself counted.
-fn settle(queue: &Queue, entries: Vec<Entry>, rows: &[usize], mut run: Run, failure: Option<Error>) {
+fn settle(stats: &ModelStats, entries: Vec<Entry>, rows: &[usize], mut run: Run, failure: Option<Error>) {
     let mut answered = Vec::with_capacity(entries.len());
     let mut times = Vec::with_capacity(entries.len());
     for (index, (entry, &rows)) in entries.into_iter().zip(rows).enumerate() {
         let concluded = run.conclude(index, &entry, failure.as_ref());
         if let Some(responses) = run.take_responses(index) {
-            queue.stats().request_responded(&responses);
+            stats.request_responded(&responses);
         }
         match concluded {
             Ok(answer) => {
@@ -160,11 +166,11 @@ fn settle(queue: &Queue, entries: Vec<Entry>, rows: &[usize], mut run: Run, fail
                 times.push(RequestTimes { rows, queue, total: ended.saturating_duration_since(entry.arrived) });
                 answered.push((entry.reply, answer));
             }
-            Err(error) => queue.settle(entry, error, run.end()),
+            Err(error) => entry.settle(stats, error, run.end()),
         }
     }
     if !times.is_empty() {
-        queue.stats().batch_finished(&run.times(rows.iter().sum()), times);
+        stats.batch_finished(&run.times(rows.iter().sum()), times);
     }
     for (reply, answer) in answered {
         reply.finish(answer.map(Ok));

@@ -4,6 +4,7 @@
 //! [`instance`] is the thread that pulls, runs and replies, by a way that `reply` chooses. The [`Waiter`] is the other end of a request: it owns the
 //! request's deadline and takes the request back when it passes. Nothing here knows protocols or repositories.
 
+mod entry;
 mod estimate;
 mod instance;
 mod plan;
@@ -14,13 +15,104 @@ mod responses;
 mod run;
 mod waiter;
 
+pub use entry::{Pulled, Ticket};
 pub use estimate::{Estimates, SizeClass};
 pub use instance::{Started, Starting, Warmup, start};
 pub use plan::{Curve, Limits, Plan, Waiting, plan};
-pub use queue::{Pushed, Queue, QueueSettings, Ticket};
+pub use queue::{Queue, QueueSettings};
 pub use reply::{Answer, Receiver};
 pub use responses::ResponseLimits;
 pub use waiter::Waiter;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::Result;
+use crate::infer::{Instant, Sequence};
+use crate::telemetry::stats::ModelStats;
+use crate::tensor::{Member, Tensor};
+
+/// How the requests of one model version become executions: takes requests in, gives its instances batches.
+///
+/// A request leaves a scheduler once, by whoever takes it out: an instance that pulls it, its waiter that takes it back,
+/// or the scheduler itself when it cannot be in time any more. Who takes it out settles its outcome.
+pub trait Scheduler: fmt::Debug + Send + Sync {
+    /// Takes a request in, or refuses it at once.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::QueueFull`], [`crate::error::Kind::BudgetExceeded`] or
+    /// [`crate::error::Kind::DeadlineExceeded`] if it is predicted to be late, [`crate::error::Kind::Unavailable`] after
+    /// [`Scheduler::close`], [`crate::error::Kind::InvalidArgument`] if it does not fit the way this scheduler works.
+    fn push(self: Arc<Self>, request: Pushed, now: Instant) -> Result<(Ticket, Receiver)>;
+
+    /// Takes a request back. `false` if it is not here any more: it runs, or has its outcome.
+    ///
+    /// The caller records the outcome.
+    fn take_back(&self, ticket: &Ticket) -> bool;
+
+    /// Blocks until there is a batch for this instance. `None` once the scheduler is closed and empty.
+    fn pull(&self, instance: usize) -> Option<Pulled>;
+
+    /// Hears of the end of each execution, before its requests are answered.
+    fn executed(&self, execution: Execution<'_>);
+
+    /// Learns how long an execution took that was no request's.
+    fn record_run(&self, class: SizeClass, rows: usize, took: Duration);
+
+    /// Refuses everything from now on; what waits is still served.
+    fn close(&self);
+
+    /// Closes and refuses everything that waits.
+    fn abort(&self);
+
+    /// How many requests wait.
+    fn waiting(&self) -> usize;
+
+    /// The statistics that outcomes are recorded in.
+    fn stats(&self) -> &Arc<ModelStats>;
+}
+
+/// One request to push.
+#[derive(Debug)]
+pub struct Pushed {
+    /// The checked tensors.
+    pub member: Member,
+    /// When the server had read it.
+    pub arrived: Instant,
+    /// When the caller stops waiting.
+    pub deadline: Option<Instant>,
+    /// The queue timeout that the caller asks for.
+    pub timeout: Option<Duration>,
+    /// The priority level; 0 for the model's default.
+    pub priority: u64,
+    /// Its place in a sequence.
+    pub sequence: Option<Sequence>,
+}
+
+impl Pushed {
+    /// A request that can wait for ever.
+    pub fn new(member: Member, arrived: Instant) -> Self {
+        Self { member, arrived, deadline: None, timeout: None, priority: 0, sequence: None }
+    }
+}
+
+/// An execution that has ended.
+#[derive(Debug)]
+pub struct Execution<'a> {
+    /// The instance's number.
+    pub instance: usize,
+    /// The size of its members.
+    pub class: SizeClass,
+    /// The rows of all members.
+    pub rows: usize,
+    /// How long it took.
+    pub took: Duration,
+    /// Whether it failed.
+    pub failed: bool,
+    /// The last outputs of each member, as the model file gives them; what is not the caller's is taken out here.
+    pub outputs: &'a mut [Option<Vec<Tensor>>],
+}
 
 #[cfg(test)]
 mod decoupled_tests;

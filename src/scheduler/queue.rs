@@ -12,11 +12,13 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use smallvec::SmallVec;
 
+use super::entry::{Entry, LaneKey, Pulled, Ticket};
 use super::estimate::{Estimates, SizeClass};
 use super::plan::{Curve as _, Limits, Plan, Waiting, plan};
-use super::promise::{Ahead, GiveUp, Promise, late_error};
-use super::reply::{self, Receiver, Reply};
+use super::promise::{Ahead, Promise, late_error};
+use super::reply::{self, Receiver};
 use super::responses::ResponseLimits;
+use super::{Execution, Pushed, Scheduler};
 use crate::error::{Error, Kind, Result};
 use crate::infer::{Instant, round};
 use crate::telemetry::stats::ModelStats;
@@ -40,47 +42,6 @@ pub struct QueueSettings {
     /// What the responses of one request may take, for a decoupled model; `None` for one that gives exactly one.
     pub responses: Option<ResponseLimits>,
 }
-
-/// A request in the queue or taken from it.
-#[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) member: Member,
-    pub(super) arrived: Instant,
-    pub(super) promise: Promise,
-    pub(super) reply: Reply,
-    seq: u64,
-}
-
-/// What a pushed request is known by.
-#[derive(Debug)]
-pub struct Ticket {
-    lane: LaneKey,
-    seq: u64,
-    /// When it should be taken back unless it runs by then.
-    pub(super) give_up: Option<GiveUp>,
-}
-
-/// One request to push.
-#[derive(Debug)]
-pub struct Pushed {
-    /// The checked tensors.
-    pub member: Member,
-    /// When the server had read it.
-    pub arrived: Instant,
-    /// When the caller stops waiting.
-    pub deadline: Option<Instant>,
-    /// The queue timeout that the caller asks for.
-    pub timeout: Option<Duration>,
-}
-
-/// Requests to run as one batch.
-#[derive(Debug)]
-pub(super) struct Pulled {
-    pub(super) entries: Vec<Entry>,
-    pub(super) class: SizeClass,
-}
-
-type LaneKey = SmallVec<[i64; 8]>;
 
 #[derive(Debug, Default)]
 struct Lane {
@@ -146,110 +107,11 @@ impl Queue {
         &self.settings
     }
 
-    /// The statistics that outcomes are recorded in.
-    pub fn stats(&self) -> &Arc<ModelStats> {
-        &self.stats
-    }
-
-    /// How many requests wait.
-    pub fn len(&self) -> usize {
-        self.state.lock().waiting
-    }
-
-    /// Whether nothing waits.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Puts a request at the end, or refuses it at once.
-    ///
-    /// # Errors
-    /// [`Kind::QueueFull`], [`Kind::BudgetExceeded`] or [`Kind::DeadlineExceeded`] if it is predicted to be late,
-    /// [`Kind::Unavailable`] after [`Queue::close`].
-    pub fn push(self: &Arc<Self>, request: Pushed, now: Instant) -> Result<(Ticket, Receiver)> {
-        let (reply, receiver) = reply::channel(self.settings.responses);
-        let key = self.lane_key(&request.member);
-        let mut promise = self.promise(&request);
-        let mut state = self.state.lock();
-        if state.closed {
-            return Err(self.stopping());
-        }
-        if state.waiting >= self.settings.requests_max {
-            return Err(Error::new(Kind::QueueFull, "Exceeds maximum queue size"));
-        }
-        let ahead = self.ahead(&state, now);
-        if let Err(late) = promise.admit(&state.estimates, ahead, now) {
-            let last_probe = state.last_probe.map_or(Duration::MAX, |last| now.saturating_duration_since(last));
-            if !ahead.idle || last_probe < PROBE_EVERY {
-                return Err(late);
-            }
-            promise.probe = true;
-            state.last_probe = Some(now);
-        }
-        let seq = state.next_seq;
-        state.next_seq += 1;
-        state.waiting += 1;
-        state.waiting_rows += promise.rows;
-        self.stats.request_waits();
-        let give_up = promise.give_up(&state.estimates);
-        let lane = state.lanes.entry(key.clone()).or_default();
-        lane.class = promise.class;
-        lane.entries.push_back(Entry { member: request.member, arrived: request.arrived, promise, reply, seq });
-        if state.sleepers > 0 && !state.wake_put_off {
-            state.wake_put_off = true;
-            // The end of a full round comes at once and takes the lock.
-            let put_off = MutexGuard::unlocked(&mut state, || round::put_off(|| Waker::from(self.clone())));
-            if !put_off {
-                self.wake_one(&mut state);
-            }
-        }
-        drop(state);
-        Ok((Ticket { lane: key, seq, give_up }, receiver))
-    }
-
     /// Wakes an instance if one sleeps and there is something for it to do.
     fn wake_one(&self, state: &mut State) {
         state.wake_put_off = false;
         if state.waiting > 0 && state.sleepers > 0 && self.pushed.notify_one() {
             state.sleepers -= 1;
-        }
-    }
-
-    /// Takes a request back. `false` if it is not in the queue any more: it runs, or has its outcome.
-    ///
-    /// The caller records the outcome.
-    pub fn take_back(&self, ticket: &Ticket) -> bool {
-        let mut state = self.state.lock();
-        let Some(lane) = state.lanes.get_mut(&ticket.lane) else { return false };
-        let Ok(index) = lane.entries.binary_search_by_key(&ticket.seq, |entry| entry.seq) else { return false };
-        let entry = lane.entries.remove(index);
-        let rows = entry.as_ref().map_or(0, |entry| entry.member.rows);
-        self.forget(&mut state, &ticket.lane, 1, rows);
-        // The tensors are freed only after the lock is released.
-        drop(state);
-        drop(entry);
-        true
-    }
-
-    /// Waits until there is a batch to run. `None` once the queue is closed and empty.
-    pub(super) fn pull(&self, instance: usize) -> Option<Pulled> {
-        let mut state = self.state.lock();
-        loop {
-            match self.look(&mut state, instance, Instant::now()) {
-                Look::Run(pulled) => return Some(pulled),
-                Look::Again => {}
-                Look::Closed => return None,
-                Look::Wait(None) => {
-                    state.sleepers += 1;
-                    self.pushed.wait(&mut state);
-                }
-                Look::Wait(Some(time)) => {
-                    state.sleepers += 1;
-                    if self.pushed.wait_for(&mut state, time).timed_out() {
-                        state.sleepers = state.sleepers.saturating_sub(1);
-                    }
-                }
-            }
         }
     }
 
@@ -303,37 +165,6 @@ impl Queue {
     #[cfg(test)]
     pub(super) fn look_at(&self, instance: usize, now: Instant) -> Look {
         self.look(&mut self.state.lock(), instance, now)
-    }
-
-    /// Records how long an execution took, for planning. That of a decoupled model tells nothing: it depends on how
-    /// many responses a request has, and on how fast its caller takes them.
-    pub(super) fn record_run(&self, class: SizeClass, rows: usize, took: Duration) {
-        if self.settings.responses.is_some() {
-            return;
-        }
-        self.state.lock().estimates.record(class, rows, took);
-    }
-
-    /// Refuses everything from now on; what waits is still served.
-    pub fn close(&self) {
-        let mut state = self.state.lock();
-        state.closed = true;
-        state.sleepers = 0;
-        self.pushed.notify_all();
-    }
-
-    /// Closes and refuses everything that waits.
-    pub fn abort(&self) {
-        self.close();
-        let mut state = self.state.lock();
-        let lanes = std::mem::take(&mut state.lanes);
-        self.stats.requests_left(state.waiting);
-        (state.waiting, state.waiting_rows) = (0, 0);
-        drop(state);
-        let now = Instant::now();
-        for entry in lanes.into_values().flat_map(|lane| lane.entries) {
-            self.settle(entry, self.stopping(), now);
-        }
     }
 
     fn stopping(&self) -> Error {
@@ -452,7 +283,7 @@ impl Queue {
 
     fn refuse_late(&self, late: Vec<(Entry, Kind)>, now: Instant) {
         for (entry, kind) in late {
-            self.settle(entry, late_error(kind), now);
+            entry.settle(&self.stats, late_error(kind), now);
         }
     }
 
@@ -477,11 +308,125 @@ impl Queue {
             state.lanes.remove(key);
         }
     }
+}
 
-    /// Fails a request that was taken from the queue.
-    pub(super) fn settle(&self, entry: Entry, error: Error, now: Instant) {
-        self.stats.request_failed(error.kind(), now.saturating_duration_since(entry.arrived));
-        entry.reply.finish(Some(Err(error)));
+impl Scheduler for Queue {
+    fn push(self: Arc<Self>, request: Pushed, now: Instant) -> Result<(Ticket, Receiver)> {
+        let (reply, receiver) = reply::channel(self.settings.responses);
+        let key = self.lane_key(&request.member);
+        let mut promise = self.promise(&request);
+        let mut state = self.state.lock();
+        if state.closed {
+            return Err(self.stopping());
+        }
+        if state.waiting >= self.settings.requests_max {
+            return Err(Error::new(Kind::QueueFull, "Exceeds maximum queue size"));
+        }
+        let ahead = self.ahead(&state, now);
+        if let Err(late) = promise.admit(&state.estimates, ahead, now) {
+            let last_probe = state.last_probe.map_or(Duration::MAX, |last| now.saturating_duration_since(last));
+            if !ahead.idle || last_probe < PROBE_EVERY {
+                return Err(late);
+            }
+            promise.probe = true;
+            state.last_probe = Some(now);
+        }
+        let seq = state.next_seq;
+        state.next_seq += 1;
+        state.waiting += 1;
+        state.waiting_rows += promise.rows;
+        self.stats.request_waits();
+        let give_up = promise.give_up(&state.estimates);
+        let lane = state.lanes.entry(key.clone()).or_default();
+        lane.class = promise.class;
+        lane.entries.push_back(Entry { member: request.member, arrived: request.arrived, promise, reply, seq });
+        if state.sleepers > 0 && !state.wake_put_off {
+            state.wake_put_off = true;
+            // The end of a full round comes at once and takes the lock.
+            let put_off = MutexGuard::unlocked(&mut state, || round::put_off(|| Waker::from(self.clone())));
+            if !put_off {
+                self.wake_one(&mut state);
+            }
+        }
+        drop(state);
+        Ok((Ticket { lane: key, seq, give_up }, receiver))
+    }
+
+    fn take_back(&self, ticket: &Ticket) -> bool {
+        let mut state = self.state.lock();
+        let Some(lane) = state.lanes.get_mut(&ticket.lane) else { return false };
+        let Ok(index) = lane.entries.binary_search_by_key(&ticket.seq, |entry| entry.seq) else { return false };
+        let entry = lane.entries.remove(index);
+        let rows = entry.as_ref().map_or(0, |entry| entry.member.rows);
+        self.forget(&mut state, &ticket.lane, 1, rows);
+        // The tensors are freed only after the lock is released.
+        drop(state);
+        drop(entry);
+        true
+    }
+
+    fn pull(&self, instance: usize) -> Option<Pulled> {
+        let mut state = self.state.lock();
+        loop {
+            match self.look(&mut state, instance, Instant::now()) {
+                Look::Run(pulled) => return Some(pulled),
+                Look::Again => {}
+                Look::Closed => return None,
+                Look::Wait(None) => {
+                    state.sleepers += 1;
+                    self.pushed.wait(&mut state);
+                }
+                Look::Wait(Some(time)) => {
+                    state.sleepers += 1;
+                    if self.pushed.wait_for(&mut state, time).timed_out() {
+                        state.sleepers = state.sleepers.saturating_sub(1);
+                    }
+                }
+            }
+        }
+    }
+
+    fn executed(&self, execution: Execution<'_>) {
+        if !execution.failed {
+            self.record_run(execution.class, execution.rows, execution.took);
+        }
+    }
+
+    fn record_run(&self, class: SizeClass, rows: usize, took: Duration) {
+        // That of a decoupled model tells nothing: it depends on how many responses a request has, and on how fast its
+        // caller takes them.
+        if self.settings.responses.is_some() {
+            return;
+        }
+        self.state.lock().estimates.record(class, rows, took);
+    }
+
+    fn close(&self) {
+        let mut state = self.state.lock();
+        state.closed = true;
+        state.sleepers = 0;
+        self.pushed.notify_all();
+    }
+
+    fn abort(&self) {
+        self.close();
+        let mut state = self.state.lock();
+        let lanes = std::mem::take(&mut state.lanes);
+        self.stats.requests_left(state.waiting);
+        (state.waiting, state.waiting_rows) = (0, 0);
+        drop(state);
+        let now = Instant::now();
+        for entry in lanes.into_values().flat_map(|lane| lane.entries) {
+            entry.settle(&self.stats, self.stopping(), now);
+        }
+    }
+
+    fn waiting(&self) -> usize {
+        self.state.lock().waiting
+    }
+
+    fn stats(&self) -> &Arc<ModelStats> {
+        &self.stats
     }
 }
 

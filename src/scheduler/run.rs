@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::queue::Entry;
+use super::entry::Entry;
 use super::reply::{Answer, Reply};
 use super::responses::{self, given_up};
 use crate::backend::Replies;
@@ -50,6 +50,11 @@ impl Run {
     /// Where the instance puts what it produces; without `entries` nobody gets it.
     pub(super) fn replies<'a>(&'a mut self, batch: &'a Batch, entries: &'a [Entry]) -> Collect<'a> {
         Collect { batch, entries, run: self }
+    }
+
+    /// The last outputs of each member; none where the execution gave none.
+    pub(super) fn outputs(&mut self) -> &mut [Option<Vec<Tensor>>] {
+        &mut self.outputs
     }
 
     /// When it ended; while it goes on, when it began.

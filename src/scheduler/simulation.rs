@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::queue::{Look, Queue, QueueSettings};
-use super::{Limits, Pushed, Receiver, SizeClass, Ticket};
+use super::{Limits, Pushed, Receiver, Scheduler as _, SizeClass, Ticket};
 use crate::infer::Instant;
 use crate::telemetry::stats::ModelStats;
 use crate::tensor::Member;
@@ -136,8 +136,8 @@ impl<'a> Simulation<'a> {
 
     fn arrive(&mut self, now: Instant) {
         let member = Member { rows: 1, inputs: Vec::new() };
-        let request = Pushed { member, arrived: now, deadline: None, timeout: None };
-        match self.queue.push(request, now) {
+        let request = Pushed::new(member, now);
+        match self.queue.clone().push(request, now) {
             Ok((ticket, receiver)) => {
                 if let Some(give_up) = ticket.give_up {
                     self.give_ups.push(Reverse((give_up.at, self.outcome.sent)));

@@ -116,7 +116,7 @@ impl Stage {
         let sent = Arc::new(AtomicUsize::new(0));
         let model = Arc::new(Arc::new(Puppet { orders: Mutex::new(received), seen: tell, sent: sent.clone() }));
         let starting = Starting {
-            queue: queue.clone(),
+            scheduler: queue.clone(),
             model,
             device: Device::Cpu,
             index: 0,
@@ -143,7 +143,7 @@ impl Stage {
         let data = Bytes::from(vec![7; rows * width as usize]);
         let member = Member { rows, inputs: vec![Tensor { dtype: DataType::Uint8, shape, data }] };
         let deadline = deadline.map(|deadline| now + deadline);
-        let waiting = self.queue.push(Pushed { member, arrived: now, deadline, timeout }, now)?;
+        let waiting = self.queue.clone().push(Pushed { deadline, timeout, ..Pushed::new(member, now) }, now)?;
         let respond: Respond = Box::new(|answer| Response {
             model: "puppet".into(),
             version: 1,
@@ -242,9 +242,9 @@ async fn a_dropped_request_leaves_the_queue_at_once() {
     let busy = stage.ask(1, 4, None).expect("accepted");
     stage.begun();
     let dropped = stage.ask(1, 4, None).expect("accepted");
-    assert_eq!(stage.queue.len(), 1);
+    assert_eq!(stage.queue.waiting(), 1);
     drop(dropped);
-    assert_eq!(stage.queue.len(), 0);
+    assert_eq!(stage.queue.waiting(), 0);
     stage.order(Order::Answer);
     answer(busy).await.expect("answered");
     stage.close();

@@ -10,8 +10,9 @@ use std::task::{Context, Poll};
 use futures_core::Stream;
 use tokio::time::Sleep;
 
+use super::Scheduler;
+use super::entry::Ticket;
 use super::promise::late_error;
-use super::queue::{Queue, Ticket};
 use super::reply::{Answer, Receiver};
 use super::responses::given_up;
 use crate::error::{Kind, Result};
@@ -19,7 +20,7 @@ use crate::infer::{Instant, Response};
 
 /// The stream of one request's responses; `respond` makes each of them out of an answer.
 pub struct Waiter<F> {
-    queue: Arc<Queue>,
+    scheduler: Arc<dyn Scheduler>,
     receiver: Receiver,
     /// Present as long as the request may still be in the queue.
     ticket: Option<Ticket>,
@@ -34,13 +35,13 @@ pub struct Waiter<F> {
 impl<F: FnMut(Answer) -> Response + Unpin> Waiter<F> {
     /// Waits for the request with this ticket.
     pub fn new(
-        queue: Arc<Queue>,
+        scheduler: Arc<dyn Scheduler>,
         (ticket, receiver): (Ticket, Receiver),
         (arrived, deadline): (Instant, Option<Instant>),
         respond: F,
     ) -> Self {
         let timer = ticket.give_up.map(|give_up| Box::pin(tokio::time::sleep_until(give_up.at)));
-        Self { queue, receiver, ticket: Some(ticket), timer, arrived, deadline, respond: Some(respond) }
+        Self { scheduler, receiver, ticket: Some(ticket), timer, arrived, deadline, respond: Some(respond) }
     }
 
     /// The timer fired: gives the request up if it still waits or its caller does not wait any more.
@@ -52,9 +53,9 @@ impl<F: FnMut(Answer) -> Response + Unpin> Waiter<F> {
             let late = || Err(given_up(self.deadline, Instant::now()));
             return Some(self.receiver.close().unwrap_or_else(late));
         };
-        if self.queue.take_back(&ticket) {
+        if self.scheduler.take_back(&ticket) {
             let kind = ticket.give_up.map_or(Kind::TimedOut, |give_up| give_up.kind);
-            self.queue.stats().request_failed(kind, Instant::now().saturating_duration_since(self.arrived));
+            self.scheduler.stats().request_failed(kind, Instant::now().saturating_duration_since(self.arrived));
             return Some(Err(late_error(kind)));
         }
         self.timer = self.deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
@@ -101,10 +102,10 @@ impl<F: FnMut(Answer) -> Response + Unpin> Stream for Waiter<F> {
 impl<F> Drop for Waiter<F> {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket.take()
-            && self.queue.take_back(&ticket)
+            && self.scheduler.take_back(&ticket)
         {
             let waited = Instant::now().saturating_duration_since(self.arrived);
-            self.queue.stats().request_failed(Kind::Cancelled, waited);
+            self.scheduler.stats().request_failed(Kind::Cancelled, waited);
         }
     }
 }

@@ -3,16 +3,13 @@
 //! Only tests link against libtorch; the server finds it when it runs.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use nereid::backend::libtorch::LibTorch;
 use nereid::backend::libtorch::script::Script;
 use nereid::backend::{Backend, Replies};
 use nereid::error::Result;
-use nereid::model::{
-    Device, Instances, ModelConfig, QueuePolicy, Scheduling, TensorSpec, TimeoutAction, VersionFiles, schema,
-};
+use nereid::model::{Device, Instances, ModelConfig, TensorSpec, VersionFiles};
 use nereid::tensor::{Batch, DataType, Member, Shape, Tensor};
 use tch::{CModule, IValue, Kind};
 
@@ -56,41 +53,21 @@ impl Replies for Outputs {
 }
 
 fn specs(prefix: &str, count: usize) -> Vec<TensorSpec> {
-    let spec = |index| TensorSpec {
-        name: format!("{prefix}__{index}").into(),
-        dtype: None,
-        dims: None,
-        reshape: None,
-        optional: false,
-        labels: Arc::from([]),
-    };
+    let spec = |index| TensorSpec::new(format!("{prefix}__{index}"), None, None);
     (0..count).map(spec).collect()
 }
 
 /// What the backend returns for `file`, through the seam.
 fn by_backend(file: &Path, inputs: &[Tensor], outputs: usize) -> Vec<Tensor> {
     let config = ModelConfig {
-        name: "oracle".into(),
-        backend: "pytorch".to_owned(),
-        max_batch_rows: 0,
         inputs: specs("INPUT", inputs.len()),
         outputs: specs("OUTPUT", outputs),
-        instances: vec![Instances { group: "oracle".to_owned(), device: Device::Cpu, count: 1 }],
-        scheduling: Scheduling::Single(QueuePolicy {
-            timeout_action: TimeoutAction::Reject,
-            timeout: None,
-            allow_timeout_override: false,
-            requests_max: 1,
-        }),
-        budget: None,
-        decoupled: false,
-        warmup: Vec::new(),
+        instances: vec![Instances::new("oracle", Device::Cpu, 1)],
         // Both sides compute with one thread and without rearranging, so that there is one order of additions.
         parameters: [("INTRA_OP_THREAD_COUNT", "1"), ("torch.optimize", "off")]
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .into(),
-        metric_tags: Default::default(),
-        schema: Arc::new(schema::ModelConfig::default()),
+        ..ModelConfig::new("oracle", "pytorch")
     };
     let folder = file.parent().expect("a file lies in a folder").to_owned();
     let files = VersionFiles { model_dir: folder.clone(), version_dir: folder, model_file: Some(file.to_owned()) };

@@ -1,6 +1,5 @@
 //! The backend from its seam down, with models made from source text.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,9 +11,7 @@ use super::handle::{Handle, Module};
 use super::script::Script;
 use crate::backend::{Backend, Instance, Model, Replies};
 use crate::error::{Error, Kind, Result};
-use crate::model::{
-    Device, Instances, ModelConfig, QueuePolicy, Scheduling, TensorSpec, TimeoutAction, VersionFiles, schema,
-};
+use crate::model::{Device, Instances, ModelConfig, TensorSpec, VersionFiles, schema};
 use crate::tensor::{Batch, DataType, Member, Shape, Tensor, strings};
 
 /// A model in a folder of its own, and its configuration.
@@ -95,37 +92,17 @@ fn files(folder: &Path) -> VersionFiles {
 }
 
 fn specs(all: &[(&str, DataType, &[i64])]) -> Vec<TensorSpec> {
-    let spec = |(name, dtype, dims): &(&str, DataType, &[i64])| TensorSpec {
-        name: (*name).into(),
-        dtype: Some(*dtype),
-        dims: Some(Shape::new(dims)),
-        reshape: None,
-        optional: false,
-        labels: Arc::from([]),
-    };
+    let spec =
+        |(name, dtype, dims): &(&str, DataType, &[i64])| TensorSpec::new(*name, Some(*dtype), Some(Shape::new(dims)));
     all.iter().map(spec).collect()
 }
 
 fn config(inputs: &[(&str, DataType, &[i64])], outputs: &[(&str, DataType, &[i64])]) -> ModelConfig {
     ModelConfig {
-        name: "m".into(),
-        backend: "pytorch".to_owned(),
-        max_batch_rows: 0,
         inputs: specs(inputs),
         outputs: specs(outputs),
-        instances: vec![Instances { group: "m".to_owned(), device: Device::Cpu, count: 1 }],
-        scheduling: Scheduling::Single(QueuePolicy {
-            timeout_action: TimeoutAction::Reject,
-            timeout: None,
-            allow_timeout_override: false,
-            requests_max: 1,
-        }),
-        budget: None,
-        decoupled: false,
-        warmup: Vec::new(),
-        parameters: BTreeMap::new(),
-        metric_tags: BTreeMap::new(),
-        schema: Arc::new(schema::ModelConfig::default()),
+        instances: vec![Instances::new("m", Device::Cpu, 1)],
+        ..ModelConfig::new("m", "pytorch")
     }
 }
 

@@ -91,6 +91,7 @@ pub fn request(wire: ModelInferRequest, config: &ModelConfig, arrival: Arrival, 
         deadline: arrival.deadline,
         timeout: parameters.timeout,
         priority: parameters.priority,
+        sequence: parameters.sequence,
         parameters: parameters.custom,
     };
     Ok(Decoded { request, empty_final_response: parameters.empty_final_response, exchange })

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::wire::{InferParameter, infer_parameter::ParameterChoice};
 use crate::error::{Error, Result};
-use crate::infer::{ParameterValue, Parameters};
+use crate::infer::{CorrelationId, ParameterValue, Parameters, Sequence};
 
 const REGION: &str = "shared_memory_region";
 const BYTE_SIZE: &str = "shared_memory_byte_size";
@@ -21,7 +21,9 @@ pub struct RequestParameters {
     pub timeout: Option<Duration>,
     /// On a stream: send a last message even if it holds no data.
     pub empty_final_response: bool,
-    /// Everything else, the sequence controls included (`sequence_id` only if it names a sequence).
+    /// The place in a sequence, if the request names one.
+    pub sequence: Option<Sequence>,
+    /// Everything else.
     pub custom: Parameters,
 }
 
@@ -31,24 +33,23 @@ pub struct RequestParameters {
 /// [`crate::error::Kind::InvalidArgument`] for a known key of a wrong type, and for a reserved key.
 pub fn of_request(wire: HashMap<String, InferParameter>) -> Result<RequestParameters> {
     let mut decoded = RequestParameters::default();
+    let (mut correlation_id, mut start, mut end) = (None, false, false);
     for (key, parameter) in wire {
         let choice = parameter.parameter_choice;
         match key.as_str() {
             "sequence_id" => match choice {
-                Some(ParameterChoice::Int64Param(0)) => {}
+                Some(ParameterChoice::Int64Param(0) | ParameterChoice::Uint64Param(0)) => {}
                 Some(ParameterChoice::StringParam(id)) if id.is_empty() => {}
+                // The wire has no unsigned form that all clients use: the bits are the number.
                 Some(ParameterChoice::Int64Param(id)) => {
-                    decoded.custom.insert(key, ParameterValue::Int(id));
+                    correlation_id = Some(CorrelationId::Number(id.cast_unsigned()))
                 }
-                Some(ParameterChoice::StringParam(id)) => {
-                    decoded.custom.insert(key, ParameterValue::String(id));
-                }
+                Some(ParameterChoice::Uint64Param(id)) => correlation_id = Some(CorrelationId::Number(id)),
+                Some(ParameterChoice::StringParam(id)) => correlation_id = Some(CorrelationId::Text(id.into())),
                 _ => return Err(wrong_type(&key, "int64_param or string_param")),
             },
-            "sequence_start" | "sequence_end" => {
-                let flag = boolean(&key, choice)?;
-                decoded.custom.insert(key, ParameterValue::Bool(flag));
-            }
+            "sequence_start" => start = boolean(&key, choice)?,
+            "sequence_end" => end = boolean(&key, choice)?,
             "priority" => decoded.priority = priority(choice)?,
             "timeout" => match choice {
                 Some(ParameterChoice::Int64Param(us)) => decoded.timeout = timeout(us),
@@ -67,6 +68,7 @@ pub fn of_request(wire: HashMap<String, InferParameter>) -> Result<RequestParame
             }
         }
     }
+    decoded.sequence = correlation_id.map(|id| Sequence { id, start, end });
     Ok(decoded)
 }
 
@@ -215,8 +217,8 @@ mod tests {
         .expect("well formed");
         assert_eq!((decoded.priority, decoded.timeout), (2, Some(Duration::from_micros(1500))));
         assert!(decoded.empty_final_response);
-        assert_eq!(decoded.custom["sequence_id"], ParameterValue::String("s".into()));
-        assert_eq!(decoded.custom["sequence_start"], ParameterValue::Bool(true));
+        let sequence = Sequence { id: CorrelationId::Text("s".into()), start: true, end: false };
+        assert_eq!(decoded.sequence, Some(sequence));
         assert_eq!(decoded.custom["beam"], ParameterValue::Double(0.5));
     }
 

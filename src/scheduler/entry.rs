@@ -1,0 +1,48 @@
+//! A request while a scheduler has it, and what it is known by.
+
+use smallvec::SmallVec;
+
+use super::estimate::SizeClass;
+use super::promise::{GiveUp, Promise};
+use super::reply::Reply;
+use crate::error::Error;
+use crate::infer::Instant;
+use crate::telemetry::stats::ModelStats;
+use crate::tensor::Member;
+
+/// A request in a scheduler or taken from it.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) member: Member,
+    pub(super) arrived: Instant,
+    pub(super) promise: Promise,
+    pub(super) reply: Reply,
+    pub(super) seq: u64,
+}
+
+impl Entry {
+    /// Fails a request that was taken from its scheduler.
+    pub(super) fn settle(self, stats: &ModelStats, error: Error, now: Instant) {
+        stats.request_failed(error.kind(), now.saturating_duration_since(self.arrived));
+        self.reply.finish(Some(Err(error)));
+    }
+}
+
+/// What a pushed request is known by.
+#[derive(Debug)]
+pub struct Ticket {
+    pub(super) lane: LaneKey,
+    pub(super) seq: u64,
+    /// When it should be taken back unless it runs by then.
+    pub(super) give_up: Option<GiveUp>,
+}
+
+/// Requests to run as one batch.
+#[derive(Debug)]
+pub struct Pulled {
+    pub(super) entries: Vec<Entry>,
+    pub(super) class: SizeClass,
+}
+
+/// What requests that may share a batch have in common: types and shapes.
+pub(super) type LaneKey = SmallVec<[i64; 8]>;
