@@ -32,6 +32,8 @@ check: setup-run ## format, lints, house rules, unit and integration tests
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets $(cargo_jobs) -- -D warnings
 	$(CARGO) test $(cargo_jobs)
+	@# Every order of threads through the hand-over of requests; other locks, so a build of its own.
+	$(CARGO) test --features shuttle --lib $(cargo_jobs) handover
 
 clients: setup-run ## Triton's own clients, new and old, against the server, and the embeddings against numpy
 	@$(PYTHON) scripts/setup-clients --old

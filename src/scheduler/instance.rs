@@ -124,7 +124,7 @@ fn warm_up(starting: &Starting, instance: &mut dyn Instance) -> Result<()> {
 }
 
 /// Runs one batch and settles each of its requests. `false` if the instance panicked.
-fn execute(scheduler: &dyn Scheduler, index: usize, instance: &mut dyn Instance, pulled: Pulled) -> bool {
+pub(super) fn execute(scheduler: &dyn Scheduler, index: usize, instance: &mut dyn Instance, pulled: Pulled) -> bool {
     let Pulled { mut entries, class } = pulled;
     let batch = Batch { members: entries.iter_mut().map(|entry| std::mem::take(&mut entry.member)).collect() };
     let rows: Vec<usize> = batch.members.iter().map(|member| member.rows).collect();

@@ -13,6 +13,7 @@ mod queue;
 mod reply;
 mod responses;
 mod run;
+mod sync;
 mod waiter;
 
 pub use entry::{Pulled, Ticket};
@@ -116,6 +117,8 @@ pub struct Execution<'a> {
 
 #[cfg(test)]
 mod decoupled_tests;
+#[cfg(all(test, feature = "shuttle"))]
+mod handover_tests;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]

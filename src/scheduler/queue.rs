@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::task::{Wake, Waker};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
 use smallvec::SmallVec;
 
 use super::entry::{Entry, LaneKey, Pulled, Ticket};
@@ -18,6 +17,7 @@ use super::plan::{Curve as _, Limits, Plan, Waiting, plan};
 use super::promise::{Ahead, Promise, late_error};
 use super::reply::{self, Receiver};
 use super::responses::ResponseLimits;
+use super::sync::{Condvar, Mutex, MutexGuard};
 use super::{Execution, Pushed, Scheduler};
 use crate::error::{Error, Kind, Result};
 use crate::infer::{Instant, round};

@@ -9,9 +9,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
-
 use super::reply::Answer;
+use super::sync::{Condvar, Mutex};
 use crate::error::{Error, Kind, Result};
 use crate::infer::Instant;
 

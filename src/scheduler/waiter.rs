@@ -45,7 +45,7 @@ impl<F: FnMut(Answer) -> Response + Unpin> Waiter<F> {
     }
 
     /// The timer fired: gives the request up if it still waits or its caller does not wait any more.
-    fn time_is_up(&mut self) -> Option<Result<Answer>> {
+    pub(super) fn time_is_up(&mut self) -> Option<Result<Answer>> {
         let Some(ticket) = self.ticket.take() else {
             // It runs, and its caller's deadline passed. After this the instance sees that nobody waits, and records
             // that as the outcome; what it settled before is the outcome already.
