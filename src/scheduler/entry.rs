@@ -5,6 +5,7 @@ use smallvec::SmallVec;
 use super::estimate::SizeClass;
 use super::promise::{GiveUp, Promise};
 use super::reply::Reply;
+use super::run::Steps;
 use crate::error::Error;
 use crate::infer::Instant;
 use crate::telemetry::stats::ModelStats;
@@ -12,12 +13,14 @@ use crate::tensor::Member;
 
 /// A request in a scheduler or taken from it.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub struct Entry {
     pub(super) member: Member,
     pub(super) arrived: Instant,
     pub(super) promise: Promise,
     pub(super) reply: Reply,
     pub(super) seq: u64,
+    /// What its former executions were, if there were any.
+    pub(super) steps: Option<Box<Steps>>,
 }
 
 impl Entry {
@@ -31,6 +34,7 @@ impl Entry {
 /// What a pushed request is known by.
 #[derive(Debug)]
 pub struct Ticket {
+    /// Where it stands: in which lane of a queue, or in which sequence.
     pub(super) lane: LaneKey,
     pub(super) seq: u64,
     /// When it should be taken back unless it runs by then.

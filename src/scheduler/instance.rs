@@ -12,8 +12,9 @@ use tokio::sync::oneshot;
 
 use super::entry::{Entry, Pulled};
 use super::estimate::SizeClass;
+use super::reply::Reply;
 use super::run::Run;
-use super::{Execution, Scheduler};
+use super::{Execution, Scheduler, Verdict, Verdicts};
 use crate::backend::{Instance, Model};
 use crate::error::{Error, Result};
 use crate::infer::Instant;
@@ -128,7 +129,7 @@ pub(super) fn execute(scheduler: &dyn Scheduler, index: usize, instance: &mut dy
     let Pulled { mut entries, class } = pulled;
     let batch = Batch { members: entries.iter_mut().map(|entry| std::mem::take(&mut entry.member)).collect() };
     let rows: Vec<usize> = batch.members.iter().map(|member| member.rows).collect();
-    let mut run = Run::new(entries.len());
+    let mut run = Run::of(&mut entries);
     let mut panicked = false;
     let outcome = catch_unwind(AssertUnwindSafe(|| instance.run(&batch, &mut run.replies(&batch, &entries))));
     let outcome = outcome.unwrap_or_else(|payload| {
@@ -137,44 +138,69 @@ pub(super) fn execute(scheduler: &dyn Scheduler, index: usize, instance: &mut dy
     });
     drop(batch);
     run.ended = Some(Instant::now());
-    scheduler.executed(Execution {
+    let verdicts = scheduler.executed(Execution {
         instance: index,
         class,
         rows: rows.iter().sum(),
         took: run.took(),
         failed: outcome.is_err(),
         outputs: run.outputs(),
+        entries: &entries,
     });
-    settle(scheduler.stats(), entries, &rows, run, outcome.err());
+    let again = settle(scheduler.stats(), (entries, &rows), run, outcome.err(), verdicts);
+    if !again.is_empty() {
+        scheduler.again(index, again);
+    }
     !panicked
 }
 
-/// Gives each request its outcome. What was answered is recorded before it is sent, so that a caller who asks for the
-/// statistics right after its response finds itself counted.
-fn settle(stats: &ModelStats, entries: Vec<Entry>, rows: &[usize], mut run: Run, failure: Option<Error>) {
+/// Gives each request its outcome, and those back that run again. What was answered is recorded before it is sent, so
+/// that a caller who asks for the statistics right after its response finds itself counted.
+fn settle(
+    stats: &ModelStats,
+    (entries, rows): (Vec<Entry>, &[usize]),
+    mut run: Run,
+    failure: Option<Error>,
+    verdicts: Verdicts,
+) -> Vec<(usize, Entry)> {
     let mut answered = Vec::with_capacity(entries.len());
     let mut times = Vec::with_capacity(entries.len());
-    for (index, (entry, &rows)) in entries.into_iter().zip(rows).enumerate() {
-        let concluded = run.conclude(index, &entry, failure.as_ref());
-        if let Some(responses) = run.take_responses(index) {
+    let mut again = Vec::new();
+    let mut verdicts = verdicts.into_iter().peekable();
+    for (index, (mut entry, &rows)) in entries.into_iter().zip(rows).enumerate() {
+        let verdict = verdicts.next_if(|(member, _)| *member == index).map(|(_, verdict)| verdict);
+        if matches!(entry.reply, Reply::Nobody) {
+            continue;
+        }
+        let concluded = match verdict {
+            Some(Verdict::Again) => {
+                run.step(index, &mut entry);
+                again.push((index, entry));
+                continue;
+            }
+            Some(Verdict::Fail(error)) => run.conclude(index, &entry, Some(&error)),
+            None => run.conclude(index, &entry, failure.as_ref()),
+        };
+        if let Some(responses) = run.take_responses(index, &entry) {
             stats.request_responded(&responses);
         }
         match concluded {
             Ok(answer) => {
                 let ended = answer.as_ref().map_or_else(Instant::now, |answer| answer.times.ended);
-                let queue = run.began.saturating_duration_since(entry.arrived);
+                let queue = run.first_began(index).saturating_duration_since(entry.arrived);
                 times.push(RequestTimes { rows, queue, total: ended.saturating_duration_since(entry.arrived) });
                 answered.push((entry.reply, answer));
             }
             Err(error) => entry.settle(stats, error, run.end()),
         }
     }
-    if !times.is_empty() {
+    if !times.is_empty() || !again.is_empty() {
         stats.batch_finished(&run.times(rows.iter().sum()), times);
     }
     for (reply, answer) in answered {
         reply.finish(answer.map(Ok));
     }
+    again
 }
 
 fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {

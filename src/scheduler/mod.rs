@@ -16,7 +16,7 @@ mod run;
 mod sync;
 mod waiter;
 
-pub use entry::{Pulled, Ticket};
+pub use entry::{Entry, Pulled, Ticket};
 pub use estimate::{Estimates, SizeClass};
 pub use instance::{Started, Starting, Warmup, start};
 pub use plan::{Curve, Limits, Plan, Waiting, plan};
@@ -29,7 +29,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::infer::{Instant, Sequence};
 use crate::telemetry::stats::ModelStats;
 use crate::tensor::{Member, Tensor};
@@ -49,14 +49,18 @@ pub trait Scheduler: fmt::Debug + Send + Sync {
 
     /// Takes a request back. `false` if it is not here any more: it runs, or has its outcome.
     ///
-    /// The caller records the outcome.
-    fn take_back(&self, ticket: &Ticket) -> bool;
+    /// The caller records the outcome. `why` is what it gives the request up for.
+    fn take_back(&self, ticket: &Ticket, why: Kind) -> bool;
 
     /// Blocks until there is a batch for this instance. `None` once the scheduler is closed and empty.
     fn pull(&self, instance: usize) -> Option<Pulled>;
 
-    /// Hears of the end of each execution, before its requests are answered.
-    fn executed(&self, execution: Execution<'_>);
+    /// Hears of the end of each execution, before its requests are answered, and may say that some are not answered by
+    /// what it gave them.
+    fn executed(&self, execution: Execution<'_>) -> Verdicts;
+
+    /// Takes back the requests that [`Scheduler::executed`] wants to run again, each with its position in the batch.
+    fn again(&self, instance: usize, requests: Vec<(usize, Entry)>);
 
     /// Learns how long an execution took that was no request's.
     fn record_run(&self, class: SizeClass, rows: usize, took: Duration);
@@ -113,6 +117,20 @@ pub struct Execution<'a> {
     pub failed: bool,
     /// The last outputs of each member, as the model file gives them; what is not the caller's is taken out here.
     pub outputs: &'a mut [Option<Vec<Tensor>>],
+    /// The requests, one for each member.
+    pub entries: &'a [Entry],
+}
+
+/// The members of a batch that are not answered by what the execution gave them, by position, ascending; mostly none.
+pub type Verdicts = Vec<(usize, Verdict)>;
+
+/// What becomes of such a member.
+#[derive(Debug)]
+pub enum Verdict {
+    /// Its request fails.
+    Fail(Error),
+    /// Its request runs again; if the model is decoupled, what it got now is sent.
+    Again,
 }
 
 #[cfg(test)]

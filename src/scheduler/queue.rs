@@ -18,7 +18,7 @@ use super::promise::{Ahead, Promise, late_error};
 use super::reply::{self, Receiver};
 use super::responses::ResponseLimits;
 use super::sync::{Condvar, Mutex, MutexGuard};
-use super::{Execution, Pushed, Scheduler};
+use super::{Execution, Pushed, Scheduler, Verdicts};
 use crate::error::{Error, Kind, Result};
 use crate::infer::{Instant, round};
 use crate::telemetry::stats::ModelStats;
@@ -339,7 +339,14 @@ impl Scheduler for Queue {
         let give_up = promise.give_up(&state.estimates);
         let lane = state.lanes.entry(key.clone()).or_default();
         lane.class = promise.class;
-        lane.entries.push_back(Entry { member: request.member, arrived: request.arrived, promise, reply, seq });
+        lane.entries.push_back(Entry {
+            member: request.member,
+            arrived: request.arrived,
+            promise,
+            reply,
+            seq,
+            steps: None,
+        });
         if state.sleepers > 0 && !state.wake_put_off {
             state.wake_put_off = true;
             // The end of a full round comes at once and takes the lock.
@@ -352,7 +359,7 @@ impl Scheduler for Queue {
         Ok((Ticket { lane: key, seq, give_up }, receiver))
     }
 
-    fn take_back(&self, ticket: &Ticket) -> bool {
+    fn take_back(&self, ticket: &Ticket, _why: Kind) -> bool {
         let mut state = self.state.lock();
         let Some(lane) = state.lanes.get_mut(&ticket.lane) else { return false };
         let Ok(index) = lane.entries.binary_search_by_key(&ticket.seq, |entry| entry.seq) else { return false };
@@ -386,10 +393,15 @@ impl Scheduler for Queue {
         }
     }
 
-    fn executed(&self, execution: Execution<'_>) {
+    fn executed(&self, execution: Execution<'_>) -> Verdicts {
         if !execution.failed {
             self.record_run(execution.class, execution.rows, execution.took);
         }
+        Verdicts::new()
+    }
+
+    fn again(&self, _instance: usize, requests: Vec<(usize, Entry)>) {
+        debug_assert!(requests.is_empty(), "a queue runs each request once");
     }
 
     fn record_run(&self, class: SizeClass, rows: usize, took: Duration) {

@@ -30,6 +30,9 @@ pub(super) enum Reply {
     One(oneshot::Sender<Result<Answer>>),
     /// To a caller that gets any number.
     Many(responses::Sender),
+    /// Nowhere: its row only keeps others in their places.
+    #[allow(dead_code)]
+    Nobody,
 }
 
 /// Where a request's answers come from; dropping it tells the instance that nobody waits.
@@ -62,6 +65,7 @@ impl Reply {
         match self {
             Reply::One(reply) => reply.is_closed(),
             Reply::Many(reply) => reply.is_abandoned(),
+            Reply::Nobody => false,
         }
     }
 
@@ -76,6 +80,7 @@ impl Reply {
                 answer.into_iter().for_each(|answer| reply.push(answer));
                 reply.complete();
             }
+            Reply::Nobody => {}
         }
     }
 }

@@ -23,18 +23,37 @@ pub(super) struct Run {
     pub(super) ended: Option<Instant>,
     /// The last outputs of each member.
     outputs: Vec<Option<Vec<Tensor>>>,
-    /// What the members of a decoupled model were sent; empty for an ordinary one.
-    sent: Vec<Sent>,
+    /// What the members of a decoupled model were sent, and those that ran before; empty for an ordinary one.
+    sent: Vec<Steps>,
 }
 
-/// The responses of one member.
-struct Sent {
-    /// When the one before was handed over, or the execution began.
+/// What one request has behind it, in all its executions.
+#[derive(Debug)]
+pub struct Steps {
+    /// When the first of them began.
+    began: Instant,
+    /// When the response before was handed over, or the first execution began.
     before: Instant,
     responses: Responses,
 }
 
+impl Steps {
+    fn new(began: Instant) -> Self {
+        Self { began, before: began, responses: Responses::default() }
+    }
+}
+
 impl Run {
+    /// An execution of these requests that begins now.
+    pub(super) fn of(entries: &mut [Entry]) -> Self {
+        let mut run = Self::new(entries.len());
+        if entries.iter().any(|entry| entry.steps.is_some()) {
+            let steps = entries.iter_mut().map(|entry| entry.steps.take());
+            run.sent = steps.map(|steps| steps.map_or_else(|| Steps::new(run.began), |steps| *steps)).collect();
+        }
+        run
+    }
+
     /// An execution for so many members that begins now.
     pub(super) fn new(members: usize) -> Self {
         Self {
@@ -80,8 +99,27 @@ impl Run {
     }
 
     /// What a member was sent, for the statistics; `None` if the model is not decoupled.
-    pub(super) fn take_responses(&mut self, index: usize) -> Option<Responses> {
-        self.sent.get_mut(index).map(|sent| std::mem::take(&mut sent.responses))
+    pub(super) fn take_responses(&mut self, index: usize, entry: &Entry) -> Option<Responses> {
+        let sent = self.sent.get_mut(index).filter(|_| matches!(entry.reply, Reply::Many(_)));
+        sent.map(|sent| std::mem::take(&mut sent.responses))
+    }
+
+    /// When the first execution of a member's request began.
+    pub(super) fn first_began(&self, index: usize) -> Instant {
+        self.sent.get(index).map_or(self.began, |sent| sent.began)
+    }
+
+    /// Ends this execution of a member's request but not the request: if the model is decoupled, what it got is sent.
+    /// There is room for it, or nobody takes it any more.
+    pub(super) fn step(&mut self, index: usize, entry: &mut Entry) {
+        let outputs = self.outputs[index].take();
+        if let (Reply::Many(sender), Some(outputs)) = (&entry.reply, outputs)
+            && let Ok(answer) = self.answer((index, entry), sender, outputs)
+        {
+            sender.push(Ok(answer));
+        }
+        let fresh = Steps::new(self.began);
+        entry.steps = Some(Box::new(std::mem::replace(self.sent(index), fresh)));
     }
 
     /// How a member's request ends, after the instance was done or failed: with a last answer, or, if the model is
@@ -89,6 +127,7 @@ impl Run {
     pub(super) fn conclude(&mut self, index: usize, entry: &Entry, failure: Option<&Error>) -> Result<Option<Answer>> {
         let outputs = self.outputs[index].take();
         match &entry.reply {
+            Reply::Nobody => Ok(None),
             Reply::One(_) => {
                 let none = || Error::internal("the model gave no outputs for this request");
                 let outputs = outputs.ok_or_else(|| failure.cloned().unwrap_or_else(none))?;
@@ -153,10 +192,10 @@ impl Run {
         Ok(Answer { outputs, times: self.stages(entry, ended), last: false })
     }
 
-    fn sent(&mut self, index: usize) -> &mut Sent {
+    fn sent(&mut self, index: usize) -> &mut Steps {
         let (began, members) = (self.began, self.outputs.len());
         if self.sent.is_empty() {
-            self.sent.resize_with(members, || Sent { before: began, responses: Responses::default() });
+            self.sent.resize_with(members, || Steps::new(began));
         }
         &mut self.sent[index]
     }
@@ -227,6 +266,8 @@ impl Replies for Collect<'_> {
 fn many(entry: &Entry) -> Result<&responses::Sender> {
     match &entry.reply {
         Reply::Many(sender) => Ok(sender),
-        Reply::One(_) => Err(Error::internal("the model is not decoupled, it has one response for each request")),
+        Reply::One(_) | Reply::Nobody => {
+            Err(Error::internal("the model is not decoupled, it has one response for each request"))
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::queue::{Look, Queue, QueueSettings};
 use super::{Limits, Pushed, Receiver, Scheduler as _, SizeClass, Ticket};
+use crate::error::Kind;
 use crate::infer::Instant;
 use crate::telemetry::stats::ModelStats;
 use crate::tensor::Member;
@@ -130,7 +131,8 @@ impl<'a> Simulation<'a> {
 
     fn give_up(&mut self) {
         let Some(Reverse((_, index))) = self.give_ups.pop() else { return };
-        let taken = self.tickets.remove(&index).is_some_and(|ticket| self.queue.take_back(&ticket));
+        let taken =
+            self.tickets.remove(&index).is_some_and(|ticket| self.queue.take_back(&ticket, Kind::DeadlineExceeded));
         self.outcome.given_up += usize::from(taken);
     }
 

@@ -53,8 +53,8 @@ impl<F: FnMut(Answer) -> Response + Unpin> Waiter<F> {
             let late = || Err(given_up(self.deadline, Instant::now()));
             return Some(self.receiver.close().unwrap_or_else(late));
         };
-        if self.scheduler.take_back(&ticket) {
-            let kind = ticket.give_up.map_or(Kind::TimedOut, |give_up| give_up.kind);
+        let kind = ticket.give_up.map_or(Kind::TimedOut, |give_up| give_up.kind);
+        if self.scheduler.take_back(&ticket, kind) {
             self.scheduler.stats().request_failed(kind, Instant::now().saturating_duration_since(self.arrived));
             return Some(Err(late_error(kind)));
         }
@@ -102,7 +102,7 @@ impl<F: FnMut(Answer) -> Response + Unpin> Stream for Waiter<F> {
 impl<F> Drop for Waiter<F> {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket.take()
-            && self.scheduler.take_back(&ticket)
+            && self.scheduler.take_back(&ticket, Kind::Cancelled)
         {
             let waited = Instant::now().saturating_duration_since(self.arrived);
             self.scheduler.stats().request_failed(Kind::Cancelled, waited);
