@@ -52,8 +52,22 @@ pub trait Scheduler: fmt::Debug + Send + Sync {
     /// The caller records the outcome. `why` is what it gives the request up for.
     fn take_back(&self, ticket: &Ticket, why: Kind) -> bool;
 
-    /// Blocks until there is a batch for this instance. `None` once the scheduler is closed and empty.
+    /// Blocks until there is a batch for this instance. `None` once the scheduler is closed and empty, or the instance is
+    /// dismissed.
     fn pull(&self, instance: usize) -> Option<Pulled>;
+
+    /// Blocks until there is a batch for this instance, and leaves it where it is, so that it goes on growing.
+    /// `false` when [`Scheduler::pull`] would give `None`.
+    fn ready(&self, instance: usize) -> bool;
+
+    /// What [`Scheduler::pull`] would give now; does not block.
+    fn try_pull(&self, instance: usize) -> Option<Pulled>;
+
+    /// Lets an instance end: it is given nothing more.
+    fn dismiss(&self, instance: usize);
+
+    /// Hears how many instances pull from now on.
+    fn staffed(&self, instances: usize);
 
     /// Hears of the end of each execution, before its requests are answered, and may say that some are not answered by
     /// what it gave them.
@@ -69,13 +83,23 @@ pub trait Scheduler: fmt::Debug + Send + Sync {
     fn close(&self);
 
     /// Closes and refuses everything that waits.
-    fn abort(&self);
+    fn abort(&self) {
+        self.abort_for(stopping());
+    }
+
+    /// Closes and refuses everything that waits, and what comes later, for this reason.
+    fn abort_for(&self, why: Error);
 
     /// How many requests wait.
     fn waiting(&self) -> usize;
 
     /// The statistics that outcomes are recorded in.
     fn stats(&self) -> &Arc<ModelStats>;
+}
+
+/// Why a scheduler that is closed takes nothing.
+fn stopping() -> Error {
+    Error::unavailable("Server is stopping, scheduler for model has stopped accepting new inference requests")
 }
 
 /// One request to push.

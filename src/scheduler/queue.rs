@@ -18,7 +18,7 @@ use super::promise::{Ahead, Promise, late_error};
 use super::reply::{self, Receiver};
 use super::responses::ResponseLimits;
 use super::sync::{Condvar, Mutex, MutexGuard};
-use super::{Execution, Pushed, Scheduler, Verdicts};
+use super::{Execution, Pushed, Scheduler, Verdicts, stopping};
 use crate::error::{Error, Kind, Result};
 use crate::infer::{Instant, round};
 use crate::telemetry::stats::ModelStats;
@@ -67,6 +67,12 @@ struct State {
     last_probe: Option<Instant>,
     plans: u64,
     closed: bool,
+    /// What later requests are refused with, if not as those of a server that stops.
+    refusal: Option<Error>,
+    /// How many instances pull.
+    instances: usize,
+    /// Instances that are to end.
+    dismissed: SmallVec<[usize; 2]>,
 }
 
 /// The queue of one model version.
@@ -99,7 +105,8 @@ impl Wake for Queue {
 impl Queue {
     /// An empty queue.
     pub fn new(settings: QueueSettings, stats: Arc<ModelStats>) -> Self {
-        Self { settings, stats, state: Mutex::default(), pushed: Condvar::new() }
+        let state = State { instances: settings.instances, ..State::default() };
+        Self { settings, stats, state: Mutex::new(state), pushed: Condvar::new() }
     }
 
     /// The limits.
@@ -115,10 +122,17 @@ impl Queue {
         }
     }
 
-    /// What an instance that has nothing to do should do at `now`; requests that are late by then are refused.
-    fn look(&self, state: &mut MutexGuard<'_, State>, instance: usize, now: Instant) -> Look {
+    /// What an instance that has nothing to do should do at `now`; requests that are late by then are refused. The batch
+    /// is taken out only if it is wanted.
+    fn look(&self, state: &mut MutexGuard<'_, State>, instance: usize, now: Instant, want: Want) -> Look {
         state.running.remove(&instance);
-        let (late, next) = self.next(state, now);
+        if let Some(at) = state.dismissed.iter().position(|dismissed| *dismissed == instance) {
+            state.dismissed.swap_remove(at);
+            // It may have been woken for what another one has to do now.
+            self.wake_one(state);
+            return Look::Closed;
+        }
+        let (late, next) = self.next(state, now, want);
         let refused = !late.is_empty();
         if refused {
             // Their waiters may run at once, so they are told without the lock.
@@ -135,11 +149,36 @@ impl Queue {
                 }
                 Look::Run(pulled)
             }
+            Some(Next::Ready) => {
+                self.wake_one(state);
+                Look::Ready
+            }
             // Something may have been pushed while the lock was open.
             _ if refused => Look::Again,
             Some(Next::Wait(until)) => Look::Wait(Some(until - now)),
             None if state.closed => Look::Closed,
             None => Look::Wait(None),
+        }
+    }
+
+    /// Looks until there is something to do, and sleeps meanwhile.
+    fn wait(&self, instance: usize, want: Want) -> Look {
+        let mut state = self.state.lock();
+        loop {
+            match self.look(&mut state, instance, Instant::now(), want) {
+                Look::Again => {}
+                Look::Wait(None) => {
+                    state.sleepers += 1;
+                    self.pushed.wait(&mut state);
+                }
+                Look::Wait(Some(time)) => {
+                    state.sleepers += 1;
+                    if self.pushed.wait_for(&mut state, time).timed_out() {
+                        state.sleepers = state.sleepers.saturating_sub(1);
+                    }
+                }
+                look => return look,
+            }
         }
     }
 
@@ -164,11 +203,7 @@ impl Queue {
     /// Looks once, at `now`, without waiting; for simulations.
     #[cfg(test)]
     pub(super) fn look_at(&self, instance: usize, now: Instant) -> Look {
-        self.look(&mut self.state.lock(), instance, now)
-    }
-
-    fn stopping(&self) -> Error {
-        Error::unavailable("Server is stopping, scheduler for model has stopped accepting new inference requests")
+        self.look(&mut self.state.lock(), instance, now, Want::Take)
     }
 
     fn timeout(&self, asked: Option<Duration>) -> Option<Duration> {
@@ -204,19 +239,19 @@ impl Queue {
     }
 
     fn ahead(&self, state: &State, now: Instant) -> Ahead {
-        let busy = state.running.len() >= self.settings.instances;
+        let busy = state.running.len() >= state.instances;
         let free_in = |(began, expected): &(Instant, Duration)| (*began + *expected).saturating_duration_since(now);
         let first_free = state.running.values().map(free_in).min().filter(|_| busy);
         Ahead {
             until_free: first_free.unwrap_or_default(),
             idle: !busy && state.waiting == 0,
             rows: state.waiting_rows,
-            instances: self.settings.instances,
+            instances: state.instances,
         }
     }
 
     /// What an idle instance should do now, and the requests that cannot be in time any more, already taken out.
-    fn next(&self, state: &mut State, now: Instant) -> (Vec<(Entry, Kind)>, Option<Next>) {
+    fn next(&self, state: &mut State, now: Instant, want: Want) -> (Vec<(Entry, Kind)>, Option<Next>) {
         let mut late = Vec::new();
         let mut wait: Option<Instant> = None;
         let mut order: SmallVec<[(u64, LaneKey); 1]> = state
@@ -228,7 +263,13 @@ impl Queue {
         for (_, key) in order {
             self.take_late(state, &key, now, &mut late);
             match self.plan_lane(state, &key, now) {
-                Some(Plan::Run { take }) => return (late, Some(Next::Run(self.take(state, &key, take)))),
+                Some(Plan::Run { take }) => {
+                    let next = match want {
+                        Want::Take => Next::Run(self.take(state, &key, take)),
+                        Want::Know => Next::Ready,
+                    };
+                    return (late, Some(next));
+                }
                 Some(Plan::Wait { until }) => wait = Some(wait.map_or(until, |other| other.min(until))),
                 None => {}
             }
@@ -317,7 +358,7 @@ impl Scheduler for Queue {
         let mut promise = self.promise(&request);
         let mut state = self.state.lock();
         if state.closed {
-            return Err(self.stopping());
+            return Err(state.refusal.clone().unwrap_or_else(stopping));
         }
         if state.waiting >= self.settings.requests_max {
             return Err(Error::new(Kind::QueueFull, "Exceeds maximum queue size"));
@@ -373,24 +414,36 @@ impl Scheduler for Queue {
     }
 
     fn pull(&self, instance: usize) -> Option<Pulled> {
+        match self.wait(instance, Want::Take) {
+            Look::Run(pulled) => Some(pulled),
+            _ => None,
+        }
+    }
+
+    fn ready(&self, instance: usize) -> bool {
+        matches!(self.wait(instance, Want::Know), Look::Ready)
+    }
+
+    fn try_pull(&self, instance: usize) -> Option<Pulled> {
         let mut state = self.state.lock();
         loop {
-            match self.look(&mut state, instance, Instant::now()) {
+            match self.look(&mut state, instance, Instant::now(), Want::Take) {
                 Look::Run(pulled) => return Some(pulled),
                 Look::Again => {}
-                Look::Closed => return None,
-                Look::Wait(None) => {
-                    state.sleepers += 1;
-                    self.pushed.wait(&mut state);
-                }
-                Look::Wait(Some(time)) => {
-                    state.sleepers += 1;
-                    if self.pushed.wait_for(&mut state, time).timed_out() {
-                        state.sleepers = state.sleepers.saturating_sub(1);
-                    }
-                }
+                Look::Ready | Look::Wait(_) | Look::Closed => return None,
             }
         }
+    }
+
+    fn dismiss(&self, instance: usize) {
+        let mut state = self.state.lock();
+        state.dismissed.push(instance);
+        state.sleepers = 0;
+        self.pushed.notify_all();
+    }
+
+    fn staffed(&self, instances: usize) {
+        self.state.lock().instances = instances;
     }
 
     fn executed(&self, execution: Execution<'_>) -> Verdicts {
@@ -420,16 +473,17 @@ impl Scheduler for Queue {
         self.pushed.notify_all();
     }
 
-    fn abort(&self) {
+    fn abort_for(&self, why: Error) {
         self.close();
         let mut state = self.state.lock();
+        state.refusal = Some(why.clone());
         let lanes = std::mem::take(&mut state.lanes);
         self.stats.requests_left(state.waiting);
         (state.waiting, state.waiting_rows) = (0, 0);
         drop(state);
         let now = Instant::now();
         for entry in lanes.into_values().flat_map(|lane| lane.entries) {
-            entry.settle(&self.stats, self.stopping(), now);
+            entry.settle(&self.stats, why.clone(), now);
         }
     }
 
@@ -442,11 +496,22 @@ impl Scheduler for Queue {
     }
 }
 
+/// What an instance that looks is after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Want {
+    /// The next batch.
+    Take,
+    /// Whether there is one.
+    Know,
+}
+
 /// What an instance should do.
 #[derive(Debug)]
 pub(super) enum Look {
     /// Run these.
     Run(Pulled),
+    /// There is a batch to take.
+    Ready,
     /// Look again at once.
     Again,
     /// Sleep until something is pushed, or at most for this time.
@@ -457,6 +522,7 @@ pub(super) enum Look {
 
 enum Next {
     Run(Pulled),
+    Ready,
     Wait(Instant),
 }
 

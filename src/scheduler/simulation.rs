@@ -163,7 +163,7 @@ impl<'a> Simulation<'a> {
                     self.running = Some(Running { until: now + took, arrivals, took });
                 }
                 Look::Again => {}
-                Look::Wait(_) | Look::Closed => break,
+                Look::Ready | Look::Wait(_) | Look::Closed => break,
             }
         }
     }
