@@ -126,10 +126,22 @@ fn warm_up(starting: &Starting, instance: &mut dyn Instance) -> Result<()> {
 
 /// Runs one batch and settles each of its requests. `false` if the instance panicked.
 pub(super) fn execute(scheduler: &dyn Scheduler, index: usize, instance: &mut dyn Instance, pulled: Pulled) -> bool {
+    execute_begun(scheduler, index, instance, pulled, Instant::now())
+}
+
+/// The same of a batch that was taken at `began`.
+pub(super) fn execute_begun(
+    scheduler: &dyn Scheduler,
+    index: usize,
+    instance: &mut dyn Instance,
+    pulled: Pulled,
+    began: Instant,
+) -> bool {
     let Pulled { mut entries, class } = pulled;
     let batch = Batch { members: entries.iter_mut().map(|entry| std::mem::take(&mut entry.member)).collect() };
     let rows: Vec<usize> = batch.members.iter().map(|member| member.rows).collect();
     let mut run = Run::of(&mut entries);
+    run.began = began;
     let mut panicked = false;
     let outcome = catch_unwind(AssertUnwindSafe(|| instance.run(&batch, &mut run.replies(&batch, &entries))));
     let outcome = outcome.unwrap_or_else(|payload| {

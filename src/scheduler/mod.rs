@@ -14,6 +14,7 @@ mod reply;
 mod responses;
 mod run;
 mod sync;
+mod underway;
 mod waiter;
 
 pub use entry::{Entry, Pulled, Ticket};
@@ -23,6 +24,7 @@ pub use plan::{Curve, Limits, Plan, Waiting, plan};
 pub use queue::{Queue, QueueSettings};
 pub use reply::{Answer, Receiver};
 pub use responses::ResponseLimits;
+pub use underway::Underway;
 pub use waiter::Waiter;
 
 use std::fmt;

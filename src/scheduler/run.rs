@@ -129,11 +129,12 @@ impl Run {
         match &entry.reply {
             Reply::Nobody => Ok(None),
             Reply::One(_) => {
-                let none = || Error::internal("the model gave no outputs for this request");
-                let outputs = outputs.ok_or_else(|| failure.cloned().unwrap_or_else(none))?;
+                // First, because it is what the caller has heard, whatever became of the execution.
                 if entry.reply.is_abandoned() {
                     return Err(given_up(entry.promise.deadline, self.end()));
                 }
+                let none = || Error::internal("the model gave no outputs for this request");
+                let outputs = outputs.ok_or_else(|| failure.cloned().unwrap_or_else(none))?;
                 Ok(Some(Answer { outputs, times: self.stages(entry, self.end()), last: true }))
             }
             Reply::Many(sender) => {
