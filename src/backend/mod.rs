@@ -93,11 +93,16 @@ pub trait Replies {
     /// The last outputs of the whole batch, in the order of the model's configuration; split over the members.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Backend`] if an output's outermost dimension is not the batch's rows.
+    /// [`crate::error::Kind::Backend`] if an output's outermost dimension is not the batch's rows, or if it does not fit
+    /// what the configuration says about its shape.
     fn batch(&mut self, outputs: Vec<Tensor>) -> Result<()>;
 
-    /// The last outputs of one member, in the order of the model's configuration.
-    fn member(&mut self, index: usize, outputs: Vec<Tensor>);
+    /// The last outputs of one member, in the order of the model's configuration; [`Tensor::absent`] for one that it does
+    /// not get.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Backend`] if an output does not fit what the configuration says about its shape.
+    fn member(&mut self, index: usize, outputs: Vec<Tensor>) -> Result<()>;
 
     /// Sends one response of a member of a decoupled model now; another may follow. Blocks while as many as may wait for
     /// the caller.

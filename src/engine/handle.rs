@@ -80,14 +80,17 @@ impl Handle {
     }
 }
 
-/// The wanted outputs with their names.
+/// The wanted outputs with their names, without those that the model did not give.
 fn select(signature: &Signature, selected: Option<&[usize]>, outputs: Vec<Tensor>) -> Vec<Output> {
-    let output = |index: usize, tensor| Output { name: signature.outputs()[index].name.clone(), tensor, placed: false };
+    let output = |index: usize, tensor: Tensor| {
+        let name = || signature.outputs()[index].name.clone();
+        (!tensor.is_absent()).then(|| Output { name: name(), tensor, placed: false })
+    };
     match selected {
-        None => outputs.into_iter().enumerate().map(|(index, tensor)| output(index, tensor)).collect(),
+        None => outputs.into_iter().enumerate().filter_map(|(index, tensor)| output(index, tensor)).collect(),
         Some(selected) => selected
             .iter()
-            .filter_map(|&index| outputs.get(index).map(|tensor| output(index, tensor.clone())))
+            .filter_map(|&index| outputs.get(index).and_then(|tensor| output(index, tensor.clone())))
             .collect(),
     }
 }

@@ -13,7 +13,7 @@ use super::{Handle, Settings, stopped, warmup};
 use crate::backend::{Backend, Model, libtorch};
 use crate::error::{Error, Kind, Result};
 use crate::infer::Instant;
-use crate::model::{ModelConfig, Scheduling, Signature, Version, VersionFiles};
+use crate::model::{ModelConfig, Scheduling, Signature, TensorSpec, Version, VersionFiles};
 use crate::repository::{self, BackendFacts, Facts, ModelDir, Source, Stamp};
 use crate::scheduler::{Limits, Queue, QueueSettings, ResponseLimits, Scheduler, Starting, Warmup, start};
 use crate::telemetry::metrics::Metrics;
@@ -323,8 +323,14 @@ fn queue_settings(config: &ModelConfig, responses: ResponseLimits) -> QueueSetti
         limits: Limits { budget: config.budget.map(|budget| budget.total), ..limits },
         timeout: policy.timeout,
         timeout_override: policy.allow_timeout_override,
-        shapes_vary: config.inputs.iter().any(|input| input.dims.as_ref().is_none_or(|dims| dims.contains(&-1))),
+        shapes_vary: config.inputs.iter().any(varies),
+        forms: config.forms(),
         instances: config.instances.iter().map(|group| group.count).sum(),
         responses: config.decoupled.then_some(responses),
     }
+}
+
+/// Whether requests may differ in this input.
+fn varies(input: &TensorSpec) -> bool {
+    input.optional || input.dims.as_ref().is_none_or(|dims| dims.contains(&-1))
 }

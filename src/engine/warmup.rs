@@ -65,7 +65,7 @@ fn zeros(config: &ModelConfig, rows: usize, bytes: usize) -> Option<Batch> {
         left -= data.len();
         Some(Tensor { dtype: spec.dtype?, data, shape })
     });
-    Some(Batch { members: vec![Member { rows, inputs: inputs.collect::<Option<_>>()? }] })
+    Some(Batch::new(vec![Member { rows, inputs: inputs.collect::<Option<_>>()? }]))
 }
 
 fn with_rows(config: &ModelConfig, dims: &[i64], rows: usize) -> Shape {
@@ -91,7 +91,7 @@ fn sample_batch(config: &ModelConfig, sample: &WarmupSample) -> Result<Batch> {
         let data = sample_data(input, &shape)?;
         Ok(Tensor { dtype: input.dtype, shape, data })
     });
-    Ok(Batch { members: vec![Member { rows: sample.rows, inputs: inputs.collect::<Result<_>>()? }] })
+    Ok(Batch::new(vec![Member { rows: sample.rows, inputs: inputs.collect::<Result<_>>()? }]))
 }
 
 fn sample_data(input: &WarmupInput, shape: &Shape) -> Result<Bytes> {

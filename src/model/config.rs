@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{BatchInput, BatchOutput, Device, QueuePolicy, Scheduling, TimeoutAction, schema};
+use super::{BatchInput, BatchOutput, Device, QueuePolicy, Scheduling, ServerPadding, TimeoutAction, schema};
 use crate::tensor::{DataType, Shape};
 
 /// One model's configuration, the same for all its versions.
@@ -28,6 +28,8 @@ pub struct ModelConfig {
     pub batch_inputs: Vec<BatchInput>,
     /// Outputs that are split by another rule than by rows.
     pub batch_outputs: Vec<BatchOutput>,
+    /// The padding that the server does, if any.
+    pub padding: Option<ServerPadding>,
     /// One entry for each instance to run.
     pub instances: Vec<Instances>,
     /// How requests become executions.
@@ -67,6 +69,7 @@ impl ModelConfig {
             outputs: Vec::new(),
             batch_inputs: Vec::new(),
             batch_outputs: Vec::new(),
+            padding: None,
             instances: Vec::new(),
             scheduling: Scheduling::Single(queue),
             budget: None,

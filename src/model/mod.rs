@@ -5,7 +5,9 @@
 mod config;
 mod files;
 mod footprint;
+mod forms;
 mod id;
+mod padding;
 mod ragged;
 mod scheduling;
 pub mod schema;
@@ -17,7 +19,8 @@ pub use config::{
 pub use files::VersionFiles;
 pub use footprint::Footprint;
 pub use id::{Device, Version};
-pub use ragged::{BatchInput, BatchInputKind, BatchOutput};
+pub use padding::{Padded, ServerPadding};
+pub use ragged::{BatchInput, BatchOutput};
 pub use scheduling::{
     DynamicBatching, Ensemble, EnsembleStep, Flag, InitialState, Priorities, QueuePolicy, Scheduling, SequenceBatching,
     SequenceControl, SequenceControlKind, SequenceState, SequenceStrategy, TimeoutAction,

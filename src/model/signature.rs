@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::ModelConfig;
 use super::config::TensorSpec;
 use crate::error::{Error, Result};
-use crate::tensor::{DataType, NamedTensor, Shape, Tensor, strings};
+use crate::tensor::{DataType, Forms, NamedTensor, Reshape, Shape, Tensor, strings};
 
 /// What a model accepts and returns.
 #[derive(Clone, Debug)]
@@ -18,12 +18,16 @@ pub struct Signature {
     max_batch_rows: usize,
     inputs: Vec<TensorSpec>,
     outputs: Vec<TensorSpec>,
+    /// The input that the server makes where a request leaves it out.
+    made: Option<usize>,
+    forms: Option<Arc<Forms>>,
 }
 
 /// A request's tensors that were found to fit.
 #[derive(Debug)]
 pub struct Checked {
-    /// The inputs in the order of the signature, shapes as the model file sees them.
+    /// The inputs in the order of the signature, shapes as the model file sees them; [`Tensor::absent`] for those that the
+    /// request left out.
     pub inputs: Vec<Tensor>,
     /// The size of the batch dimension; 1 for a model without one.
     pub rows: usize,
@@ -39,6 +43,8 @@ impl Signature {
             max_batch_rows: config.max_batch_rows,
             inputs: config.inputs.clone(),
             outputs: config.outputs.clone(),
+            made: config.padding.as_ref().and_then(|padding| padding.mask).map(|mask| mask.tensor),
+            forms: config.forms(),
         }
     }
 
@@ -61,7 +67,12 @@ impl Signature {
         let mut inputs = self.in_order(inputs)?;
         let mut rows = None;
         for (spec, tensor) in self.inputs.iter().zip(&mut inputs) {
-            self.check_input(spec, tensor, &mut rows)?;
+            if !tensor.is_absent() {
+                self.check_input(spec, tensor, &mut rows)?;
+            }
+        }
+        if let Some(forms) = &self.forms {
+            self.check_padding(forms, &inputs)?;
         }
         let outputs = self.select_outputs(outputs)?;
         Ok(Checked { inputs, rows: rows.unwrap_or(1), outputs })
@@ -78,35 +89,45 @@ impl Signature {
             if !names.insert(input.name.as_str()) {
                 return Err(Error::invalid(format!("input '{}' already exists in request", input.name)));
             }
-            if inputs.len() == self.inputs.len() && !self.inputs.iter().any(|spec| *spec.name == *input.name) {
-                return Err(Error::invalid(format!(
-                    "unexpected inference input '{}' for model '{}'",
-                    input.name, self.model
-                )));
-            }
         }
-        if inputs.len() != self.inputs.len() {
+        if inputs.len() > self.inputs.len() || inputs.len() < self.required().count() {
+            return Err(self.wrong_count(&inputs));
+        }
+        let known = |input: &&NamedTensor| self.inputs.iter().any(|spec| *spec.name == *input.name);
+        if let Some(unknown) = inputs.iter().find(|input| !known(input)) {
+            let message = format!("unexpected inference input '{}' for model '{}'", unknown.name, self.model);
+            return Err(Error::invalid(message));
+        }
+        if self.required().any(|spec| !names.contains(&*spec.name)) {
             return Err(self.wrong_count(&inputs));
         }
         let mut inputs: Vec<Option<NamedTensor>> = inputs.into_iter().map(Some).collect();
-        let ordered = self.inputs.iter().filter_map(|spec| {
-            let found = inputs.iter_mut().find(|i| i.as_ref().is_some_and(|i| *i.name == *spec.name))?;
-            found.take().map(|input| input.tensor)
+        let ordered = self.inputs.iter().map(|spec| {
+            let found = inputs.iter_mut().find(|i| i.as_ref().is_some_and(|i| *i.name == *spec.name));
+            found.and_then(Option::take).map_or_else(Tensor::absent, |input| input.tensor)
         });
         Ok(ordered.collect())
     }
 
+    /// The inputs that a request must bring.
+    fn required(&self) -> impl Iterator<Item = &TensorSpec> {
+        let must = |(index, spec): &(usize, &TensorSpec)| !spec.optional && self.made != Some(*index);
+        self.inputs.iter().enumerate().filter(must).map(|(_, spec)| spec)
+    }
+
     fn wrong_count(&self, inputs: &[NamedTensor]) -> Error {
-        let mut message = format!(
-            "expected {} inputs but got {} inputs for model '{}'. Got input(s) [",
-            self.inputs.len(),
-            inputs.len(),
-            self.model
-        );
+        let (required, all) = (self.required().count(), self.inputs.len());
+        let expected = if required == all {
+            format!("{all} inputs")
+        } else {
+            format!("number of inputs between {required} and {all}")
+        };
+        let mut message =
+            format!("expected {expected} but got {} inputs for model '{}'. Got input(s) [", inputs.len(), self.model);
         push_names(&mut message, inputs.iter().map(|input| input.name.as_str()));
         message.push_str("], but missing required input(s) [");
         let given: HashSet<&str> = inputs.iter().map(|input| input.name.as_str()).collect();
-        let missing = self.inputs.iter().filter(|spec| !given.contains(&*spec.name));
+        let missing = self.required().filter(|spec| !given.contains(&*spec.name));
         push_names(&mut message, missing.map(|spec| &*spec.name));
         message.push_str("]. Please provide all required input(s).");
         Error::invalid(message)
@@ -132,8 +153,9 @@ impl Signature {
             self.check_rows(spec, tensor.shape.first().copied().unwrap_or(0), rows)?;
         }
         check_size(&self.model, spec, tensor)?;
-        if let Some(reshape) = &spec.reshape {
-            tensor.shape = self.reshaped(spec, reshape, &tensor.shape);
+        if let (Some(model), Some(caller)) = (&spec.reshape, &spec.dims) {
+            let reshape = Reshape { model: model.clone(), caller: caller.clone() };
+            tensor.shape = reshape.to_model(&tensor.shape, self.max_batch_rows > 0);
         }
         Ok(())
     }
@@ -183,15 +205,20 @@ impl Signature {
         Ok(())
     }
 
-    /// `shape` with the dimensions of `reshape`; each -1 takes the size of the matching -1 of the configured dims.
-    fn reshaped(&self, spec: &TensorSpec, reshape: &Shape, shape: &Shape) -> Shape {
-        let batching = usize::from(self.max_batch_rows > 0);
-        let dims = spec.dims.clone().unwrap_or_default();
-        let mut free = dims.iter().zip(&shape[batching..]).filter(|(want, _)| **want == -1).map(|(_, got)| *got);
-        let inner: Vec<i64> =
-            reshape.iter().map(|&dim| if dim == -1 { free.next().unwrap_or(1) } else { dim }).collect();
-        let inner = Shape::from(inner);
-        if batching == 1 { inner.with_rows(shape[0]) } else { inner }
+    fn check_padding(&self, forms: &Forms, inputs: &[Tensor]) -> Result<()> {
+        if let Some((mask, wanted)) = forms.misfit(inputs) {
+            return Err(Error::invalid(format!(
+                "unexpected shape for input '{}' for model '{}'. Expected {wanted} as long as what it masks, got {}.",
+                self.inputs[mask].name, self.model, inputs[mask].shape
+            )));
+        }
+        if let Some(large) = forms.oversized(inputs, PADDED_BYTES_MAX) {
+            return Err(Error::invalid(format!(
+                "input '{}' of shape {} for model '{}' would be padded to more than {PADDED_BYTES_MAX} bytes",
+                self.inputs[large].name, inputs[large].shape, self.model
+            )));
+        }
+        Ok(())
     }
 
     fn select_outputs<'a>(&self, names: impl ExactSizeIterator<Item = &'a str>) -> Result<Option<Vec<usize>>> {
@@ -214,6 +241,9 @@ impl Signature {
         Ok(Some(selected))
     }
 }
+
+/// The most bytes that padding makes of one input of a request.
+const PADDED_BYTES_MAX: usize = 1 << 30;
 
 /// The most names that a message lists.
 const NAMES_SHOWN_MAX: usize = 32;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::facts::LATENCY_BUDGET;
-use super::{Facts, files};
+use super::{Facts, files, padding};
 use crate::model::Device;
 use crate::model::schema::model_instance_group::Kind;
 use crate::model::schema::model_metrics::metric_control::MetricOptions;
@@ -44,6 +44,7 @@ pub(super) fn config(
         outputs: outputs(schema, directory)?,
         batch_inputs: ragged::batch_inputs(schema),
         batch_outputs: ragged::batch_outputs(schema),
+        padding: padding::read(schema).0,
         instances: instances(schema),
         scheduling: scheduling::scheduling(schema, directory, facts)?,
         budget: budget(schema),

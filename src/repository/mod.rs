@@ -13,6 +13,7 @@ mod lexer;
 mod meant;
 mod mistakes;
 mod normalise;
+mod padding;
 mod pbtxt;
 mod scalar;
 mod scan;

@@ -112,8 +112,7 @@ fn warm_up(starting: &Starting, instance: &mut dyn Instance) -> Result<()> {
         let mut run = Run::new(batch.members.len());
         match guarded(|| instance.run(batch, &mut run.replies(batch, &[]))) {
             Ok(()) if *measured => {
-                let bytes: usize = (0..batch.inputs()).map(|index| batch.byte_len(index)).sum();
-                let class = SizeClass::of_row(bytes / batch.rows().max(1));
+                let class = SizeClass::of_row(batch.bytes() / batch.rows().max(1));
                 starting.scheduler.record_run(class, batch.rows(), run.began.elapsed());
             }
             Ok(()) => {}
@@ -138,17 +137,18 @@ pub(super) fn execute_begun(
     began: Instant,
 ) -> bool {
     let Pulled { mut entries, class } = pulled;
-    let batch = Batch { members: entries.iter_mut().map(|entry| std::mem::take(&mut entry.member)).collect() };
-    let rows: Vec<usize> = batch.members.iter().map(|member| member.rows).collect();
+    let rows: Vec<usize> = entries.iter().map(|entry| entry.member.rows).collect();
+    let members = entries.iter_mut().map(|entry| std::mem::take(&mut entry.member)).collect();
     let mut run = Run::of(&mut entries);
     run.began = began;
     let mut panicked = false;
-    let outcome = catch_unwind(AssertUnwindSafe(|| instance.run(&batch, &mut run.replies(&batch, &entries))));
-    let outcome = outcome.unwrap_or_else(|payload| {
-        panicked = true;
-        Err(panic_error(&*payload))
+    let outcome = Batch::formed(members, scheduler.forms()).and_then(|batch| {
+        let outcome = catch_unwind(AssertUnwindSafe(|| instance.run(&batch, &mut run.replies(&batch, &entries))));
+        outcome.unwrap_or_else(|payload| {
+            panicked = true;
+            Err(panic_error(&*payload))
+        })
     });
-    drop(batch);
     run.ended = Some(Instant::now());
     let verdicts = scheduler.executed(Execution {
         instance: index,

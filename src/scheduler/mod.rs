@@ -34,7 +34,7 @@ use std::time::Duration;
 use crate::error::{Error, Kind, Result};
 use crate::infer::{Instant, Sequence};
 use crate::telemetry::stats::ModelStats;
-use crate::tensor::{Member, Tensor};
+use crate::tensor::{Forms, Member, Tensor};
 
 /// How the requests of one model version become executions: takes requests in, gives its instances batches.
 ///
@@ -91,6 +91,11 @@ pub trait Scheduler: fmt::Debug + Send + Sync {
 
     /// Closes and refuses everything that waits, and what comes later, for this reason.
     fn abort_for(&self, why: Error);
+
+    /// How the model file sees the tensors of its batches; `None` for as they are.
+    fn forms(&self) -> Option<&Arc<Forms>> {
+        None
+    }
 
     /// How many requests wait.
     fn waiting(&self) -> usize;

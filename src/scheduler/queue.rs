@@ -22,7 +22,7 @@ use super::{Execution, Pushed, Scheduler, Verdicts, stopping};
 use crate::error::{Error, Kind, Result};
 use crate::infer::{Instant, round};
 use crate::telemetry::stats::ModelStats;
-use crate::tensor::Member;
+use crate::tensor::{Batch, Forms, Member};
 
 /// The limits of one queue.
 #[derive(Clone, Debug)]
@@ -35,8 +35,10 @@ pub struct QueueSettings {
     pub timeout: Option<Duration>,
     /// Whether a request's timeout may shorten the default; without a default it always counts.
     pub timeout_override: bool,
-    /// Whether requests may differ in shape, so that their shapes must be compared.
+    /// Whether requests may differ in shape, or in what they leave out, so that this must be compared.
     pub shapes_vary: bool,
+    /// How the model file sees the tensors; `None` for as they are.
+    pub forms: Option<Arc<Forms>>,
     /// How many instances pull.
     pub instances: usize,
     /// What the responses of one request may take, for a decoupled model; `None` for one that gives exactly one.
@@ -217,11 +219,7 @@ impl Queue {
     fn lane_key(&self, member: &Member) -> LaneKey {
         let mut key = LaneKey::new();
         if self.settings.shapes_vary && self.settings.limits.rows_max > 1 {
-            for tensor in &member.inputs {
-                key.push(tensor.dtype as i64);
-                key.push(tensor.shape.len() as i64);
-                key.extend_from_slice(tensor.shape.get(1..).unwrap_or_default());
-            }
+            Forms::key(self.settings.forms.as_deref(), member, &mut key);
         }
         key
     }
@@ -229,7 +227,7 @@ impl Queue {
     fn promise(&self, request: &Pushed) -> Promise {
         let budget_end = self.settings.limits.budget.map(|budget| request.arrived + budget.mul_f64(BUDGET_SHARE));
         Promise {
-            class: size_class(&request.member),
+            class: size_class(&request.member, self.settings.forms.as_deref()),
             rows: request.member.rows,
             deadline: request.deadline,
             due: [request.deadline, budget_end].into_iter().flatten().min(),
@@ -491,6 +489,10 @@ impl Scheduler for Queue {
         self.state.lock().waiting
     }
 
+    fn forms(&self) -> Option<&Arc<Forms>> {
+        self.settings.forms.as_ref()
+    }
+
     fn stats(&self) -> &Arc<ModelStats> {
         &self.stats
     }
@@ -526,7 +528,6 @@ enum Next {
     Wait(Instant),
 }
 
-fn size_class(member: &Member) -> SizeClass {
-    let bytes: usize = member.inputs.iter().map(|tensor| tensor.data.len()).sum();
-    SizeClass::of_row(bytes / member.rows.max(1))
+fn size_class(member: &Member, forms: Option<&Forms>) -> SizeClass {
+    SizeClass::of_row(Batch::bytes_of(member, forms) / member.rows.max(1))
 }

@@ -229,13 +229,7 @@ impl Replies for Collect<'_> {
         let count = outputs.len();
         let mut members: Vec<Vec<Tensor>> = self.batch.members.iter().map(|_| Vec::with_capacity(count)).collect();
         for (index, output) in outputs.into_iter().enumerate() {
-            let shape = output.shape.clone();
-            let Some(parts) = self.batch.split(output) else {
-                return Err(Error::new(
-                    Kind::Backend,
-                    format!("output {index} of shape {shape} does not have the batch's {} rows", self.batch.rows()),
-                ));
-            };
+            let parts = self.batch.split(index, output)?;
             for (member, part) in members.iter_mut().zip(parts) {
                 member.push(part);
             }
@@ -244,14 +238,16 @@ impl Replies for Collect<'_> {
         Ok(())
     }
 
-    fn member(&mut self, index: usize, outputs: Vec<Tensor>) {
-        self.run.outputs[index] = Some(outputs);
+    fn member(&mut self, index: usize, outputs: Vec<Tensor>) -> Result<()> {
+        self.run.outputs[index] = Some(self.batch.own(index, outputs)?);
+        Ok(())
     }
 
     fn send(&mut self, index: usize, outputs: Vec<Tensor>) -> Result<()> {
         let entries = self.entries;
         let Some(entry) = entries.get(index) else { return Ok(()) };
         let sender = many(entry)?;
+        let outputs = self.batch.own(index, outputs)?;
         let answer = self.run.answer((index, entry), sender, outputs)?;
         sender.push(Ok(answer));
         Ok(())

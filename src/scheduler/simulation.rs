@@ -73,6 +73,7 @@ impl<'a> Simulation<'a> {
             timeout: None,
             timeout_override: true,
             shapes_vary: false,
+            forms: None,
             instances: 1,
             responses: None,
         };

@@ -63,7 +63,7 @@ impl Puppet {
         match order {
             Order::Answer => {
                 for (index, member) in batch.members.iter().enumerate() {
-                    replies.member(index, member.inputs.clone());
+                    replies.member(index, member.inputs.clone())?;
                 }
                 Ok(())
             }
@@ -99,6 +99,7 @@ pub(super) fn settings(rows_max: usize) -> QueueSettings {
         timeout: None,
         timeout_override: true,
         shapes_vary: true,
+        forms: None,
         instances: 1,
         responses: None,
     }

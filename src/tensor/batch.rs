@@ -1,102 +1,308 @@
 //! Many requests' tensors as one batch: read in order on the way in, split on the way out.
 //!
-//! A [`Batch`] keeps each member's bytes where they are. A backend that needs one contiguous buffer copies
-//! each byte once, from [`Batch::parts`], into memory of its own choosing; one that does not reads the members.
+//! A [`Batch`] keeps each member's bytes where they are. A backend that needs one contiguous buffer has each byte copied
+//! once, by [`Batch::gather`], into memory of its own choosing; one that does not reads the members. What is ragged,
+//! padded or made for the whole batch ([`Forms`]) becomes what the model file sees here and nowhere else.
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::forms::{Forms, InputForm};
 use super::{DataType, Shape, Tensor, strings};
+use crate::error::{Error, Kind, Result};
 
 /// One request's part of a batch.
 #[derive(Clone, Debug, Default)]
 pub struct Member {
     /// The member's size in the batch dimension; 1 for models without one.
     pub rows: usize,
-    /// The inputs in the order of the model's signature, checked against it.
+    /// The inputs in the order of the model's signature, checked against it. Those that the request left out are
+    /// [`Tensor::absent`].
     pub inputs: Vec<Tensor>,
 }
 
-/// The members of one execution. All have the same types and, but for the batch dimension, the same shapes.
+/// The members of one execution. All have the same inputs and types, and where the model's forms do not say otherwise the
+/// same shapes but for the batch dimension.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
     /// The members in the order in which they were taken from the queue; never empty.
     pub members: Vec<Member>,
+    /// How the model file's tensors differ from the members'; `None` if they do not.
+    forms: Option<Arc<Forms>>,
+    /// The inputs that were made for this batch.
+    made: Vec<Tensor>,
+}
+
+/// Takes the bytes of a gathered input, one piece after the other.
+pub trait Sink {
+    /// These bytes.
+    fn bytes(&mut self, bytes: &[u8]);
+    /// `count` times this element.
+    fn repeat(&mut self, element: &[u8], count: usize);
+}
+
+impl Sink for Vec<u8> {
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.extend_from_slice(bytes);
+    }
+
+    fn repeat(&mut self, element: &[u8], count: usize) {
+        self.reserve(element.len() * count);
+        (0..count).for_each(|_| self.extend_from_slice(element));
+    }
 }
 
 impl Batch {
+    /// Members whose tensors the model file sees as they are.
+    pub fn new(members: Vec<Member>) -> Self {
+        Self { members, forms: None, made: Vec::new() }
+    }
+
+    /// Members whose tensors the model file sees in these forms.
+    ///
+    /// # Errors
+    /// [`Kind::Backend`] if an input cannot be made for them.
+    pub fn formed(members: Vec<Member>, forms: Option<&Arc<Forms>>) -> Result<Self> {
+        let Some(forms) = forms else { return Ok(Self::new(members)) };
+        let made = forms.made.iter().map(|input| input.make(&members, forms.batching)).collect::<Result<_>>()?;
+        Ok(Self { members, forms: Some(forms.clone()), made })
+    }
+
+    /// Whether the model file sees its tensors otherwise than the members hold them.
+    pub fn is_formed(&self) -> bool {
+        self.forms.is_some()
+    }
+
     /// The sum of the members' rows.
     pub fn rows(&self) -> usize {
         self.members.iter().map(|member| member.rows).sum()
     }
 
-    /// How many inputs each member has.
+    /// How many inputs the model file gets.
     pub fn inputs(&self) -> usize {
+        self.own_inputs() + self.made.len()
+    }
+
+    /// How many inputs each member has.
+    fn own_inputs(&self) -> usize {
         self.members.first().map_or(0, |member| member.inputs.len())
+    }
+
+    /// The input that was made for the batch, if `index` is one.
+    fn made(&self, index: usize) -> Option<&Tensor> {
+        self.made.get(index.checked_sub(self.own_inputs())?)
+    }
+
+    /// The form of a member's input; plain inputs have none to speak of.
+    fn form(&self, index: usize) -> Option<(&Forms, &InputForm)> {
+        let forms = self.forms.as_deref()?;
+        match forms.input(index) {
+            InputForm::Plain => None,
+            form => Some((forms, form)),
+        }
+    }
+
+    /// Whether the members left out input `index`, and the server does not make it.
+    pub fn is_absent(&self, index: usize) -> bool {
+        let made_up = |form: &InputForm| matches!(form, InputForm::Padded(padding) if padding.mask.is_some());
+        self.made(index).is_none()
+            && self.members[0].inputs[index].is_absent()
+            && !self.form(index).is_some_and(|(_, form)| made_up(form))
     }
 
     /// The element type of input `index`.
     pub fn dtype(&self, index: usize) -> DataType {
-        self.members[0].inputs[index].dtype
+        if let Some(made) = self.made(index) {
+            return made.dtype;
+        }
+        match self.form(index) {
+            Some((_, InputForm::Padded(padding))) => padding.dtype,
+            _ => self.members[0].inputs[index].dtype,
+        }
     }
 
     /// The shape of input `index` over all members: the first dimension is the sum where there is more than one.
     pub fn shape(&self, index: usize) -> Shape {
-        let first = &self.members[0].inputs[index].shape;
-        if self.members.len() == 1 {
-            return first.clone();
+        if let Some(made) = self.made(index) {
+            return made.shape.clone();
         }
-        first.replace_rows(self.members.iter().map(|m| m.inputs[index].shape.first().copied().unwrap_or(1)).sum())
+        let first = match self.form(index) {
+            Some((_, InputForm::Ragged)) => {
+                let elements = |member: &Member| member.inputs[index].shape.elements().unwrap_or(0);
+                return Shape::new(&[self.members.iter().map(elements).sum::<usize>() as i64]);
+            }
+            Some((forms, InputForm::Padded(padding))) => {
+                let own = forms.own_shape(&self.members[0], index, padding);
+                own.map_or_else(|| self.members[0].inputs[index].shape.clone(), |own| padding.padded(&own))
+            }
+            _ => self.members[0].inputs[index].shape.clone(),
+        };
+        if self.members.len() == 1 {
+            return first;
+        }
+        let padded_rows = matches!(self.form(index), Some((_, InputForm::Padded(_))));
+        let rows = |member: &Member| match member.inputs[index].shape.first() {
+            Some(rows) if !padded_rows => *rows,
+            _ => member.rows as i64,
+        };
+        first.replace_rows(self.members.iter().map(rows).sum())
+    }
+
+    /// The bytes of a member's inputs as a model of these forms reads them.
+    pub fn bytes_of(member: &Member, forms: Option<&Forms>) -> usize {
+        match forms {
+            Some(forms) => forms.bytes(member),
+            None => member.inputs.iter().map(|tensor| tensor.data.len()).sum(),
+        }
+    }
+
+    /// The bytes of all members' inputs as the model file reads them.
+    pub fn bytes(&self) -> usize {
+        self.members.iter().map(|member| Self::bytes_of(member, self.forms.as_deref())).sum()
     }
 
     /// The byte length of input `index` over all members.
-    pub fn byte_len(&self, index: usize) -> usize {
-        self.members.iter().map(|member| member.inputs[index].data.len()).sum()
-    }
-
-    /// The bytes of input `index` without a copy, if one member holds all of them.
-    pub fn single(&self, index: usize) -> Option<&Bytes> {
-        match self.members.as_slice() {
-            [only] => Some(&only.inputs[index].data),
-            _ => None,
+    fn byte_len(&self, index: usize) -> usize {
+        match (self.made(index), &self.forms) {
+            (Some(made), _) => made.data.len(),
+            (None, Some(forms)) => self.members.iter().map(|member| forms.input_bytes(member, index)).sum(),
+            (None, None) => self.members.iter().map(|member| member.inputs[index].data.len()).sum(),
         }
     }
 
-    /// The parts of input `index`, one for each member in order.
+    /// The bytes of input `index` without a copy, if they are together already.
+    pub fn single(&self, index: usize) -> Option<&Bytes> {
+        if let Some(made) = self.made(index) {
+            return Some(&made.data);
+        }
+        let [only] = self.members.as_slice() else { return None };
+        let tensor = &only.inputs[index];
+        match self.form(index) {
+            Some((_, InputForm::Padded(padding))) => {
+                let as_it_is = !tensor.is_absent() && padding.padded(&tensor.shape) == tensor.shape;
+                as_it_is.then_some(&tensor.data)
+            }
+            _ => Some(&tensor.data),
+        }
+    }
+
+    /// Writes input `index` over all members, as many bytes as its shape and type ask for.
+    pub fn gather(&self, index: usize, sink: &mut impl Sink) {
+        if let Some(made) = self.made(index) {
+            return sink.bytes(&made.data);
+        }
+        match self.form(index) {
+            Some((forms, InputForm::Padded(padding))) => {
+                self.members.iter().for_each(|member| forms.fill(member, index, padding, sink));
+            }
+            _ => self.parts(index).for_each(|part| sink.bytes(part)),
+        }
+    }
+
+    /// Input `index` over all members as one tensor, for a backend that needs no memory of its own.
+    pub fn gathered(&self, index: usize) -> Tensor {
+        let data = self.single(index).cloned().unwrap_or_else(|| {
+            let mut data = Vec::with_capacity(self.byte_len(index));
+            self.gather(index, &mut data);
+            data.into()
+        });
+        Tensor { dtype: self.dtype(index), shape: self.shape(index), data }
+    }
+
+    /// What the members hold of input `index`, one part for each in order.
     pub fn parts(&self, index: usize) -> impl Iterator<Item = &Bytes> {
         self.members.iter().map(move |member| &member.inputs[index].data)
     }
 
-    /// Splits one output of the whole batch into a view for each member, without copying.
+    /// Splits output `index` of the whole batch into each member's part: a view of it, where nothing is cut out.
     ///
-    /// Returns `None` if the outermost dimension is not the batch's rows, unless there is only one member, which
-    /// gets the output as it is.
-    pub fn split(&self, output: Tensor) -> Option<Vec<Tensor>> {
+    /// # Errors
+    /// [`Kind::Backend`] if the outermost dimension is not the batch's rows, unless there is only one member, which gets
+    /// the output as it is; and if the output does not fit its form.
+    pub fn split(&self, index: usize, output: Tensor) -> Result<Vec<Tensor>> {
+        let Some(forms) = self.forms.as_deref() else { return self.by_rows(index, output) };
+        if output.is_absent() {
+            return Ok(vec![output; self.members.len()]);
+        }
+        let parts = match self.scatter(forms, index, &output) {
+            Some(parts) => parts?,
+            None => self.by_rows(index, output)?,
+        };
+        let finish = |(member, part)| forms.finish(index, member, part).map_err(|why| Error::new(Kind::Backend, why));
+        self.members.iter().zip(parts).map(finish).collect()
+    }
+
+    /// One member's outputs as its caller gets them; `outputs` belong to this member alone.
+    ///
+    /// # Errors
+    /// As [`Batch::split`].
+    pub fn own(&self, member: usize, outputs: Vec<Tensor>) -> Result<Vec<Tensor>> {
+        let Some(forms) = &self.forms else { return Ok(outputs) };
+        let member = self.members.get(member).ok_or_else(|| Error::internal("there is no such member"))?;
+        let alone = Self { members: vec![member.clone()], forms: Some(forms.clone()), made: Vec::new() };
+        let each = outputs.into_iter().enumerate().map(|(index, output)| {
+            let mut parts = alone.split(index, output)?;
+            Ok(parts.swap_remove(0))
+        });
+        each.collect()
+    }
+
+    fn by_rows(&self, index: usize, output: Tensor) -> Result<Vec<Tensor>> {
         if self.members.len() == 1 {
-            return Some(vec![output]);
+            return Ok(vec![output]);
         }
         let rows = self.rows();
+        let misfit = || {
+            let shape = &output.shape;
+            let message = format!("output {index} of shape {shape} does not have the batch's {rows} rows");
+            Err(Error::new(Kind::Backend, message))
+        };
         if output.shape.first().copied() != i64::try_from(rows).ok() {
-            return None;
+            return misfit();
         }
         let elements_per_row = output.shape[1..].iter().product::<i64>() as usize;
-        let mut rest = output.data;
+        let mut rest = output.data.clone();
         let mut parts = Vec::with_capacity(self.members.len());
         for member in &self.members {
-            let length = match output.dtype.size() {
-                Some(size) => member.rows * elements_per_row * size,
-                None => strings::prefix_len(&rest, member.rows * elements_per_row),
-            };
-            if length > rest.len() {
-                return None;
-            }
-            parts.push(Tensor {
-                dtype: output.dtype,
-                shape: output.shape.replace_rows(member.rows as i64),
-                data: rest.split_to(length),
-            });
+            let shape = output.shape.replace_rows(member.rows as i64);
+            let Some(data) = take(output.dtype, &mut rest, member.rows * elements_per_row) else { return misfit() };
+            parts.push(Tensor { dtype: output.dtype, shape, data });
         }
-        Some(parts)
+        Ok(parts)
     }
+
+    /// Each member's part of an output that is split by the shapes of an input; `None` for other outputs.
+    fn scatter(&self, forms: &Forms, index: usize, output: &Tensor) -> Option<Result<Vec<Tensor>>> {
+        let mut rest = output.data.clone();
+        let mut parts = Vec::with_capacity(self.members.len());
+        for member in &self.members {
+            let part = forms.scattered(index, member)?.and_then(|shape| {
+                let data = shape.elements().and_then(|elements| take(output.dtype, &mut rest, elements));
+                let misfit = || format!("output {index} of shape {} ends before the requests' shapes do", output.shape);
+                Ok(Tensor { dtype: output.dtype, data: data.ok_or_else(misfit)?, shape })
+            });
+            match part {
+                Ok(part) => parts.push(part),
+                Err(why) => return Some(Err(Error::new(Kind::Backend, why))),
+            }
+        }
+        if rest.is_empty() {
+            return Some(Ok(parts));
+        }
+        let why =
+            format!("output {index} of shape {} has more elements than the requests' shapes ask for", output.shape);
+        Some(Err(Error::new(Kind::Backend, why)))
+    }
+}
+
+/// The next `elements` elements; `None` if fewer are left.
+fn take(dtype: DataType, rest: &mut Bytes, elements: usize) -> Option<Bytes> {
+    let length = match dtype.size() {
+        Some(size) => elements.checked_mul(size)?,
+        None => strings::prefix_len(rest, elements),
+    };
+    (length <= rest.len()).then(|| rest.split_to(length))
 }
 
 #[cfg(test)]
@@ -110,12 +316,11 @@ mod tests {
 
     #[test]
     fn gather_then_split_gives_each_member_its_bytes() {
-        let batch = Batch { members: vec![member(1, b"ab"), member(2, b"cdef")] };
+        let batch = Batch::new(vec![member(1, b"ab"), member(2, b"cdef")]);
         assert_eq!(&*batch.shape(0), &[3, 2]);
-        let gathered: Vec<u8> = batch.parts(0).flatten().copied().collect();
-        assert_eq!(gathered, b"abcdef");
-        let output = Tensor { dtype: DataType::Uint8, shape: batch.shape(0), data: gathered.into() };
-        let parts = batch.split(output).expect("the rows match");
+        let output = batch.gathered(0);
+        assert_eq!(output.data, "abcdef");
+        let parts = batch.split(0, output).expect("the rows match");
         assert_eq!(parts[0].data, "ab");
         assert_eq!(parts[1].data, "cdef");
         assert_eq!(&*parts[1].shape, &[2, 2]);
@@ -123,18 +328,18 @@ mod tests {
 
     #[test]
     fn strings_split_by_their_framing() {
-        let batch = Batch { members: vec![member(1, b"a"), member(2, b"bc")] };
+        let batch = Batch::new(vec![member(1, b"a"), member(2, b"bc")]);
         let elements: [&[u8]; 3] = [b"long one", b"", b"x"];
         let output = Tensor { dtype: DataType::Bytes, shape: Shape::new(&[3, 1]), data: strings::encode(elements) };
-        let parts = batch.split(output).expect("the rows match");
+        let parts = batch.split(0, output).expect("the rows match");
         assert_eq!(parts[0].data, strings::encode([elements[0]]));
         assert_eq!(parts[1].data, strings::encode([elements[1], elements[2]]));
     }
 
     #[test]
     fn an_output_of_other_rows_does_not_split() {
-        let batch = Batch { members: vec![member(1, b"a"), member(1, b"b")] };
+        let batch = Batch::new(vec![member(1, b"a"), member(1, b"b")]);
         let output = Tensor { dtype: DataType::Uint8, shape: Shape::new(&[1, 2]), data: Bytes::from_static(b"xy") };
-        assert!(batch.split(output).is_none());
+        assert!(batch.split(0, output).is_err());
     }
 }

@@ -2,6 +2,11 @@
 
 use std::fmt;
 
+use smallvec::SmallVec;
+
+/// The bytes of one number.
+pub type Number = SmallVec<[u8; 8]>;
+
 /// An element type of the KServe v2 protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DataType {
@@ -85,6 +90,36 @@ impl DataType {
         }
     }
 
+    /// `number` as one element: floating point to the nearest, an integer only if it is exactly one of this type.
+    ///
+    /// `None` if it does not fit, or for strings.
+    pub fn encode(self, number: f64) -> Option<Number> {
+        macro_rules! integer {
+            ($type:ty) => {{
+                // The bounds of 64-bit types are not numbers of f64; what rounds to them does not fit.
+                let value = number as $type;
+                let exact = value as f64 == number && !(value == <$type>::MAX && size_of::<$type>() == 8);
+                exact.then(|| Number::from_slice(&value.to_le_bytes()))
+            }};
+        }
+        match self {
+            DataType::Bool => (number == 0.0 || number == 1.0).then(|| Number::from_slice(&[u8::from(number == 1.0)])),
+            DataType::Uint8 => integer!(u8),
+            DataType::Uint16 => integer!(u16),
+            DataType::Uint32 => integer!(u32),
+            DataType::Uint64 => integer!(u64),
+            DataType::Int8 => integer!(i8),
+            DataType::Int16 => integer!(i16),
+            DataType::Int32 => integer!(i32),
+            DataType::Int64 => integer!(i64),
+            DataType::Fp16 => Some(Number::from_slice(&half::f16::from_f64(number).to_le_bytes())),
+            DataType::Bf16 => Some(Number::from_slice(&half::bf16::from_f64(number).to_le_bytes())),
+            DataType::Fp32 => Some(Number::from_slice(&(number as f32).to_le_bytes())),
+            DataType::Fp64 => Some(Number::from_slice(&number.to_le_bytes())),
+            DataType::Bytes => None,
+        }
+    }
+
     /// The element type with this protocol name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|dtype| dtype.name() == name)
@@ -107,5 +142,25 @@ mod tests {
             assert_eq!(DataType::from_name(dtype.name()), Some(dtype));
         }
         assert_eq!(DataType::from_name("fp32"), None);
+    }
+
+    #[test]
+    fn a_number_is_encoded_only_where_it_fits() {
+        let encoded = |dtype: DataType, number| dtype.encode(number).map(|bytes| bytes.to_vec());
+        assert_eq!(encoded(DataType::Int8, -1.0), Some(vec![0xff]));
+        assert_eq!(encoded(DataType::Uint8, -1.0), None);
+        assert_eq!(encoded(DataType::Uint8, 256.0), None);
+        assert_eq!(encoded(DataType::Int32, 0.5), None);
+        assert_eq!(encoded(DataType::Int64, 9.3e18), None);
+        assert_eq!(encoded(DataType::Int64, f64::NAN), None);
+        assert_eq!(encoded(DataType::Bool, 1.0), Some(vec![1]));
+        assert_eq!(encoded(DataType::Bool, 2.0), None);
+        assert_eq!(encoded(DataType::Fp16, 1.0), Some(vec![0, 0x3c]));
+        assert_eq!(encoded(DataType::Bf16, 1.0), Some(vec![0x80, 0x3f]));
+        assert_eq!(encoded(DataType::Fp32, -2.5), Some((-2.5f32).to_le_bytes().to_vec()));
+        assert_eq!(encoded(DataType::Bytes, 0.0), None);
+        for dtype in DataType::ALL {
+            assert_eq!(encoded(dtype, 1.0).map(|bytes| bytes.len()), dtype.size());
+        }
     }
 }

@@ -4,13 +4,19 @@
 
 mod batch;
 mod dtype;
+mod forms;
+mod padding;
+mod ragged;
 mod shape;
 pub mod strings;
 
 use bytes::Bytes;
 
-pub use batch::{Batch, Member};
-pub use dtype::DataType;
+pub use batch::{Batch, Member, Sink};
+pub use dtype::{DataType, Number};
+pub use forms::{Cut, Forms, InputForm, OutputForm, Reshape};
+pub use padding::{Buckets, Mask, Padding};
+pub use ragged::{BatchInputKind, MadeInput};
 pub use shape::Shape;
 
 /// A tensor in host memory: row-major, contiguous, little-endian; a clone shares the bytes.
@@ -25,6 +31,18 @@ pub struct Tensor {
     pub shape: Shape,
     /// The elements; for [`DataType::Bytes`] each as a 4-byte length and its bytes (see [`strings`]).
     pub data: Bytes,
+}
+
+impl Tensor {
+    /// What stands in the place of an optional input that a request left out.
+    pub fn absent() -> Self {
+        Self { dtype: DataType::Uint8, shape: Shape::new(&[-1, -1]), data: Bytes::new() }
+    }
+
+    /// Whether this only keeps the place of an input that was left out; no checked tensor has a negative dimension.
+    pub fn is_absent(&self) -> bool {
+        self.shape.first() == Some(&-1)
+    }
 }
 
 /// A tensor with the name the caller gave it.

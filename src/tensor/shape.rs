@@ -40,6 +40,21 @@ impl Shape {
     pub fn elements(&self) -> Option<usize> {
         self.iter().try_fold(1usize, |product, &dim| product.checked_mul(usize::try_from(dim).ok()?))
     }
+
+    /// This shape with its one -1, if any, replaced such that it holds `elements`; `None` if nothing does.
+    pub fn resolved(&self, elements: usize) -> Option<Self> {
+        let known = Self::from(self.iter().copied().filter(|&dim| dim >= 0).collect::<Vec<_>>()).elements()?;
+        let free = self.iter().filter(|&&dim| dim < 0).count();
+        match free {
+            0 => (known == elements).then(|| self.clone()),
+            1 if known > 0 && elements.is_multiple_of(known) => {
+                let missing = i64::try_from(elements / known).ok()?;
+                let dims: Vec<i64> = self.iter().map(|&dim| if dim < 0 { missing } else { dim }).collect();
+                Some(dims.into())
+            }
+            _ => None,
+        }
+    }
 }
 
 impl Deref for Shape {
@@ -86,5 +101,15 @@ mod tests {
         assert_eq!(Shape::new(&[2, 0, 3]).elements(), Some(0));
         assert_eq!(Shape::new(&[2, -1]).elements(), None);
         assert_eq!(Shape::new(&[i64::MAX, 4]).elements(), None);
+    }
+
+    #[test]
+    fn one_free_dimension_is_found_from_the_elements() {
+        assert_eq!(Shape::new(&[2, -1]).resolved(6), Some(Shape::new(&[2, 3])));
+        assert_eq!(Shape::new(&[2, -1]).resolved(7), None);
+        assert_eq!(Shape::new(&[-1, -1]).resolved(6), None);
+        assert_eq!(Shape::new(&[2, 3]).resolved(6), Some(Shape::new(&[2, 3])));
+        assert_eq!(Shape::new(&[2, 3]).resolved(5), None);
+        assert_eq!(Shape::new(&[0, -1]).resolved(0), None);
     }
 }

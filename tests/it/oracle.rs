@@ -39,7 +39,7 @@ impl Replies for Outputs {
         Ok(())
     }
 
-    fn member(&mut self, _index: usize, _outputs: Vec<Tensor>) {
+    fn member(&mut self, _index: usize, _outputs: Vec<Tensor>) -> Result<()> {
         unreachable!("this backend replies with whole batches");
     }
 
@@ -73,7 +73,7 @@ fn by_backend(file: &Path, inputs: &[Tensor], outputs: usize) -> Vec<Tensor> {
     let files = VersionFiles { model_dir: folder.clone(), version_dir: folder, model_file: Some(file.to_owned()) };
     let model = LibTorch.open(&files, &config).expect("the model loads");
     let mut instance = model.instance(Device::Cpu).expect("an instance starts");
-    let batch = Batch { members: vec![Member { rows: 1, inputs: inputs.to_vec() }] };
+    let batch = Batch::new(vec![Member { rows: 1, inputs: inputs.to_vec() }]);
     let mut collected = Outputs(Vec::new());
     instance.run(&batch, &mut collected).expect("the model runs");
     collected.0

@@ -4,7 +4,7 @@
 //!
 //! | key | value | effect |
 //! |---|---|---|
-//! | `identity.mode` | `copy` (default), `repeat` | `copy`: each output is the input of the same position; `repeat`: see [`repeat`] |
+//! | `identity.mode` | `copy` (default), `repeat` | `copy`: each output is the input of the same position, as a model file sees it; `repeat`: see [`repeat`] |
 //! | `identity.delay_us` | integer, default 0 | how much longer each execution takes, in microseconds |
 
 mod repeat;
@@ -16,7 +16,7 @@ use self::repeat::Repeat;
 use super::{Backend, Instance, Model, Replies};
 use crate::error::{Error, Result};
 use crate::model::{Device, Footprint, ModelConfig, VersionFiles, schema};
-use crate::tensor::Batch;
+use crate::tensor::{Batch, Tensor};
 
 /// Registers as `identity`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -109,11 +109,20 @@ impl Instance for IdentityModel {
             return repeat.run(batch, replies);
         }
         replies.outputs_ready();
+        if batch.is_formed() {
+            return copy_formed(batch, replies);
+        }
         for (index, member) in batch.members.iter().enumerate() {
-            replies.member(index, member.inputs.clone());
+            replies.member(index, member.inputs.clone())?;
         }
         Ok(())
     }
+}
+
+/// The inputs as a model file would see them; an input that was left out is an output that is not there.
+fn copy_formed(batch: &Batch, replies: &mut dyn Replies) -> Result<()> {
+    let input = |index| if batch.is_absent(index) { Tensor::absent() } else { batch.gathered(index) };
+    replies.batch((0..batch.inputs()).map(input).collect())
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use super::ffi::{
 };
 use crate::error::{Error, Kind, Result};
 use crate::model::Device;
-use crate::tensor::{Batch, DataType, Shape, Tensor};
+use crate::tensor::{Batch, DataType, Shape, Sink, Tensor};
 
 /// The element types and libtorch's numbers for them.
 const TYPES: [(DataType, i32); 13] = [
@@ -149,7 +149,7 @@ impl Handle {
         let size = dtype.size().unwrap_or(1);
         assert_eq!(shape.elements().and_then(|n| n.checked_mul(size)), Some(data.len()), "checked by the signature");
         if data.as_ptr().align_offset(size) != 0 {
-            return Self::copied(dtype, shape, false, std::iter::once(data));
+            return Self::copied(dtype, shape, false, |room| room.bytes(data));
         }
         let api = ffi::api()?;
         let mut raw = ptr::null_mut();
@@ -168,17 +168,12 @@ impl Handle {
         let (dtype, shape) = (batch.dtype(index), batch.shape(index));
         match batch.single(index) {
             Some(data) if in_place => Self::over(dtype, &shape, data),
-            _ => Self::copied(dtype, &shape, device != Device::Cpu, batch.parts(index)),
+            _ => Self::copied(dtype, &shape, device != Device::Cpu, |room| batch.gather(index, room)),
         }
     }
 
-    /// A new tensor with the bytes of `parts`, one after the other, which are as many as it has.
-    fn copied<'a>(
-        dtype: DataType,
-        shape: &Shape,
-        pinned: bool,
-        parts: impl Iterator<Item = &'a Bytes>,
-    ) -> Result<Self> {
+    /// A new tensor with the bytes that `write` gives, which are as many as it has.
+    fn copied(dtype: DataType, shape: &Shape, pinned: bool, write: impl FnOnce(&mut Room)) -> Result<Self> {
         let api = ffi::api()?;
         let number = type_number(dtype)?;
         let (mut raw, mut target) = (ptr::null_mut(), ptr::null_mut::<u8>());
@@ -187,17 +182,9 @@ impl Handle {
             (api.tensor_empty)(number, shape.as_ptr(), shape.len(), i32::from(pinned), &raw mut raw, &raw mut target)
         })?;
         let handle = Self { raw, api };
-        let mut left = handle.view()?.bytes;
-        for part in parts {
-            left = left.checked_sub(part.len()).expect("the signature checked the sizes");
-            // SAFETY: `target` has room for `left` more bytes and this part's, by the subtraction; it is new memory, so
-            // the two do not overlap, and nobody else sees it yet.
-            unsafe {
-                ptr::copy_nonoverlapping(part.as_ptr(), target, part.len());
-                target = target.add(part.len());
-            }
-        }
-        assert_eq!(left, 0, "all of the tensor is written");
+        let mut room = Room { target, left: handle.view()?.bytes };
+        write(&mut room);
+        assert_eq!(room.left, 0, "all of the tensor is written");
         Ok(handle)
     }
 
@@ -241,6 +228,38 @@ impl Handle {
             bytes => Bytes::from_owner(Elements { data: view.data, bytes, _tensor: handle }),
         };
         Ok(Tensor { dtype, shape, data })
+    }
+}
+
+/// The memory of a new tensor that is not written yet: `left` bytes from `target` on, which nobody else sees.
+struct Room {
+    target: *mut u8,
+    left: usize,
+}
+
+impl Sink for Room {
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.left = self.left.checked_sub(bytes.len()).expect("the signature checked the sizes");
+        // SAFETY: `target` has room for `left` more bytes and these, by the subtraction; it is new memory, so the two do
+        // not overlap.
+        unsafe {
+            ptr::copy_nonoverlapping(bytes.as_ptr(), self.target, bytes.len());
+            self.target = self.target.add(bytes.len());
+        }
+    }
+
+    fn repeat(&mut self, element: &[u8], count: usize) {
+        let Some((&first, rest)) = element.split_first() else { return };
+        if rest.iter().any(|byte| *byte != first) {
+            return (0..count).for_each(|_| self.bytes(element));
+        }
+        let bytes = element.len() * count;
+        self.left = self.left.checked_sub(bytes).expect("the signature checked the sizes");
+        // SAFETY: as above.
+        unsafe {
+            ptr::write_bytes(self.target, first, bytes);
+            self.target = self.target.add(bytes);
+        }
     }
 }
 

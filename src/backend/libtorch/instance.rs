@@ -61,7 +61,7 @@ impl TorchInstance {
         let last = last.map(|item| self.collect(item.outputs()?, batch.rows())).transpose()?;
         self.clean()?;
         if let Some(outputs) = last {
-            replies.member(0, outputs);
+            replies.member(0, outputs)?;
         }
         Ok(())
     }
@@ -125,7 +125,7 @@ impl TorchInstance {
 
     fn output(&self, spec: &TensorSpec, position: usize, value: OutputValue, rows: usize) -> Result<Tensor> {
         let batching = self.config.max_batch_rows > 0;
-        let mut tensor = match value {
+        let tensor = match value {
             OutputValue::Tensor(handle) => handle
                 .into_tensor(self.effects.state)
                 .map_err(|error| error.context(format_args!("output '{}'", spec.name)))?,
@@ -153,15 +153,13 @@ impl TorchInstance {
         if tensor.shape.is_empty() && (batching || spec.dims.as_ref().is_some_and(|dims| !dims.is_empty())) {
             return Err(Error::invalid(format!("output '{}' is a scalar which is not supported.", spec.name)));
         }
-        if batching && tensor.shape.first().copied() != i64::try_from(rows).ok() {
+        let by_rows = !self.config.batch_outputs.iter().any(|output| output.targets.contains(&spec.name));
+        if batching && by_rows && tensor.shape.first().copied() != i64::try_from(rows).ok() {
             let message = format!(
                 "output '{}' has shape {} for a batch of {rows}, its first dimension must be the batch's",
                 spec.name, tensor.shape
             );
             return Err(Error::new(Kind::Backend, message));
-        }
-        if let (Some(dims), Some(_)) = (&spec.dims, &spec.reshape) {
-            tensor.shape = reshaped(dims, &tensor.shape, usize::from(batching));
         }
         Ok(tensor)
     }
@@ -169,31 +167,10 @@ impl TorchInstance {
 
 /// The shape of a list of strings: as configured if that can hold them, else one dimension.
 fn strings_shape(spec: &TensorSpec, elements: usize, rows: Option<usize>) -> Shape {
-    let elements = elements as i64;
-    let flat = Shape::new(&[elements]);
-    let Some(dims) = &spec.dims else { return flat };
+    let flat = Shape::new(&[elements as i64]);
+    let Some(dims) = spec.model_dims() else { return flat };
     let shape = rows.map_or_else(|| dims.clone(), |rows| dims.with_rows(rows as i64));
-    resolved(&shape, elements).unwrap_or(flat)
-}
-
-/// A response's shape from the model's, for an output whose configuration says `reshape`.
-fn reshaped(dims: &Shape, model: &Shape, batch_dims: usize) -> Shape {
-    let wanted = if batch_dims == 1 { dims.with_rows(model[0]) } else { dims.clone() };
-    resolved(&wanted, model.iter().product()).unwrap_or_else(|| model.clone())
-}
-
-/// `shape` with its one -1, if any, replaced such that it holds `elements`; `None` if nothing does.
-fn resolved(shape: &Shape, elements: i64) -> Option<Shape> {
-    let known: i64 = shape.iter().filter(|&&dim| dim >= 0).product();
-    let free = shape.iter().filter(|&&dim| dim < 0).count();
-    match free {
-        0 => (known == elements).then(|| shape.clone()),
-        1 if known > 0 && elements % known == 0 => {
-            let dims: Vec<i64> = shape.iter().map(|&dim| if dim < 0 { elements / known } else { dim }).collect();
-            Some(dims.into())
-        }
-        _ => None,
-    }
+    shape.resolved(elements).unwrap_or(flat)
 }
 
 /// The libtorch text of a load error, for the model's index entry.

@@ -118,7 +118,7 @@ fn sample(inputs: &[TensorSpec], batching: bool) -> Option<Batch> {
         bytes_left = bytes_left.checked_sub(bytes)?;
         member.inputs.push(Tensor { dtype, data: ones(dtype, bytes)?, shape });
     }
-    Some(Batch { members: vec![member] })
+    Some(Batch::new(vec![member]))
 }
 
 fn ones(dtype: DataType, bytes: usize) -> Option<Bytes> {

@@ -65,7 +65,7 @@ impl Bench {
 
     /// The responses of a decoupled model, of which at most `taken_max` are taken, and whether the last said so.
     fn responses(&self, inputs: Vec<Tensor>, taken_max: Option<usize>) -> Result<(Vec<Vec<Tensor>>, bool)> {
-        let batch = Batch { members: vec![Member { rows: 1, inputs }] };
+        let batch = Batch::new(vec![Member { rows: 1, inputs }]);
         let mut collected = Collected { taken_max, ..Collected::default() };
         self.instance().run(&batch, &mut collected)?;
         Ok((collected.outputs, collected.ended))
@@ -129,17 +129,18 @@ impl Replies for Collected {
 
     fn batch(&mut self, outputs: Vec<Tensor>) -> Result<()> {
         self.outputs = vec![Vec::new(); self.batch.members.len()];
-        for output in outputs {
-            let parts = self.batch.split(output).ok_or_else(|| Error::new(Kind::Backend, "rows"))?;
+        for (index, output) in outputs.into_iter().enumerate() {
+            let parts = self.batch.split(index, output)?;
             self.outputs.iter_mut().zip(parts).for_each(|(member, part)| member.push(part));
         }
         Ok(())
     }
 
-    fn member(&mut self, index: usize, outputs: Vec<Tensor>) {
+    fn member(&mut self, index: usize, outputs: Vec<Tensor>) -> Result<()> {
         assert_eq!(index, 0, "ordinary models reply with whole batches, decoupled ones have one member");
         self.outputs.push(outputs);
         self.ended = true;
+        Ok(())
     }
 
     fn send(&mut self, index: usize, outputs: Vec<Tensor>) -> Result<()> {
@@ -157,7 +158,7 @@ impl Replies for Collected {
 }
 
 fn run(instance: &mut dyn Instance, members: Vec<Member>) -> Result<Vec<Vec<Tensor>>> {
-    let batch = Batch { members };
+    let batch = Batch::new(members);
     let mut collected = Collected { batch: batch.clone(), ..Collected::default() };
     instance.run(&batch, &mut collected)?;
     assert_eq!(collected.phases, ["inputs", "outputs"]);

@@ -2,8 +2,8 @@
 
 use super::data_type;
 use crate::model::schema::{self, batch_input};
-use crate::model::{BatchInput, BatchInputKind, BatchOutput};
-use crate::tensor::DataType;
+use crate::model::{BatchInput, BatchOutput};
+use crate::tensor::{BatchInputKind, DataType};
 
 /// The further inputs of the model file; what has no source among the inputs is a mistake found before.
 pub(super) fn batch_inputs(schema: &schema::ModelConfig) -> Vec<BatchInput> {

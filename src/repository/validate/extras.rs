@@ -1,11 +1,11 @@
-//! Model files, warm-up samples, ragged batch tensors, metric tags and histograms.
+//! Model files, warm-up samples, metric tags and histograms.
 
 use super::super::files::is_inside;
 use super::super::tree::shorten;
 use super::Check;
 use crate::model::schema::model_metrics::metric_control::MetricOptions;
 use crate::model::schema::model_warmup::input::InputDataType;
-use crate::model::schema::{DataType, ModelWarmup, batch_input};
+use crate::model::schema::{DataType, ModelWarmup};
 
 /// More executions of one sample than this are a mistake.
 const WARMUP_COUNT_MAX: u32 = 10_000;
@@ -13,7 +13,6 @@ const WARMUP_COUNT_MAX: u32 = 10_000;
 pub(super) fn check(check: &mut Check<'_>) {
     model_files(check);
     warmup(check);
-    batch_tensors(check);
     metrics(check);
 }
 
@@ -108,46 +107,6 @@ fn warmup_file(check: &mut Check<'_>, key: &str, file: &str) {
         check.mistake(key, format!("warmup file '{}' must stay inside 'warmup/'", shorten(file)));
     } else if !check.directory.join("warmup").join(file).is_file() {
         check.mistake(key, format!("warmup file '{}' does not exist in 'warmup/'", shorten(file)));
-    }
-}
-
-fn batch_tensors(check: &mut Check<'_>) {
-    let config = check.config;
-    let mut targets: Vec<&String> = Vec::new();
-    for (index, input) in config.batch_input.iter().enumerate() {
-        let key = format!("batch_input[{index}]");
-        if !matches!(input.data_type(), DataType::TypeInt32 | DataType::TypeFp32) {
-            let got = input.data_type().as_str_name();
-            check
-                .mistake(format!("{key}.data_type"), format!("batch input must be TYPE_INT32 or TYPE_FP32, got {got}"));
-        }
-        if input.target_name.is_empty() {
-            check.mistake(format!("{key}.target_name"), "batch input must specify 'target_name'");
-        }
-        if input.source_input.len() != 1 {
-            let kind = batch_input::Kind::as_str_name(&input.kind());
-            let message =
-                format!("batch input of kind {kind} expects 1 source input, got {}", input.source_input.len());
-            check.mistake(format!("{key}.source_input"), message);
-        }
-        for target in &input.target_name {
-            if targets.contains(&target) {
-                let message = format!("target name '{}' is given more than once", shorten(target));
-                check.mistake(format!("{key}.target_name"), message);
-            }
-            targets.push(target);
-        }
-    }
-    for (index, output) in config.batch_output.iter().enumerate() {
-        let key = format!("batch_output[{index}]");
-        if output.source_input.len() != 1 {
-            let message = format!("batch output expects 1 source input, got {}", output.source_input.len());
-            check.mistake(format!("{key}.source_input"), message);
-        }
-        for target in output.target_name.iter().filter(|name| !config.output.iter().any(|each| each.name == **name)) {
-            let message = format!("batch output target '{}' is no output of the model", shorten(target));
-            check.mistake(format!("{key}.target_name"), message);
-        }
     }
 }
 

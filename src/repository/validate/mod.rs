@@ -6,6 +6,7 @@
 mod extras;
 mod instances;
 mod parameters;
+mod ragged;
 mod scheduling;
 mod sequence;
 mod tensors;
@@ -38,6 +39,7 @@ pub(in crate::repository) fn validate(
     let mut check = Check { config, positions, directory, facts, found: Findings::default() };
     general(&mut check);
     tensors::check(&mut check);
+    ragged::check(&mut check);
     instances::check(&mut check);
     match &config.scheduling_choice {
         Some(SchedulingChoice::DynamicBatching(batching)) => scheduling::check(&mut check, batching),

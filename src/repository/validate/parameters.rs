@@ -1,6 +1,7 @@
 //! `parameters{}`: known keys, their values, and keys that look like a misspelt known one.
 
 use super::super::facts::LATENCY_BUDGET;
+use super::super::padding;
 use super::super::suggest::misspelt;
 use super::super::tree::shorten;
 use super::Check;
@@ -12,6 +13,9 @@ const BUDGET_MICROSECONDS_MAX: u64 = 3_600_000_000;
 pub(super) fn check(check: &mut Check<'_>) {
     keys(check);
     budget(check);
+    for wrong in padding::read(check.config).1 {
+        check.mistake_near(&format!("parameters[{}]", wrong.key), wrong.message, wrong.suggestion);
+    }
     let Some(backend) = check.facts.backend(&check.config.backend) else { return };
     let mut wrong = (backend.check_parameters)(check.config);
     wrong.sort();
@@ -24,7 +28,8 @@ fn keys(check: &mut Check<'_>) {
     let facts = check.facts;
     let backend = facts.backend(&check.config.backend);
     let of_backend = backend.map_or([].as_slice(), |backend| backend.parameter_keys.as_slice());
-    let of_server = [LATENCY_BUDGET].into_iter().chain(facts.parameter_keys.iter().map(String::as_str));
+    let of_server = [LATENCY_BUDGET].into_iter().chain(padding::KEYS);
+    let of_server = of_server.chain(facts.parameter_keys.iter().map(String::as_str));
     let known: Vec<&str> = of_backend.iter().map(String::as_str).chain(of_server).collect();
     let mut keys: Vec<&String> = check.config.parameters.keys().collect();
     keys.sort();

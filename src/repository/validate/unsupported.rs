@@ -15,16 +15,10 @@ pub(super) fn check(check: &mut Check<'_>) {
         None if config.platform == "ensemble" => asked.push(("platform".into(), "an ensemble")),
         _ => {}
     }
-    let ragged = config.input.iter().enumerate().filter(|(_, input)| input.allow_ragged_batch);
-    asked.extend(ragged.map(|(index, _)| (format!("input[{index}].allow_ragged_batch"), "ragged batching")));
-    let optional = config.input.iter().enumerate().filter(|(_, input)| input.optional);
-    asked.extend(optional.map(|(index, _)| (format!("input[{index}].optional"), "an optional input")));
     let groups = config.instance_group.iter().enumerate().filter(|(_, group)| group.rate_limiter.is_some());
     asked.extend(groups.map(|(index, _)| (format!("instance_group[{index}].rate_limiter"), "a rate limiter")));
     let decoupled = config.model_transaction_policy.is_some_and(|policy| policy.decoupled);
     let whole = [
-        ("batch_input", "a ragged batch input", !config.batch_input.is_empty()),
-        ("batch_output", "a ragged batch output", !config.batch_output.is_empty()),
         ("response_cache", "a response cache", config.response_cache.is_some_and(|cache| cache.enable)),
         // One caller that takes its responses slowly would hold back all others of its batch.
         (
