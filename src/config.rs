@@ -20,6 +20,7 @@ pub use self::port::Port;
 
 use self::flags::Value;
 use self::typed::{Environment, File, Given, Origin, Typed};
+use crate::engine::{Cloud, Place, RemoteSettings, Root};
 use crate::telemetry::{self, logging};
 
 /// Everything that `nereid serve` can be told.
@@ -58,8 +59,10 @@ pub struct Config {
 /// Where models come from, and how they are loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Repository {
-    /// The directories of models; at least one, all of them exist.
-    pub roots: Vec<PathBuf>,
+    /// Where models are; at least one place, all directories among them exist.
+    pub roots: Vec<Root>,
+    /// How places in object stores are used.
+    pub remote: RemoteSettings,
     /// Who decides what is loaded.
     pub control: Control,
     /// Whether configurations are completed from the model files.
@@ -216,6 +219,7 @@ impl Repository {
         }
         Self {
             roots: roots(reader),
+            remote: remote(reader),
             control,
             auto_complete: !reader.truth("disable-auto-complete-config"),
             config_name: reader.optional("model-config-name"),
@@ -229,21 +233,48 @@ impl Repository {
     }
 }
 
-fn roots(reader: &mut Reader) -> Vec<PathBuf> {
-    let roots: Vec<PathBuf> = reader.list("model-repository").into_iter().map(PathBuf::from).collect();
+fn roots(reader: &mut Reader) -> Vec<Root> {
+    let mut roots = Vec::new();
     let origin = reader.typed.origin("model-repository");
-    if roots.is_empty() {
+    let texts = reader.list("model-repository");
+    if texts.is_empty() {
         reader.mistake(&origin, "is required: a directory with one directory for each model");
     }
-    for (at, root) in roots.iter().enumerate() {
-        if !root.is_dir() {
-            reader.mistake(&origin, format!("'{}' is not a directory", root.display()));
+    for text in texts {
+        let root = match Place::parse(&text) {
+            Some(Ok(place)) => Root::Remote(place),
+            Some(Err(what)) => {
+                reader.mistake(&origin, format!("'{text}' {what}"));
+                continue;
+            }
+            None => Root::Directory(PathBuf::from(&text)),
+        };
+        if matches!(&root, Root::Directory(path) if !path.is_dir()) {
+            reader.mistake(&origin, format!("'{text}' is not a directory"));
         }
-        if roots[..at].contains(root) {
-            reader.mistake(&origin, format!("'{}' is given twice", root.display()));
+        if roots.contains(&root) {
+            reader.mistake(&origin, format!("'{text}' is given twice"));
         }
+        roots.push(root);
     }
     roots
+}
+
+fn remote(reader: &Reader) -> RemoteSettings {
+    let given = reader.optional("repository-cache-directory").map(PathBuf::from);
+    let of_user = || {
+        let variable =
+            |name: &str| reader.environment.get(name).filter(|path| path.starts_with('/')).map(PathBuf::from);
+        let caches = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
+        caches.unwrap_or_else(std::env::temp_dir).join("nereid")
+    };
+    RemoteSettings {
+        cloud: Cloud::of(reader.environment),
+        cache: given.unwrap_or_else(of_user),
+        cache_bytes_max: reader.number("repository-cache-bytes"),
+        retries: reader.number("repository-retry-count") as u32,
+        silence_max: Duration::from_secs(reader.number("repository-timeout-secs")),
+    }
 }
 
 fn log_settings(reader: &mut Reader) -> logging::Settings {

@@ -21,6 +21,7 @@ use crate::gateway::Gateway;
 use crate::gateway::regions::Regions;
 use crate::infer::Instant;
 use crate::model::Device;
+use crate::repository::Roots;
 use crate::telemetry::metrics::{Metrics, Outcomes};
 use crate::telemetry::trace::{Tracer, Writing};
 use crate::telemetry::{host, logging};
@@ -110,7 +111,7 @@ impl Server {
     pub fn bind(config: &Config) -> Result<Self> {
         // Without a front end nobody would ever take the samples away.
         let metrics = if config.metrics.is_some() { Metrics::new() } else { Metrics::off() };
-        let engine = Arc::new(Engine::new(engine_settings(config), metrics.clone()));
+        let engine = Arc::new(Engine::new(engine_settings(config)?, metrics.clone()));
         let (tracer, traces) = Tracer::start(config.trace.clone(), metrics.clone())?;
         let log = logging::install(&config.log)?;
         let regions = Regions::new(config.client_regions_max, &metrics);
@@ -198,11 +199,12 @@ pub fn cuda_devices() -> Vec<u32> {
     cuda.collect()
 }
 
-fn engine_settings(config: &Config) -> engine::Settings {
+fn engine_settings(config: &Config) -> Result<engine::Settings> {
     let backends = backends();
     let repository = &config.repository;
-    engine::Settings {
-        roots: repository.roots.clone(),
+    let roots = Roots::open(&repository.roots, &repository.remote, &tokio::runtime::Handle::current())?;
+    Ok(engine::Settings {
+        roots,
         control: match &repository.control {
             config::Control::None => Control::None,
             config::Control::Poll(interval) => Control::Poll(*interval),
@@ -221,5 +223,5 @@ fn engine_settings(config: &Config) -> engine::Settings {
         },
         facts: engine::facts(&backends, cuda_devices(), repository.queue_size_default),
         backends,
-    }
+    })
 }

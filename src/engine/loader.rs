@@ -4,7 +4,6 @@
 //! and waiting for them, and joining them at the end.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -14,7 +13,7 @@ use crate::backend::{Backend, Model, libtorch};
 use crate::error::{Error, Kind, Result};
 use crate::infer::Instant;
 use crate::model::{ModelConfig, Scheduling, Signature, TensorSpec, Version, VersionFiles};
-use crate::repository::{self, BackendFacts, Facts, ModelDir, Source, Stamp};
+use crate::repository::{self, BackendFacts, Facts, Files, Found, Roots, Source, Stamp};
 use crate::scheduler::{Limits, Queue, QueueSettings, ResponseLimits, Scheduler, Starting, Warmup, start};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::stats::ModelStats;
@@ -59,6 +58,8 @@ const HANDLES_WAIT_MS: u32 = 50;
 pub(super) struct Serving {
     pub(super) handle: Arc<Handle>,
     threads: Vec<JoinHandle<()>>,
+    /// Fetched files, which stay in their cache as long as the version is served.
+    _files: Arc<Files>,
 }
 
 impl Serving {
@@ -97,7 +98,7 @@ pub(super) enum Loaded {
 
 /// Opens models; shared by all loader threads.
 pub(super) struct Loader {
-    roots: Vec<PathBuf>,
+    roots: Roots,
     backends: BTreeMap<&'static str, Arc<dyn Backend>>,
     facts: Facts,
     auto_complete: bool,
@@ -154,23 +155,26 @@ impl Loader {
             true => None,
             false => Some(OverrideDir::write(name, &overrides.files)?),
         };
-        let dir = self.find(name, override_dir.as_ref())?;
+        let found = self.find(name, override_dir.as_ref())?;
+        let dir = &found.dir;
         if overrides.is_empty() && served == Some(&dir.stamp) {
             return Ok(Loaded::Unchanged);
         }
         let file = self.config_name.as_deref().map_or(Source::File, Source::Named);
         let source = overrides.config.as_deref().map_or(file, Source::Json);
-        let (config, files) = self.configure(&dir, source).map_err(|error| match overrides.config {
+        let mut fetched = found.fetch_shared()?;
+        let (config, files) = self.configure(&found, source, &mut fetched).map_err(|error| match overrides.config {
             // Clients of the reference server look for the first words.
             Some(_) => error.context(format_args!("failed to load '{name}'")),
             None => error,
         })?;
         let versions: Vec<Version> = files.keys().copied().collect();
         resolved(&versions);
+        let fetched = Arc::new(fetched);
         let mut servings = BTreeMap::new();
         for (version, files) in files {
             match self.open(&config, version, &files) {
-                Ok(serving) => servings.insert(version, serving),
+                Ok(serving) => servings.insert(version, Serving { _files: fetched.clone(), ..serving }),
                 Err(error) => {
                     servings.into_values().for_each(Serving::retire);
                     self.metrics.version_load_failed();
@@ -180,15 +184,16 @@ impl Loader {
                 }
             };
         }
-        Ok(Loaded::New { stamp: overrides.is_empty().then_some(dir.stamp), versions: servings })
+        Ok(Loaded::New { stamp: overrides.is_empty().then_some(found.dir.stamp), versions: servings })
     }
 
-    fn find(&self, name: &str, override_dir: Option<&OverrideDir>) -> Result<ModelDir> {
+    fn find(&self, name: &str, override_dir: Option<&OverrideDir>) -> Result<Found> {
         let mut warnings = Vec::new();
-        let dir = match override_dir {
+        let found = match override_dir {
             Some(dir) => repository::look(name, dir.path(), &mut warnings)
+                .map(Found::from)
                 .map_err(|error| Error::internal(format!("cannot read override files: {error}"))),
-            None => repository::find(&self.roots, name, &mut warnings).map_err(|error| match error.kind() {
+            None => self.roots.find(name, &mut warnings).map_err(|error| match error.kind() {
                 Kind::NotFound => {
                     Error::not_found(format!("failed to load '{name}', failed to poll from model repository"))
                 }
@@ -198,20 +203,23 @@ impl Loader {
         for warning in warnings {
             tracing::warn!(model = name, "{warning}");
         }
-        dir
+        found
     }
 
     /// Reads, completes and checks the configuration; gives the files of each version to serve.
     fn configure(
         &self,
-        dir: &ModelDir,
+        found: &Found,
         source: Source<'_>,
+        fetched: &mut Files,
     ) -> Result<(Arc<ModelConfig>, BTreeMap<Version, VersionFiles>)> {
+        let dir = &found.dir;
         let mut written = repository::read(dir, source, &self.facts)?;
         let selected = written.versions(&dir.versions)?;
         for version in &selected.missing {
             tracing::warn!(model = dir.name, version, "a version that the policy asks for does not exist");
         }
+        fetched.extend(found.fetch_versions(&selected.versions)?);
         let mut files = BTreeMap::new();
         for &version in &selected.versions {
             let of_version = written.files(version, &self.facts)?;
@@ -248,7 +256,7 @@ impl Loader {
         tracing::info!(model = %config.name, version, seconds = took.as_secs_f64(), "model version is loaded");
         let signature = Arc::new(Signature::new(config));
         let handle = Arc::new(Handle { config: config.clone(), version, signature, stats, scheduler, model });
-        Ok(Serving { handle, threads })
+        Ok(Serving { handle, threads, _files: Arc::default() })
     }
 }
 

@@ -4,7 +4,6 @@
 //! at the same time, as many as there are permits. After every change the catalog is published anew.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +18,7 @@ use super::overrides::Overrides;
 use super::{poll, stopped};
 use crate::error::{Error, Kind, Result};
 use crate::model::Version;
-use crate::repository::{Scan, Stamp};
+use crate::repository::{Roots, Scan, Stamp};
 
 /// Commands that may wait for the manager.
 const COMMANDS_MAX: usize = 64;
@@ -82,7 +81,7 @@ impl Manager {
         Self { commands, tasks: Mutex::new(vec![task]) }
     }
 
-    pub(super) fn poll(&self, roots: Vec<PathBuf>, interval: Duration, scan: Scan) {
+    pub(super) fn poll(&self, roots: Roots, interval: Duration, scan: Scan) {
         let watch = poll::watch(roots, interval, scan, self.commands.clone());
         self.tasks.lock().push(tokio::spawn(watch));
     }

@@ -13,7 +13,6 @@ mod overrides;
 mod poll;
 mod warmup;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +26,7 @@ use crate::backend::Backend;
 use crate::error::{Error, Kind, Result};
 use crate::infer::{Infer, Instant, Request, Responses};
 use crate::model::Version;
-use crate::repository::{self, Facts};
+use crate::repository::{self, Facts, Roots};
 use crate::telemetry::metrics::Metrics;
 
 pub use catalog::IndexEntry;
@@ -35,6 +34,8 @@ pub use handle::Handle;
 pub use lifecycle::State;
 pub use loader::facts;
 pub use overrides::Overrides;
+
+pub use crate::repository::{Cloud, Place, RemoteSettings, Root};
 
 pub use crate::scheduler::ResponseLimits;
 
@@ -51,8 +52,8 @@ pub enum Control {
 
 /// What the engine is told once.
 pub struct Settings {
-    /// The directories of models.
-    pub roots: Vec<PathBuf>,
+    /// Where models come from.
+    pub roots: Roots,
     /// Who decides what is loaded.
     pub control: Control,
     /// Models that load at the same time.
@@ -80,7 +81,7 @@ pub struct Engine {
     catalog: Arc<Catalog>,
     manager: Manager,
     metrics: Metrics,
-    roots: Vec<PathBuf>,
+    roots: Roots,
     control: Control,
     override_bytes_max: usize,
 }
@@ -134,7 +135,7 @@ impl Engine {
 
     async fn scan(&self) -> Result<repository::Scan> {
         let roots = self.roots.clone();
-        loader::on_thread("nereid-scan", move || repository::scan(&roots)).await?
+        loader::on_thread("nereid-scan", move || roots.scan()).await?
     }
 
     /// The version that a request for `name` gets: the wanted one, or the highest that is ready.

@@ -1,19 +1,18 @@
 //! Watches the repository in poll mode: what changed is loaded again, what is gone is unloaded.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 
 use super::loader;
 use super::manager::Command;
-use crate::repository::{self, Scan};
+use crate::repository::{self, Roots, Scan};
 
 /// Looks at `roots` every `interval` and commands what the difference asks for; ends with the manager.
 ///
 /// A model that looks different from one look to the next is loaded only once it looks the same twice, so that files
 /// that are still being copied are left alone.
-pub(super) async fn watch(roots: Vec<PathBuf>, interval: Duration, scan: Scan, commands: mpsc::Sender<Command>) {
+pub(super) async fn watch(roots: Roots, interval: Duration, scan: Scan, commands: mpsc::Sender<Command>) {
     let mut ticks = tokio::time::interval(interval);
     ticks.tick().await;
     let mut loaded: std::collections::BTreeMap<_, _> =
@@ -25,7 +24,7 @@ pub(super) async fn watch(roots: Vec<PathBuf>, interval: Duration, scan: Scan, c
             () = commands.closed() => return,
         }
         let roots = roots.clone();
-        let scan = match loader::on_thread("nereid-scan", move || repository::scan(&roots)).await {
+        let scan = match loader::on_thread("nereid-scan", move || roots.scan()).await {
             Ok(Ok(scan)) => scan,
             Ok(Err(error)) | Err(error) => {
                 tracing::warn!(%error, "the repository cannot be read, its models stay as they are");

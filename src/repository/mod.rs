@@ -1,6 +1,6 @@
 //! The model repository: what lies on disk, and what its configurations mean.
 //!
-//! [`scan`] finds the models; [`read`] reads one's `config.pbtxt` (or a JSON override), the backend completes it, and
+//! [`Roots`] finds the models, on this machine and elsewhere; [`read`] reads one's `config.pbtxt` (or a JSON override), the backend completes it, and
 //! [`Written::finish`] checks it and makes it a [`crate::model::ModelConfig`]. All mistakes are found at once, each
 //! with its place. Knows neither backends nor devices: what it must know of them comes as [`Facts`].
 //! Inside: lexer -> pbtxt (or json) -> tree -> bind -> normalise -> validate -> normalise -> meant.
@@ -15,6 +15,8 @@ mod mistakes;
 mod normalise;
 mod padding;
 mod pbtxt;
+mod remote;
+mod roots;
 mod scalar;
 mod scan;
 mod suggest;
@@ -34,6 +36,8 @@ mod tests;
 
 pub use facts::{BackendFacts, CheckParameters, Facts, LATENCY_BUDGET};
 pub use mistakes::{Mistake, Mistakes, Position, Positions};
+pub use remote::{Cloud, Files, Place, Progress, RemoteSettings, Store};
+pub use roots::{Found, Root, Roots};
 pub use scan::{Changes, ModelDir, Scan, Stamp, changes, check_name, find, look, scan};
 pub use version_policy::{Selected, select};
 pub use written::{CONFIG_BYTES_MAX, Finished, Source, Written, read};

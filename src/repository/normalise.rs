@@ -1,6 +1,7 @@
 //! Fills in what a configuration leaves out: names before the backend completes it, the other defaults after.
 
 use super::mistakes::{Mistake, Mistakes, Positions};
+use super::roots::is_listed;
 use super::suggest::nearest;
 use super::{BackendFacts, Facts, ModelDir};
 use crate::model::schema::model_config::SchedulingChoice;
@@ -103,7 +104,7 @@ fn backend(
 fn guess(model: &ModelDir, facts: &Facts) -> Option<String> {
     let has_file = |backend: &&BackendFacts| {
         backend.default_model_filename.as_ref().is_some_and(|file| {
-            model.versions.iter().any(|version| model.path.join(version.to_string()).join(file).exists())
+            model.versions.iter().any(|version| is_listed(&model.path.join(version.to_string()).join(file)))
         })
     };
     let by_file = facts.backends.iter().find(has_file);

@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use super::remote;
 use crate::error::{Error, Result};
 use crate::model::Version;
 
@@ -179,6 +180,12 @@ impl Stamp {
         let Ok(entries) = fs::read_dir(directory) else { return };
         for entry in entries.flatten() {
             if entry.file_name().to_string_lossy().starts_with('.') || self.files.len() >= FILES_MAX {
+                continue;
+            }
+            // A file in an object store, fetched or not: its link says which state of it this is.
+            if let Some((first, second)) = remote::key_of_link(&entry.path()) {
+                let stamp = FileStamp { modified: (0, 0), bytes: 0, inode: (first, second) };
+                self.files.insert(relative.join(entry.file_name()), stamp);
                 continue;
             }
             // Follows links, so that replacing the target of one is a change.

@@ -51,7 +51,7 @@ pub async fn engine_with(
 ) -> (Arc<Engine>, Vec<(String, Error)>) {
     let backends = nereid::server::backends();
     let mut settings = engine::Settings {
-        roots: vec![root.to_owned()],
+        roots: vec![root.to_owned()].into(),
         control,
         load_threads: 2,
         load_retries: 0,
