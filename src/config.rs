@@ -5,6 +5,7 @@
 
 pub mod flags;
 mod front_ends;
+mod instances;
 mod port;
 mod restricted;
 mod trace;
@@ -38,6 +39,8 @@ pub struct Config {
     pub threads: usize,
     /// Where models come from.
     pub repository: Repository,
+    /// What instances may take and where they run.
+    pub instances: crate::engine::InstanceSettings,
     /// Regions of shared memory that clients may register; `None` if they may not.
     pub client_regions_max: Option<usize>,
     /// Whether gRPC is served on HTTP's port.
@@ -173,6 +176,7 @@ impl Config {
             strict_readiness: reader.truth("strict-readiness"),
             threads: threads(reader.number("threads")),
             repository: Repository::read(&mut reader),
+            instances: instances::read(&mut reader),
             client_regions_max: client_regions_max(&reader),
             single_port: reader.truth("single-port"),
             grpc: Grpc::read(&mut reader),

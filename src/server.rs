@@ -21,7 +21,7 @@ use crate::gateway::Gateway;
 use crate::gateway::regions::Regions;
 use crate::infer::Instant;
 use crate::model::Device;
-use crate::repository::Roots;
+use crate::repository::{Facts, Roots};
 use crate::telemetry::metrics::{Metrics, Outcomes};
 use crate::telemetry::trace::{Tracer, Writing};
 use crate::telemetry::{host, logging};
@@ -221,7 +221,12 @@ fn engine_settings(config: &Config) -> Result<engine::Settings> {
             waiting_max: repository.responses_max,
             stall_max: repository.response_stall,
         },
-        facts: engine::facts(&backends, cuda_devices(), repository.queue_size_default),
+        instances: config.instances.clone(),
+        facts: Facts {
+            rate_limits: config.instances.rate_limits.clone(),
+            host_policies: config.instances.host_policies.keys().cloned().collect(),
+            ..engine::facts(&backends, cuda_devices(), repository.queue_size_default)
+        },
         backends,
     })
 }

@@ -21,8 +21,8 @@ static FACTS: LazyLock<Facts> = LazyLock::new(|| {
     Facts {
         cuda_devices: vec![0, 1],
         backends: vec![backend("identity", None, false), backend("pytorch", Some("model.pt"), true)],
-        parameter_keys: Vec::new(),
         queue_requests_max: 100,
+        ..Facts::default()
     }
 });
 

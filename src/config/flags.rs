@@ -37,6 +37,7 @@ const SECONDS_MAX: u64 = 7 * 24 * 3_600;
 const HEADER_BYTES_MAX: u64 = 1 << 20;
 const GENERAL: &str = "General";
 const REPOSITORY: &str = "Models";
+const INSTANCES: &str = "Instances";
 const SHARED_MEMORY: &str = "Shared memory";
 const GRPC: &str = "gRPC";
 const HTTP: &str = "HTTP";
@@ -83,6 +84,12 @@ pub const FLAGS: &[Flag] = &[
     flag(REPOSITORY, "queue-size-default", Value::Number(1, 10_000_000), "4096", "Requests that wait per model whose max_queue_size is 0"),
     flag(REPOSITORY, "grpc-max-response-pool-size", Value::Number(1, i32::MAX as u64), "64", "Responses of one request to a decoupled model that wait for the client"),
     flag(REPOSITORY, "response-stall-secs", Value::Number(1, SECONDS_MAX), "60", "The longest that a decoupled model waits for a client to take a response"),
+
+    flag(INSTANCES, "rate-limit", Value::Choice(&["off", "execution_count"]), "off", "Whether instances execute only while they hold what their rate_limiter asks for"),
+    flag(INSTANCES, "rate-limit-resource", Value::Phrases("NAME:COUNT[:DEVICE]"), "", "How much there is of a resource, on each device or on one (a GPU's number, or cpu), repeatable; the most that any instance asks for by default"),
+    flag(INSTANCES, "host-policy", Value::Phrases("NAME,SETTING=VALUE"), "", "Where instances run whose group names this policy, repeatable: numa-node=NUMBER, cpu-cores=FIRST-LAST; groups that name none have the policy cpu or gpu_NUMBER"),
+    flag(INSTANCES, "execution-timeout-ms", Value::Number(0, MILLISECONDS_MAX), "0", "Milliseconds until an execution is given up and its instance replaced, unless a model's execution.timeout_us says otherwise; 0 for never"),
+    flag(INSTANCES, "lost-instances-max", Value::Number(0, 1024), "3", "Instances of a model version that are replaced after they were given up; once no instance is left the version is unavailable"),
 
     flag(SHARED_MEMORY, "allow-client-shm", Value::Bool, "false", "Let clients on this machine pass tensors in shared memory; all of them can reach all regions"),
     flag(SHARED_MEMORY, "client-shm-max-regions", Value::Number(1, 65536), "1024", "Regions of shared memory that clients may register"),
@@ -174,9 +181,9 @@ pub const UNSUPPORTED: &[&str] = &[
     "grpc-http2-min-recv-ping-interval-without-data", "grpc-http2-max-ping-strikes", 
     "allow-sagemaker", "sagemaker-port", "sagemaker-safe-port-range", "sagemaker-thread-count", "allow-vertex-ai",
     "vertex-ai-port", "vertex-ai-thread-count", "vertex-ai-default-model", "allow-gpu-metrics", "metrics-config",
-    "cache-config", "cache-directory", "rate-limit", "rate-limit-resource", "pinned-memory-pool-byte-size",
+    "cache-config", "cache-directory", "pinned-memory-pool-byte-size",
     "cuda-memory-pool-byte-size", "cuda-virtual-address-size", "min-supported-compute-capability",
-    "buffer-manager-thread-count", "host-policy", "model-load-gpu-limit", "backend-directory",
+    "buffer-manager-thread-count", "model-load-gpu-limit", "backend-directory",
     "backend-config", "repoagent-directory", "strict-model-config", "response-cache-byte-size", "trace-file",
     "trace-level", "trace-rate", "trace-count", "trace-log-frequency",
 ];

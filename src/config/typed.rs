@@ -274,13 +274,13 @@ mod tests {
     #[test]
     fn every_mistake_is_reported_with_its_place() {
         let file = File { path: "f.toml", text: "# settings\ngrpc-prot = 1\nid = {}\nconfig = \"x\"\n" };
-        let typed = Typed::read(&args("stray --rate-limit 8000 --id"), &Environment::new(), Some(file));
+        let typed = Typed::read(&args("stray --cuda-memory-pool-byte-size 8000 --id"), &Environment::new(), Some(file));
         let expected = [
             "f.toml:2: grpc-prot is unknown; did you mean grpc-port?",
             "f.toml:3: id cannot be a table",
             "f.toml:4: a file cannot name another file",
             "'stray': settings begin with --",
-            "--rate-limit is not supported by this server version",
+            "--cuda-memory-pool-byte-size is not supported by this server version",
             "--id needs a value",
         ];
         assert_eq!(typed.mistakes, expected);

@@ -161,7 +161,7 @@ mod tests {
             default_model_filename: Some("model.pt".to_owned()),
             ..backend.clone()
         };
-        Facts { cuda_devices: vec![], backends: vec![backend, file], parameter_keys: vec![], queue_requests_max: 10 }
+        Facts { backends: vec![backend, file], queue_requests_max: 10, ..Facts::default() }
     }
 
     fn put(root: &Path, name: &str, text: &str) {

@@ -33,7 +33,7 @@ pub fn facts(backends: &[Arc<dyn Backend>], cuda_devices: Vec<u32>, queue_reques
             check_parameters: Arc::new(move |config| checker.check_parameters(config)),
         }
     });
-    Facts { cuda_devices, backends: backends.collect(), parameter_keys: Vec::new(), queue_requests_max }
+    Facts { cuda_devices, backends: backends.collect(), queue_requests_max, ..Facts::default() }
 }
 
 /// Runs blocking `work` on a thread with this name and waits for its result.

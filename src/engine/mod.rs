@@ -35,8 +35,8 @@ pub use lifecycle::State;
 pub use loader::facts;
 pub use overrides::Overrides;
 
+pub use crate::model::{Amount, Device, HostPolicies, HostPolicy, parse_cores};
 pub use crate::repository::{Cloud, Place, RemoteSettings, Root};
-
 pub use crate::scheduler::ResponseLimits;
 
 /// Who decides what is loaded.
@@ -48,6 +48,19 @@ pub enum Control {
     Poll(Duration),
     /// The callers; at the start these models, or all if the list is `None`.
     Explicit(Option<Vec<String>>),
+}
+
+/// What instances may take, and where they run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InstanceSettings {
+    /// What there is of the rate limiter's resources, as far as the operator says; `None` if nothing is limited.
+    pub rate_limits: Option<Vec<Amount>>,
+    /// Where threads run.
+    pub host_policies: HostPolicies,
+    /// What an execution may take of a model that says nothing about it; `None` for any time.
+    pub execution_time_max: Option<Duration>,
+    /// How many instances of a version are replaced after they did not end in that time.
+    pub lost_max: usize,
 }
 
 /// What the engine is told once.
@@ -70,6 +83,8 @@ pub struct Settings {
     pub strict_readiness: bool,
     /// What the responses of one request to a decoupled model may take.
     pub responses: ResponseLimits,
+    /// What instances may take, and where they run.
+    pub instances: InstanceSettings,
     /// What configurations are held against.
     pub facts: Facts,
     /// The backends by their names.

@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{BatchInput, BatchOutput, Device, QueuePolicy, Scheduling, ServerPadding, TimeoutAction, schema};
+use super::{
+    BatchInput, BatchOutput, Device, QueuePolicy, RateLimit, Scheduling, ServerPadding, TimeoutAction, schema,
+};
 use crate::tensor::{DataType, Shape};
 
 /// One model's configuration, the same for all its versions.
@@ -36,6 +38,8 @@ pub struct ModelConfig {
     pub scheduling: Scheduling,
     /// The latency budget, if the model has one.
     pub budget: Option<LatencyBudget>,
+    /// What an execution may take before its instance is written off; zero for any time, `None` for the server's setting.
+    pub execution_time_max: Option<Duration>,
     /// Whether a request may have any number of responses.
     pub decoupled: bool,
     /// `parameters{}` as text.
@@ -73,6 +77,7 @@ impl ModelConfig {
             instances: Vec::new(),
             scheduling: Scheduling::Single(queue),
             budget: None,
+            execution_time_max: None,
             decoupled: false,
             parameters: BTreeMap::new(),
             metric_tags: BTreeMap::new(),
@@ -153,26 +158,6 @@ impl Instances {
         let (rate_limit, host_policy) = (RateLimit::default(), String::new());
         Self { group: group.into(), device, count, rate_limit, host_policy }
     }
-}
-
-/// What an instance needs of the rate limiter to execute.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RateLimit {
-    /// What it holds while it executes; empty for nothing.
-    pub resources: Vec<Resource>,
-    /// Its weight against others that need the same: one of weight 2 gets half the chances of one of weight 1. 0 is 1.
-    pub priority: u32,
-}
-
-/// So much of one resource of the rate limiter.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Resource {
-    /// The resource's name.
-    pub name: String,
-    /// Whether there is one for the whole server and not one for each device.
-    pub global: bool,
-    /// How much; at least one.
-    pub count: u32,
 }
 
 /// The latency budget of a model (`latency.budget_us`).

@@ -6,21 +6,23 @@ mod config;
 mod files;
 mod footprint;
 mod forms;
+mod host_policy;
 mod id;
 mod padding;
 mod ragged;
+mod rate_limit;
 mod scheduling;
 pub mod schema;
 mod signature;
 
-pub use config::{
-    Instances, LatencyBudget, ModelConfig, RateLimit, Resource, TensorSpec, WarmupData, WarmupInput, WarmupSample,
-};
+pub use config::{Instances, LatencyBudget, ModelConfig, TensorSpec, WarmupData, WarmupInput, WarmupSample};
 pub use files::VersionFiles;
 pub use footprint::Footprint;
+pub use host_policy::{HostPolicies, HostPolicy, host_policy, parse_cores};
 pub use id::{Device, Version};
 pub use padding::{Padded, ServerPadding};
 pub use ragged::{BatchInput, BatchOutput};
+pub use rate_limit::{Amount, Place, RateLimit, Resource};
 pub use scheduling::{
     DynamicBatching, Ensemble, EnsembleStep, Flag, InitialState, Priorities, QueuePolicy, Scheduling, SequenceBatching,
     SequenceControl, SequenceControlKind, SequenceState, SequenceStrategy, TimeoutAction,

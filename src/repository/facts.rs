@@ -5,22 +5,29 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::model::schema;
+use crate::model::{Amount, schema};
 
 /// The parameter that gives a model a latency budget, in microseconds.
 pub const LATENCY_BUDGET: &str = "latency.budget_us";
 
+/// The parameter that bounds an execution, in microseconds.
+pub const EXECUTION_TIMEOUT: &str = "execution.timeout_us";
+
 /// What the server has and allows.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Facts {
     /// The indices of the CUDA devices that may be used, ascending.
     pub cuda_devices: Vec<u32>,
     /// The backends that are registered.
     pub backends: Vec<BackendFacts>,
-    /// Keys of `parameters{}` that the server itself understands, besides [`LATENCY_BUDGET`].
+    /// Keys of `parameters{}` that the server itself understands, besides those above.
     pub parameter_keys: Vec<String>,
     /// The bound of a queue whose configuration gives none.
     pub queue_requests_max: usize,
+    /// What the rate limiter gives out, as far as the operator says; `None` if it is off.
+    pub rate_limits: Option<Vec<Amount>>,
+    /// The names of the policies for host threads.
+    pub host_policies: Vec<String>,
 }
 
 /// What a configuration needs to know of a backend.

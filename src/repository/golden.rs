@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::tests::facts;
 use super::{Facts, ModelDir, Source, look, read};
+use crate::model::{Amount, Device};
 
 fn cases() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/config");
@@ -19,7 +20,10 @@ fn cases() -> Vec<PathBuf> {
 }
 
 fn facts_with_gpus() -> Facts {
-    Facts { cuda_devices: vec![0, 1], ..facts() }
+    let amount = |name: &str, count, device| Amount { name: name.to_owned(), count, device };
+    let rate_limits =
+        vec![amount("memory", 8, None), amount("MEMORY", 4, Some(Device::Cuda(1))), amount("bus", 2, None)];
+    Facts { cuda_devices: vec![0, 1], rate_limits: Some(rate_limits), ..facts() }
 }
 
 /// All that is said about a case, with `<case>/` for its directory.

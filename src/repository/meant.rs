@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::facts::LATENCY_BUDGET;
+use super::facts::{EXECUTION_TIMEOUT, LATENCY_BUDGET};
 use super::{Facts, files, padding};
 use crate::model::Device;
 use crate::model::schema::model_instance_group::Kind;
@@ -48,6 +48,7 @@ pub(super) fn config(
         instances: instances(schema),
         scheduling: scheduling::scheduling(schema, directory, facts)?,
         budget: budget(schema),
+        execution_time_max: execution_time_max(schema),
         decoupled: schema.model_transaction_policy.is_some_and(|policy| policy.decoupled),
         parameters: schema.parameters.iter().map(|(key, value)| (key.clone(), value.string_value.clone())).collect(),
         metric_tags: schema.metric_tags.iter().map(|(key, value)| (format!("_{key}"), value.clone())).collect(),
@@ -148,6 +149,11 @@ fn histogram_buckets(schema: &schema::ModelConfig) -> BTreeMap<String, Vec<f64>>
 fn budget(schema: &schema::ModelConfig) -> Option<LatencyBudget> {
     let micros = schema.parameters.get(LATENCY_BUDGET)?.string_value.parse().ok()?;
     Some(LatencyBudget { total: Duration::from_micros(micros) })
+}
+
+fn execution_time_max(schema: &schema::ModelConfig) -> Option<Duration> {
+    let micros = schema.parameters.get(EXECUTION_TIMEOUT)?.string_value.parse().ok()?;
+    Some(Duration::from_micros(micros))
 }
 
 fn warmup(schema: &schema::ModelConfig, directory: &Path) -> Vec<WarmupSample> {

@@ -30,6 +30,7 @@ pub(super) fn facts() -> Facts {
         ],
         parameter_keys: vec![],
         queue_requests_max: 1000,
+        ..Facts::default()
     }
 }
 

@@ -7,6 +7,9 @@
 mod entry;
 mod estimate;
 mod instance;
+// Instances take from it in the next step.
+#[allow(dead_code)]
+mod limiter;
 mod plan;
 mod promise;
 mod queue;
@@ -20,6 +23,7 @@ mod waiter;
 pub use entry::{Entry, Pulled, Ticket};
 pub use estimate::{Estimates, SizeClass};
 pub use instance::{Started, Starting, Warmup, start};
+pub use limiter::Limiter;
 pub use plan::{Curve, Limits, Plan, Waiting, plan};
 pub use queue::{Queue, QueueSettings};
 pub use reply::{Answer, Receiver};

@@ -4,6 +4,8 @@
 //! It does not know who counts: [`super::stats`] does for models, `server.rs` for the host. Names that start with
 //! `nv_` are those of the reference server, with its meanings and units; ours start with `nereid_` and use seconds.
 
+mod instances;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -14,6 +16,8 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, 
 
 use crate::error::Kind;
 use crate::model::Version;
+
+pub use instances::{BusyTime, InstancesMetrics, LimiterMetrics, ResourceMetrics};
 
 /// A metric's name and what it counts.
 struct Family(&'static str, &'static str);
@@ -46,8 +50,17 @@ const COMPUTE_SECONDS: Family =
 const BATCH_ROWS: Family = Family("nereid_batch_rows", "Rows of executions");
 const FAILURES: Family =
     Family("nereid_request_failures_total", "Requests refused or failed, by exact reason; each counts once");
+const INSTANCES: Family = Family("nereid_instances", "Instances that execute, or are ready to");
+const INSTANCES_LOST: Family =
+    Family("nereid_instances_lost_total", "Instances given up because an execution did not end in its time");
+const INSTANCE_BUSY_US: Family =
+    Family("nereid_instance_busy_us_total", "Time that an instance has executed, in microseconds");
 
 // Of the server as a whole.
+const LIMITER_WAITING: Family =
+    Family("nereid_rate_limiter_waiting", "Instances that have a batch and wait for resources of the rate limiter");
+const LIMITER_RESOURCES: Family = Family("nereid_rate_limiter_resources", "How much there is of a resource");
+const LIMITER_USED: Family = Family("nereid_rate_limiter_resources_used", "How much of a resource is held");
 const RECEIVED: Family =
     Family("nereid_requests_received_total", "Inference requests that arrived, whatever became of them");
 const IN_FLIGHT: Family = Family("nereid_requests_in_flight", "Inference requests that have no final answer yet");
@@ -568,6 +581,8 @@ mod tests {
         let metrics = Metrics::new();
         let _host = metrics.host();
         let _regions = metrics.regions();
+        let _limiter = metrics.limiter().resource("r", "global");
+        let _busy = metrics.instances("m", 1, &BTreeMap::new()).busy(0, "cpu");
         let _model = metrics.model("m", 1, &BTreeMap::from([("_team".to_owned(), "search".to_owned())]));
         let text = metrics.render();
         for line in text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {

@@ -60,6 +60,7 @@ pub async fn engine_with(
         config_name: None,
         strict_readiness: true,
         responses: engine::ResponseLimits::default(),
+        instances: engine::InstanceSettings::default(),
         facts: engine::facts(&backends, Vec::new(), 1000),
         backends,
     };

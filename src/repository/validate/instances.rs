@@ -1,8 +1,10 @@
 //! Instance groups: where and how often a model runs.
 
+use super::super::tree::shorten;
 use super::Check;
-use crate::model::schema::ModelInstanceGroup;
 use crate::model::schema::model_instance_group::Kind;
+use crate::model::schema::{ModelInstanceGroup, ModelRateLimiter};
+use crate::model::{Amount, Device, Place};
 
 /// More instances of one group on one device than this would only be threads that wait for each other.
 const COUNT_MAX: i32 = 1024;
@@ -22,6 +24,9 @@ pub(super) fn check(check: &mut Check<'_>) {
             check.mistake(format!("{key}.name"), format!("instance group '{}' is given more than once", group.name));
         }
         devices(check, &key, group, uses_cuda);
+        if let Some(limiter) = &group.rate_limiter {
+            resources(check, &format!("{key}.rate_limiter"), group, limiter);
+        }
         without_effect(check, &key, group);
     }
     if !config.instance_group.is_empty() && config.instance_group.iter().all(|group| group.passive) {
@@ -63,12 +68,58 @@ fn devices(check: &mut Check<'_>, key: &str, group: &ModelInstanceGroup, uses_cu
     }
 }
 
+/// What an instance needs of the rate limiter.
+fn resources(check: &mut Check<'_>, key: &str, group: &ModelInstanceGroup, limiter: &ModelRateLimiter) {
+    let facts = check.facts;
+    let Some(amounts) = &facts.rate_limits else {
+        return check
+            .warn(key, "'rate_limiter' has no effect unless the server runs with --rate-limit execution_count");
+    };
+    for (index, resource) in limiter.resources.iter().enumerate() {
+        let (key, name) = (format!("{key}.resources[{index}]"), shorten(&resource.name));
+        if name.is_empty() {
+            check.mistake(&key, "a resource needs a 'name'");
+            continue;
+        }
+        let others = &limiter.resources[..index];
+        if others.iter().any(|other| other.name.eq_ignore_ascii_case(&resource.name)) {
+            check.mistake(format!("{key}.name"), format!("resource '{name}' is listed twice"));
+        }
+        if resource.count == 0 {
+            check.warn(&key, format!("an instance that needs nothing of resource '{name}' is not limited by it"));
+        }
+        let cpu = [Place::On(Device::Cpu)];
+        let gpus = group.gpus.iter().filter_map(|gpu| Some(Place::On(Device::Cuda(u32::try_from(*gpu).ok()?))));
+        let places: Vec<Place> = match (resource.global, group.kind()) {
+            (true, _) => vec![Place::Global],
+            (false, Kind::Gpu) => gpus.collect(),
+            (false, _) => cpu.to_vec(),
+        };
+        for place in places {
+            let amount = Amount::find(amounts, &resource.name, place).filter(|amount| *amount < resource.count);
+            let Some(amount) = amount else { continue };
+            check.mistake(
+                format!("{key}.count"),
+                format!(
+                    "Resource count for \"{name}\" is limited to {amount} ({place}) which will prevent scheduling of one \
+                     or more model instances, the minimum required count is {}",
+                    resource.count
+                ),
+            );
+        }
+    }
+}
+
 fn without_effect(check: &mut Check<'_>, key: &str, group: &ModelInstanceGroup) {
     if !group.profile.is_empty() {
         check.warn(format!("{key}.profile"), "'profile' is for TensorRT models only and has no effect");
     }
-    if !group.host_policy.is_empty() {
-        check.warn(format!("{key}.host_policy"), "'host_policy' has no effect in this server version");
+    if !group.host_policy.is_empty() && !check.facts.host_policies.contains(&group.host_policy) {
+        let name = shorten(&group.host_policy);
+        check.warn(
+            format!("{key}.host_policy"),
+            format!("'{name}' has no effect: the server has no --host-policy of this name"),
+        );
     }
     if !group.secondary_devices.is_empty() {
         check.warn(format!("{key}.secondary_devices"), "'secondary_devices' has no effect in this server version");

@@ -1,6 +1,6 @@
 //! `parameters{}`: known keys, their values, and keys that look like a misspelt known one.
 
-use super::super::facts::LATENCY_BUDGET;
+use super::super::facts::{EXECUTION_TIMEOUT, LATENCY_BUDGET};
 use super::super::padding;
 use super::super::suggest::misspelt;
 use super::super::tree::shorten;
@@ -10,12 +10,16 @@ use crate::model::schema::model_config::SchedulingChoice;
 /// A longer budget is a mistake in the unit: one hour.
 const BUDGET_MICROSECONDS_MAX: u64 = 3_600_000_000;
 
+/// No execution takes longer: a day.
+const EXECUTION_MICROSECONDS_MAX: u64 = 24 * 3_600_000_000;
+
 pub(super) fn check(check: &mut Check<'_>) {
     keys(check);
     budget(check);
     for wrong in padding::read(check.config).1 {
         check.mistake_near(&format!("parameters[{}]", wrong.key), wrong.message, wrong.suggestion);
     }
+    execution_timeout(check);
     let Some(backend) = check.facts.backend(&check.config.backend) else { return };
     let mut wrong = (backend.check_parameters)(check.config);
     wrong.sort();
@@ -28,7 +32,7 @@ fn keys(check: &mut Check<'_>) {
     let facts = check.facts;
     let backend = facts.backend(&check.config.backend);
     let of_backend = backend.map_or([].as_slice(), |backend| backend.parameter_keys.as_slice());
-    let of_server = [LATENCY_BUDGET].into_iter().chain(padding::KEYS);
+    let of_server = [LATENCY_BUDGET, EXECUTION_TIMEOUT].into_iter().chain(padding::KEYS);
     let of_server = of_server.chain(facts.parameter_keys.iter().map(String::as_str));
     let known: Vec<&str> = of_backend.iter().map(String::as_str).chain(of_server).collect();
     let mut keys: Vec<&String> = check.config.parameters.keys().collect();
@@ -74,4 +78,17 @@ fn budget(check: &mut Check<'_>) {
         );
         check.warn("dynamic_batching.max_queue_delay_microseconds", message);
     }
+}
+
+fn execution_timeout(check: &mut Check<'_>) {
+    let Some(written) = check.config.parameters.get(EXECUTION_TIMEOUT) else { return };
+    let text = &written.string_value;
+    if text.parse::<u64>().is_ok_and(|micros| micros <= EXECUTION_MICROSECONDS_MAX) {
+        return;
+    }
+    let message = format!(
+        "'{EXECUTION_TIMEOUT}' must be an integer of microseconds, at most a day, 0 for any time, got '{}'",
+        shorten(text)
+    );
+    check.mistake(format!("parameters[{EXECUTION_TIMEOUT}]"), message);
 }

@@ -15,8 +15,6 @@ pub(super) fn check(check: &mut Check<'_>) {
         None if config.platform == "ensemble" => asked.push(("platform".into(), "an ensemble")),
         _ => {}
     }
-    let groups = config.instance_group.iter().enumerate().filter(|(_, group)| group.rate_limiter.is_some());
-    asked.extend(groups.map(|(index, _)| (format!("instance_group[{index}].rate_limiter"), "a rate limiter")));
     let decoupled = config.model_transaction_policy.is_some_and(|policy| policy.decoupled);
     let whole = [
         ("response_cache", "a response cache", config.response_cache.is_some_and(|cache| cache.enable)),
