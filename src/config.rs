@@ -84,6 +84,10 @@ pub struct Repository {
     pub responses_max: usize,
     /// The longest that a decoupled model waits for the client to take a response.
     pub response_stall: Duration,
+    /// How many requests must wait before a batching scheduler begins (`TRITONSERVER_DELAY_SCHEDULER`).
+    pub delay_scheduler: usize,
+    /// The same for the backlog of sequences (`TRITONSERVER_BACKLOG_DELAY_SCHEDULER`).
+    pub backlog_delay_scheduler: usize,
 }
 
 /// Who decides what is loaded.
@@ -233,6 +237,8 @@ impl Repository {
             queue_size_default: reader.number("queue-size-default") as usize,
             responses_max: reader.number("grpc-max-response-pool-size") as usize,
             response_stall: Duration::from_secs(reader.number("response-stall-secs")),
+            delay_scheduler: reader.variable("TRITONSERVER_DELAY_SCHEDULER"),
+            backlog_delay_scheduler: reader.variable("TRITONSERVER_BACKLOG_DELAY_SCHEDULER"),
         }
     }
 }
@@ -350,6 +356,15 @@ impl<'a> Reader<'a> {
         self.mistake(&given.origin, format!("'{text}' {wrong}"));
     }
 
+    /// A number that test tools give by a variable of the reference server's, which has no flag; 0 if they do not.
+    fn variable(&mut self, name: &str) -> usize {
+        let Some(text) = self.environment.get(name) else { return 0 };
+        text.trim().parse().unwrap_or_else(|_| {
+            self.mistake(&Origin::Variable(name.to_owned()), format!("'{text}' is not a whole number"));
+            0
+        })
+    }
+
     fn list(&self, name: &'static str) -> Vec<String> {
         self.typed.texts(name).unwrap_or_default()
     }
@@ -432,6 +447,19 @@ mod tests {
             "--model-repository: is required: a directory with one directory for each model",
         ];
         assert_eq!(mistakes, expected);
+    }
+
+    #[test]
+    fn test_tools_hold_schedulers_by_the_variables_of_the_reference_server() {
+        let read = |value: &str| {
+            let environment = Environment::from([("TRITONSERVER_DELAY_SCHEDULER".to_owned(), value.to_owned())]);
+            let args = ["--model-repository=.".to_owned()];
+            Config::read(&args, &environment, None).map(|config| config.repository)
+        };
+        let repository = read("8").expect("a number");
+        assert_eq!((repository.delay_scheduler, repository.backlog_delay_scheduler), (8, 0));
+        let mistakes = read("many").expect_err("no number").0;
+        assert_eq!(mistakes, ["environment variable TRITONSERVER_DELAY_SCHEDULER: 'many' is not a whole number"]);
     }
 
     #[test]

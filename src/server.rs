@@ -221,6 +221,7 @@ fn engine_settings(config: &Config) -> Result<engine::Settings> {
             waiting_max: repository.responses_max,
             stall_max: repository.response_stall,
         },
+        hold: engine::Hold { queued: repository.delay_scheduler, backlog: repository.backlog_delay_scheduler },
         instances: config.instances.clone(),
         facts: Facts {
             rate_limits: config.instances.rate_limits.clone(),

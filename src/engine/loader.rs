@@ -14,7 +14,9 @@ use crate::error::{Error, Kind, Result};
 use crate::infer::Instant;
 use crate::model::{ModelConfig, Scheduling, Signature, TensorSpec, Version, VersionFiles};
 use crate::repository::{self, BackendFacts, Facts, Files, Found, Roots, Source, Stamp};
-use crate::scheduler::{Limits, Queue, QueueSettings, ResponseLimits, Scheduler, Starting, Warmup, start};
+use crate::scheduler::{
+    Hold, Levels, Limits, Queue, QueueSettings, ResponseLimits, Scheduler, Starting, Warmup, start,
+};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::stats::ModelStats;
 
@@ -105,6 +107,7 @@ pub(super) struct Loader {
     config_name: Option<String>,
     retries: u32,
     responses: ResponseLimits,
+    hold: Hold,
     pub(super) metrics: Metrics,
 }
 
@@ -118,6 +121,7 @@ impl Loader {
             config_name: settings.config_name.clone(),
             retries: settings.load_retries,
             responses: settings.responses,
+            hold: settings.hold,
             metrics,
         }
     }
@@ -248,7 +252,7 @@ impl Loader {
         let of_file = config.of_file();
         let model = self.backend(&config.backend)?.open(files, &of_file)?;
         let stats = Arc::new(ModelStats::new(&self.metrics, &config.name, version, &config.metric_tags));
-        let scheduler: Arc<dyn Scheduler> = Arc::new(Queue::new(queue_settings(config, self.responses), stats.clone()));
+        let scheduler: Arc<dyn Scheduler> = Arc::new(Queue::new(self.queue_settings(config), stats.clone()));
         let threads = start_instances(config, version, &model, &scheduler)?;
         let took = began.elapsed();
         stats.loaded(took);
@@ -257,6 +261,35 @@ impl Loader {
         let signature = Arc::new(Signature::new(config));
         let handle = Arc::new(Handle { config: config.clone(), version, signature, stats, scheduler, model });
         Ok(Serving { handle, threads, _files: Arc::default() })
+    }
+
+    fn queue_settings(&self, config: &ModelConfig) -> QueueSettings {
+        let (limits, levels, hold, preserve_order) = match &config.scheduling {
+            Scheduling::Dynamic(batching) => {
+                let limits = Limits {
+                    rows_max: config.max_batch_rows.max(1),
+                    preferred_rows: batching.preferred_rows.clone(),
+                    delay_max: batching.queue_delay_max,
+                    budget: None,
+                };
+                let levels = Levels::new(batching.priorities.clone(), batching.queue.clone());
+                (limits, levels, self.hold.queued, batching.preserve_ordering)
+            }
+            Scheduling::Single(policy) => (Limits::single(), Levels::one(policy.clone()), 0, false),
+            Scheduling::Sequence(batching) => (Limits::single(), Levels::one(batching.queue.clone()), 0, false),
+            Scheduling::Ensemble(ensemble) => (Limits::single(), Levels::one(ensemble.queue.clone()), 0, false),
+        };
+        QueueSettings {
+            requests_max: levels.requests_max(self.facts.queue_requests_max),
+            limits: Limits { budget: config.budget.map(|budget| budget.total), ..limits },
+            levels,
+            preserve_order,
+            hold,
+            shapes_vary: config.inputs.iter().any(varies),
+            forms: config.forms(),
+            instances: config.instances.iter().map(|group| group.count).sum(),
+            responses: config.decoupled.then_some(self.responses),
+        }
     }
 }
 
@@ -309,33 +342,6 @@ fn start_instances(
         let _ = thread.join();
     }
     Err(error)
-}
-
-fn queue_settings(config: &ModelConfig, responses: ResponseLimits) -> QueueSettings {
-    let (limits, policy) = match &config.scheduling {
-        Scheduling::Dynamic(batching) => {
-            let limits = Limits {
-                rows_max: config.max_batch_rows.max(1),
-                preferred_rows: batching.preferred_rows.clone(),
-                delay_max: batching.queue_delay_max,
-                budget: None,
-            };
-            (limits, &batching.queue)
-        }
-        Scheduling::Single(policy) => (Limits::single(), policy),
-        Scheduling::Sequence(batching) => (Limits::single(), &batching.queue),
-        Scheduling::Ensemble(ensemble) => (Limits::single(), &ensemble.queue),
-    };
-    QueueSettings {
-        requests_max: policy.requests_max,
-        limits: Limits { budget: config.budget.map(|budget| budget.total), ..limits },
-        timeout: policy.timeout,
-        timeout_override: policy.allow_timeout_override,
-        shapes_vary: config.inputs.iter().any(varies),
-        forms: config.forms(),
-        instances: config.instances.iter().map(|group| group.count).sum(),
-        responses: config.decoupled.then_some(responses),
-    }
 }
 
 /// Whether requests may differ in this input.

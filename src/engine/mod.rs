@@ -37,7 +37,7 @@ pub use overrides::Overrides;
 
 pub use crate::model::{Amount, Device, HostPolicies, HostPolicy, parse_cores};
 pub use crate::repository::{Cloud, Place, RemoteSettings, Root};
-pub use crate::scheduler::ResponseLimits;
+pub use crate::scheduler::{Hold, ResponseLimits};
 
 /// Who decides what is loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +85,8 @@ pub struct Settings {
     pub responses: ResponseLimits,
     /// What instances may take, and where they run.
     pub instances: InstanceSettings,
+    /// What schedulers wait for before they run anything.
+    pub hold: Hold,
     /// What configurations are held against.
     pub facts: Facts,
     /// The backends by their names.

@@ -46,11 +46,15 @@ pub struct Priorities {
     pub default_level: u64,
     /// The limits of levels that have their own.
     pub policies: BTreeMap<u64, QueuePolicy>,
+    /// The share of each level in what is executed (`priority.weights`); empty for strict priority.
+    pub weights: Vec<u32>,
+    /// A request counts as one level higher for each such time that it waits (`priority.ageing_us`).
+    pub ageing: Option<Duration>,
 }
 
 impl Default for Priorities {
     fn default() -> Self {
-        Self { levels: 1, default_level: 1, policies: BTreeMap::new() }
+        Self { levels: 1, default_level: 1, policies: BTreeMap::new(), weights: Vec::new(), ageing: None }
     }
 }
 

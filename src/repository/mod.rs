@@ -19,6 +19,7 @@ mod remote;
 mod roots;
 mod scalar;
 mod scan;
+mod shares;
 mod suggest;
 mod tree;
 mod validate;

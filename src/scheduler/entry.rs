@@ -3,6 +3,7 @@
 use smallvec::SmallVec;
 
 use super::estimate::SizeClass;
+use super::order::{Failed, Given};
 use super::promise::{GiveUp, Promise};
 use super::reply::Reply;
 use super::run::Steps;
@@ -24,10 +25,19 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Fails a request that was taken from its scheduler.
+    /// Fails a request whose execution failed.
     pub(super) fn settle(self, stats: &ModelStats, error: Error, now: Instant) {
+        if let Reply::InTurn(turn) = self.reply {
+            turn.give(Given::Failure(Failed { error, arrived: self.arrived, deadline: self.promise.deadline }));
+            return;
+        }
+        self.refuse(stats, error, now);
+    }
+
+    /// Fails a request that was taken from its scheduler and not executed; this waits for no other request's answer.
+    pub(super) fn refuse(self, stats: &ModelStats, error: Error, now: Instant) {
         stats.request_failed(error.kind(), now.saturating_duration_since(self.arrived));
-        self.reply.finish(Some(Err(error)));
+        self.reply.fail(error);
     }
 }
 
@@ -36,6 +46,7 @@ impl Entry {
 pub struct Ticket {
     /// Where it stands: in which lane of a queue, or in which sequence.
     pub(super) lane: LaneKey,
+    pub(super) level: u64,
     pub(super) seq: u64,
     /// When it should be taken back unless it runs by then.
     pub(super) give_up: Option<GiveUp>,

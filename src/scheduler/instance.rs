@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use super::entry::{Entry, Pulled};
 use super::estimate::SizeClass;
+use super::order::Record;
 use super::reply::Reply;
 use super::run::Run;
 use super::{Execution, Scheduler, Verdict, Verdicts};
@@ -175,8 +176,8 @@ fn settle(
     failure: Option<Error>,
     verdicts: Verdicts,
 ) -> Vec<(usize, Entry)> {
+    let batch = run.times(rows.iter().sum());
     let mut answered = Vec::with_capacity(entries.len());
-    let mut times = Vec::with_capacity(entries.len());
     let mut again = Vec::new();
     let mut verdicts = verdicts.into_iter().peekable();
     for (index, (mut entry, &rows)) in entries.into_iter().zip(rows).enumerate() {
@@ -200,17 +201,19 @@ fn settle(
             Ok(answer) => {
                 let ended = answer.as_ref().map_or_else(Instant::now, |answer| answer.times.ended);
                 let queue = run.first_began(index).saturating_duration_since(entry.arrived);
-                times.push(RequestTimes { rows, queue, total: ended.saturating_duration_since(entry.arrived) });
-                answered.push((entry.reply, answer));
+                let times = RequestTimes { rows, queue, total: ended.saturating_duration_since(entry.arrived) };
+                let record = Record { batch, times, arrived: entry.arrived, deadline: entry.promise.deadline };
+                answered.push((entry.reply, answer, record));
             }
             Err(error) => entry.settle(stats, error, run.end()),
         }
     }
-    if !times.is_empty() || !again.is_empty() {
-        stats.batch_finished(&run.times(rows.iter().sum()), times);
+    if !answered.is_empty() || !again.is_empty() {
+        let at_once = answered.iter().filter(|(reply, ..)| !reply.records());
+        stats.batch_finished(&batch, at_once.map(|(.., record)| record.times));
     }
-    for (reply, answer) in answered {
-        reply.finish(answer.map(Ok));
+    for (reply, answer, record) in answered {
+        reply.answer(answer, record);
     }
     again
 }

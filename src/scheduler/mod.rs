@@ -7,6 +7,10 @@
 mod entry;
 mod estimate;
 mod instance;
+mod lanes;
+mod levels;
+mod look;
+mod order;
 // Instances take from it in the next step.
 #[allow(dead_code)]
 mod limiter;
@@ -16,18 +20,22 @@ mod queue;
 mod reply;
 mod responses;
 mod run;
+mod settings;
 mod sync;
+mod turns;
 mod underway;
 mod waiter;
 
 pub use entry::{Entry, Pulled, Ticket};
 pub use estimate::{Estimates, SizeClass};
 pub use instance::{Started, Starting, Warmup, start};
+pub use levels::Levels;
 pub use limiter::Limiter;
 pub use plan::{Curve, Limits, Plan, Waiting, plan};
-pub use queue::{Queue, QueueSettings};
+pub use queue::Queue;
 pub use reply::{Answer, Receiver};
 pub use responses::ResponseLimits;
+pub use settings::{Hold, QueueSettings};
 pub use underway::Underway;
 pub use waiter::Waiter;
 

@@ -16,8 +16,10 @@ pub(super) struct Promise {
     pub(super) deadline: Option<Instant>,
     /// When the response is due: the earlier of the caller's deadline and the end of the latency budget.
     pub(super) due: Option<Instant>,
-    /// When the queue timeout passes.
+    /// When the queue timeout passes and the request is refused.
     pub(super) start_by: Option<Instant>,
+    /// When the queue timeout passes and the request goes behind all that are in time.
+    pub(super) delay_at: Option<Instant>,
     /// It runs whatever is predicted, so that a prediction that was wrong can be corrected.
     pub(super) probe: bool,
 }

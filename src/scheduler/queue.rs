@@ -4,7 +4,7 @@
 //! leaves the queue once, by whoever takes it out under the lock: an instance that runs it, its waiter when time is
 //! up or the caller is gone, or the planner when it cannot be in time any more. Who takes it out settles its outcome.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::task::{Wake, Waker};
 use std::time::Duration;
@@ -13,50 +13,30 @@ use smallvec::SmallVec;
 
 use super::entry::{Entry, LaneKey, Pulled, Ticket};
 use super::estimate::{Estimates, SizeClass};
+use super::lanes::{Lanes, Pick, Picks};
+use super::levels::{rows_ahead, timeout};
+use super::look::{Look, Next, Want};
+use super::order::Order;
 use super::plan::{Curve as _, Limits, Plan, Waiting, plan};
 use super::promise::{Ahead, Promise, late_error};
 use super::reply::{self, Receiver};
-use super::responses::ResponseLimits;
+use super::settings::QueueSettings;
 use super::sync::{Condvar, Mutex, MutexGuard};
+use super::turns::{Tally, Turns};
 use super::{Execution, Pushed, Scheduler, Verdicts, stopping};
 use crate::error::{Error, Kind, Result};
 use crate::infer::{Instant, round};
+use crate::model::TimeoutAction;
 use crate::telemetry::stats::ModelStats;
 use crate::tensor::{Batch, Forms, Member};
-
-/// The limits of one queue.
-#[derive(Clone, Debug)]
-pub struct QueueSettings {
-    /// The most requests that wait.
-    pub requests_max: usize,
-    /// What a batch may be.
-    pub limits: Limits,
-    /// The queue timeout of requests that bring none.
-    pub timeout: Option<Duration>,
-    /// Whether a request's timeout may shorten the default; without a default it always counts.
-    pub timeout_override: bool,
-    /// Whether requests may differ in shape, or in what they leave out, so that this must be compared.
-    pub shapes_vary: bool,
-    /// How the model file sees the tensors; `None` for as they are.
-    pub forms: Option<Arc<Forms>>,
-    /// How many instances pull.
-    pub instances: usize,
-    /// What the responses of one request may take, for a decoupled model; `None` for one that gives exactly one.
-    pub responses: Option<ResponseLimits>,
-}
-
-#[derive(Debug, Default)]
-struct Lane {
-    entries: VecDeque<Entry>,
-    class: SizeClass,
-}
 
 /// Everything that the lock guards.
 #[derive(Debug, Default)]
 struct State {
-    lanes: HashMap<LaneKey, Lane>,
-    waiting: usize,
-    waiting_rows: usize,
+    lanes: Lanes,
+    tally: Tally,
+    /// Whether nothing runs yet, because too few wait.
+    held: bool,
     next_seq: u64,
     /// Instances that sleep until something is pushed.
     sleepers: usize,
@@ -82,6 +62,8 @@ struct State {
 pub struct Queue {
     settings: QueueSettings,
     stats: Arc<ModelStats>,
+    /// The order of the answers, if it is preserved.
+    order: Option<Arc<Order>>,
     /// Held for a few moves only and never across an await or an execution; requests and instances contend for it.
     state: Mutex<State>,
     pushed: Condvar,
@@ -107,8 +89,9 @@ impl Wake for Queue {
 impl Queue {
     /// An empty queue.
     pub fn new(settings: QueueSettings, stats: Arc<ModelStats>) -> Self {
-        let state = State { instances: settings.instances, ..State::default() };
-        Self { settings, stats, state: Mutex::new(state), pushed: Condvar::new() }
+        let order = settings.preserve_order.then(|| Arc::new(Order::new(stats.clone())));
+        let state = State { instances: settings.instances, held: settings.hold > 0, ..State::default() };
+        Self { settings, stats, order, state: Mutex::new(state), pushed: Condvar::new() }
     }
 
     /// The limits.
@@ -119,7 +102,7 @@ impl Queue {
     /// Wakes an instance if one sleeps and there is something for it to do.
     fn wake_one(&self, state: &mut State) {
         state.wake_put_off = false;
-        if state.waiting > 0 && state.sleepers > 0 && self.pushed.notify_one() {
+        if state.lanes.requests() > 0 && state.sleepers > 0 && self.pushed.notify_one() {
             state.sleepers -= 1;
         }
     }
@@ -146,7 +129,7 @@ impl Queue {
                 let expected = state.estimates.curve(pulled.class).cautious(rows).unwrap_or_default();
                 state.running.insert(instance, (now, expected));
                 // What is left may be ready to run although another instance still waits for it to grow.
-                if state.waiting > 0 && state.sleepers > 0 && self.pushed.notify_one() {
+                if state.lanes.requests() > 0 && state.sleepers > 0 && self.pushed.notify_one() {
                     state.sleepers -= 1;
                 }
                 Look::Run(pulled)
@@ -208,14 +191,6 @@ impl Queue {
         self.look(&mut self.state.lock(), instance, now, Want::Take)
     }
 
-    fn timeout(&self, asked: Option<Duration>) -> Option<Duration> {
-        match (self.settings.timeout, asked) {
-            (None, asked) => asked,
-            (Some(default), Some(asked)) if self.settings.timeout_override => Some(default.min(asked)),
-            (default, _) => default,
-        }
-    }
-
     fn lane_key(&self, member: &Member) -> LaneKey {
         let mut key = LaneKey::new();
         if self.settings.shapes_vary && self.settings.limits.rows_max > 1 {
@@ -224,128 +199,134 @@ impl Queue {
         key
     }
 
-    fn promise(&self, request: &Pushed) -> Promise {
+    fn promise(&self, request: &Pushed, level: u64) -> Promise {
         let budget_end = self.settings.limits.budget.map(|budget| request.arrived + budget.mul_f64(BUDGET_SHARE));
+        let policy = self.settings.levels.policy(level);
+        let time_is_up = timeout(policy, request.timeout).map(|timeout| request.arrived + timeout);
+        let (start_by, delay_at) = match policy.timeout_action {
+            TimeoutAction::Reject => (time_is_up, None),
+            TimeoutAction::Delay => (None, time_is_up),
+        };
         Promise {
             class: size_class(&request.member, self.settings.forms.as_deref()),
             rows: request.member.rows,
             deadline: request.deadline,
             due: [request.deadline, budget_end].into_iter().flatten().min(),
-            start_by: self.timeout(request.timeout).map(|timeout| request.arrived + timeout),
+            start_by,
+            delay_at,
             probe: false,
         }
     }
 
-    fn ahead(&self, state: &State, now: Instant) -> Ahead {
+    /// What is ahead of a request of this level.
+    fn ahead(&self, state: &State, level: u64, now: Instant) -> Ahead {
         let busy = state.running.len() >= state.instances;
         let free_in = |(began, expected): &(Instant, Duration)| (*began + *expected).saturating_duration_since(now);
         let first_free = state.running.values().map(free_in).min().filter(|_| busy);
         Ahead {
             until_free: first_free.unwrap_or_default(),
-            idle: !busy && state.waiting == 0,
-            rows: state.waiting_rows,
+            idle: !busy && state.lanes.requests() == 0,
+            rows: rows_ahead(self.settings.levels.priorities(), state.lanes.levels(), level),
             instances: state.instances,
         }
+    }
+
+    /// Whether another request of this level has no room. Answers that wait for their turn take room, too.
+    fn is_full(&self, state: &State, level: u64) -> bool {
+        let held = self.order.as_ref().map_or(0, |order| order.held());
+        state.lanes.requests() + held >= self.settings.requests_max
+            || state.lanes.requests_of(level) >= self.settings.levels.policy(level).requests_max
     }
 
     /// What an idle instance should do now, and the requests that cannot be in time any more, already taken out.
     fn next(&self, state: &mut State, now: Instant, want: Want) -> (Vec<(Entry, Kind)>, Option<Next>) {
         let mut late = Vec::new();
         let mut wait: Option<Instant> = None;
-        let mut order: SmallVec<[(u64, LaneKey); 1]> = state
-            .lanes
-            .iter()
-            .filter_map(|(key, lane)| lane.entries.front().map(|entry| (entry.seq, key.clone())))
-            .collect();
-        order.sort_unstable_by_key(|(seq, _)| *seq);
+        state.held &= state.lanes.requests() < self.settings.hold.min(self.settings.requests_max);
+        if state.held {
+            return (late, None);
+        }
+        if self.settings.levels.delay() {
+            state.lanes.delay(now);
+        }
+        let order = state.lanes.in_turn(&self.turns(state, now));
         for (_, key) in order {
             self.take_late(state, &key, now, &mut late);
-            match self.plan_lane(state, &key, now) {
-                Some(Plan::Run { take }) => {
+            let Some((plan, picks)) = self.plan_lane(state, &key, now) else { continue };
+            match plan {
+                Plan::Run { take } => {
                     let next = match want {
-                        Want::Take => Next::Run(self.take(state, &key, take)),
+                        Want::Take => Next::Run(self.take(state, &key, &picks[..take.min(picks.len())], now)),
                         Want::Know => Next::Ready,
                     };
                     return (late, Some(next));
                 }
-                Some(Plan::Wait { until }) => wait = Some(wait.map_or(until, |other| other.min(until))),
-                None => {}
+                Plan::Wait { until } => wait = Some(wait.map_or(until, |other| other.min(until))),
             }
         }
         (late, wait.map(Next::Wait))
     }
 
-    fn plan_lane(&self, state: &mut State, key: &LaneKey, now: Instant) -> Option<Plan> {
+    fn turns(&self, state: &State, now: Instant) -> Turns<'_> {
+        Turns::new(self.settings.levels.priorities(), &state.tally, now)
+    }
+
+    fn plan_lane(&self, state: &mut State, key: &LaneKey, now: Instant) -> Option<(Plan, Picks)> {
         state.plans += 1;
-        let lane = state.lanes.get(key)?;
+        let lane = state.lanes.lane(key)?;
         let mut rows = 0;
-        let window = lane.entries.iter().take_while(|entry| {
+        let mut waiting: SmallVec<[Waiting; 16]> = SmallVec::new();
+        let picks = lane.in_turn(&mut self.turns(state, now), |entry| {
             let within = rows <= 2 * self.settings.limits.rows_max;
-            rows += entry.member.rows;
+            rows += entry.promise.rows;
+            if within {
+                waiting.push(Waiting { rows: entry.promise.rows, arrived: entry.arrived, due: entry.promise.due });
+            }
             within
         });
-        let waiting: SmallVec<[Waiting; 16]> = window
-            .map(|entry| Waiting { rows: entry.member.rows, arrived: entry.arrived, due: entry.promise.due })
-            .collect();
         if waiting.is_empty() {
             return None;
         }
         let curve = state.estimates.curve(lane.class);
         if state.plans.is_multiple_of(EXPLORE_EVERY) {
             let limits = Limits { budget: None, ..self.settings.limits.clone() };
-            return Some(plan(&waiting, &limits, &curve, now));
+            return Some((plan(&waiting, &limits, &curve, now), picks));
         }
-        Some(plan(&waiting, &self.settings.limits, &curve, now))
+        Some((plan(&waiting, &self.settings.limits, &curve, now), picks))
     }
 
     /// Takes out the requests of a lane that would be late even if they ran alone now.
     fn take_late(&self, state: &mut State, key: &LaneKey, now: Instant, late: &mut Vec<(Entry, Kind)>) {
-        let Some(lane) = state.lanes.get_mut(key) else { return };
-        let estimates = &state.estimates;
-        let is_late = |entry: &Entry| entry.promise.broken(estimates, now).is_some();
-        if !lane.entries.iter().any(is_late) {
-            return;
+        let before = late.len();
+        state.lanes.take_late(key, &state.estimates, now, late);
+        if late.len() > before {
+            self.stats.requests_left(late.len() - before);
         }
-        let mut taken = Vec::new();
-        let mut kept = VecDeque::with_capacity(lane.entries.len());
-        for entry in std::mem::take(&mut lane.entries) {
-            match entry.promise.broken(estimates, now) {
-                Some(kind) => taken.push((entry, kind)),
-                None => kept.push_back(entry),
-            }
-        }
-        lane.entries = kept;
-        let rows = taken.iter().map(|(entry, _)| entry.member.rows).sum();
-        self.forget(state, key, taken.len(), rows);
-        late.extend(taken);
     }
 
     fn refuse_late(&self, late: Vec<(Entry, Kind)>, now: Instant) {
         for (entry, kind) in late {
-            entry.settle(&self.stats, late_error(kind), now);
+            entry.refuse(&self.stats, late_error(kind), now);
         }
     }
 
-    /// Takes the first `take` requests of a lane.
-    fn take(&self, state: &mut State, key: &LaneKey, take: usize) -> Pulled {
-        let Some(lane) = state.lanes.get_mut(key) else {
-            return Pulled { entries: Vec::new(), class: SizeClass::default() };
-        };
-        let entries: Vec<Entry> = lane.entries.drain(..take.min(lane.entries.len())).collect();
-        let class = lane.class;
-        let rows = entries.iter().map(|entry| entry.member.rows).sum();
-        self.forget(state, key, entries.len(), rows);
+    /// Takes the requests that are picked, which are the first in the order of service.
+    fn take(&self, state: &mut State, key: &LaneKey, picks: &[Pick], now: Instant) -> Pulled {
+        let class = state.lanes.lane(key).map(|lane| lane.class).unwrap_or_default();
+        let mut turns = self.turns(state, now);
+        if turns.is_weighted()
+            && let Some(lane) = state.lanes.lane(key)
+        {
+            let mut seen = 0;
+            lane.in_turn(&mut turns, |_| {
+                seen += 1;
+                seen <= picks.len()
+            });
+            state.tally = turns.into_tally();
+        }
+        let entries = state.lanes.take(key, picks);
+        self.stats.requests_left(entries.len());
         Pulled { entries, class }
-    }
-
-    /// Accounts for requests that left; an empty lane of a shape of its own goes too.
-    fn forget(&self, state: &mut State, key: &LaneKey, requests: usize, rows: usize) {
-        self.stats.requests_left(requests);
-        state.waiting -= requests;
-        state.waiting_rows -= rows;
-        if !key.is_empty() && state.lanes.get(key).is_some_and(|lane| lane.entries.is_empty()) {
-            state.lanes.remove(key);
-        }
     }
 }
 
@@ -353,15 +334,23 @@ impl Scheduler for Queue {
     fn push(self: Arc<Self>, request: Pushed, now: Instant) -> Result<(Ticket, Receiver)> {
         let (reply, receiver) = reply::channel(self.settings.responses);
         let key = self.lane_key(&request.member);
-        let mut promise = self.promise(&request);
+        let level = self.settings.levels.level(request.priority);
+        let mut promise = self.promise(&request, level);
         let mut state = self.state.lock();
         if state.closed {
             return Err(state.refusal.clone().unwrap_or_else(stopping));
         }
-        if state.waiting >= self.settings.requests_max {
+        if self.is_full(&state, level) {
+            // What is waited for cannot come any more.
+            if std::mem::take(&mut state.held) {
+                self.wake_one(&mut state);
+            }
             return Err(Error::new(Kind::QueueFull, "Exceeds maximum queue size"));
         }
-        let ahead = self.ahead(&state, now);
+        if self.settings.levels.delay() {
+            state.lanes.delay(now);
+        }
+        let ahead = self.ahead(&state, level, now);
         if let Err(late) = promise.admit(&state.estimates, ahead, now) {
             let last_probe = state.last_probe.map_or(Duration::MAX, |last| now.saturating_duration_since(last));
             if !ahead.idle || last_probe < PROBE_EVERY {
@@ -372,20 +361,14 @@ impl Scheduler for Queue {
         }
         let seq = state.next_seq;
         state.next_seq += 1;
-        state.waiting += 1;
-        state.waiting_rows += promise.rows;
         self.stats.request_waits();
         let give_up = promise.give_up(&state.estimates);
-        let lane = state.lanes.entry(key.clone()).or_default();
-        lane.class = promise.class;
-        lane.entries.push_back(Entry {
-            member: request.member,
-            arrived: request.arrived,
-            promise,
-            reply,
-            seq,
-            steps: None,
-        });
+        let reply = match &self.order {
+            Some(order) => reply.in_turn(order),
+            None => reply,
+        };
+        let entry = Entry { member: request.member, arrived: request.arrived, promise, reply, seq, steps: None };
+        state.lanes.push(key.clone(), level, entry);
         if state.sleepers > 0 && !state.wake_put_off {
             state.wake_put_off = true;
             // The end of a full round comes at once and takes the lock.
@@ -395,16 +378,13 @@ impl Scheduler for Queue {
             }
         }
         drop(state);
-        Ok((Ticket { lane: key, seq, give_up }, receiver))
+        Ok((Ticket { lane: key, level, seq, give_up }, receiver))
     }
 
     fn take_back(&self, ticket: &Ticket, _why: Kind) -> bool {
         let mut state = self.state.lock();
-        let Some(lane) = state.lanes.get_mut(&ticket.lane) else { return false };
-        let Ok(index) = lane.entries.binary_search_by_key(&ticket.seq, |entry| entry.seq) else { return false };
-        let entry = lane.entries.remove(index);
-        let rows = entry.as_ref().map_or(0, |entry| entry.member.rows);
-        self.forget(&mut state, &ticket.lane, 1, rows);
+        let Some(entry) = state.lanes.take_back(ticket) else { return false };
+        self.stats.requests_left(1);
         // The tensors are freed only after the lock is released.
         drop(state);
         drop(entry);
@@ -467,6 +447,7 @@ impl Scheduler for Queue {
     fn close(&self) {
         let mut state = self.state.lock();
         state.closed = true;
+        state.held = false;
         state.sleepers = 0;
         self.pushed.notify_all();
     }
@@ -475,18 +456,17 @@ impl Scheduler for Queue {
         self.close();
         let mut state = self.state.lock();
         state.refusal = Some(why.clone());
-        let lanes = std::mem::take(&mut state.lanes);
-        self.stats.requests_left(state.waiting);
-        (state.waiting, state.waiting_rows) = (0, 0);
+        let entries = state.lanes.take_all();
         drop(state);
+        self.stats.requests_left(entries.len());
         let now = Instant::now();
-        for entry in lanes.into_values().flat_map(|lane| lane.entries) {
-            entry.settle(&self.stats, why.clone(), now);
+        for entry in entries {
+            entry.refuse(&self.stats, why.clone(), now);
         }
     }
 
     fn waiting(&self) -> usize {
-        self.state.lock().waiting
+        self.state.lock().lanes.requests()
     }
 
     fn forms(&self) -> Option<&Arc<Forms>> {
@@ -496,36 +476,6 @@ impl Scheduler for Queue {
     fn stats(&self) -> &Arc<ModelStats> {
         &self.stats
     }
-}
-
-/// What an instance that looks is after.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Want {
-    /// The next batch.
-    Take,
-    /// Whether there is one.
-    Know,
-}
-
-/// What an instance should do.
-#[derive(Debug)]
-pub(super) enum Look {
-    /// Run these.
-    Run(Pulled),
-    /// There is a batch to take.
-    Ready,
-    /// Look again at once.
-    Again,
-    /// Sleep until something is pushed, or at most for this time.
-    Wait(Option<Duration>),
-    /// End.
-    Closed,
-}
-
-enum Next {
-    Run(Pulled),
-    Ready,
-    Wait(Instant),
 }
 
 fn size_class(member: &Member, forms: Option<&Forms>) -> SizeClass {

@@ -3,10 +3,12 @@
 
 use std::future::Future as _;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::sync::oneshot;
 
+use super::order::{Given, Order, Record, Turn};
 use super::responses::{self, ResponseLimits};
 use crate::error::{Error, Result};
 use crate::infer::Times;
@@ -28,6 +30,8 @@ pub struct Answer {
 pub(super) enum Reply {
     /// To a caller that gets exactly one.
     One(oneshot::Sender<Result<Answer>>),
+    /// To a caller that gets exactly one, after those of all earlier requests.
+    InTurn(Turn),
     /// To a caller that gets any number.
     Many(responses::Sender),
     /// Nowhere: its row only keeps others in their places.
@@ -64,23 +68,52 @@ impl Reply {
     pub(super) fn is_abandoned(&self) -> bool {
         match self {
             Reply::One(reply) => reply.is_closed(),
+            Reply::InTurn(turn) => turn.is_abandoned(),
             Reply::Many(reply) => reply.is_abandoned(),
             Reply::Nobody => false,
         }
     }
 
+    /// Whether an answer is recorded when it is sent, and not before.
+    pub(super) fn records(&self) -> bool {
+        matches!(self, Reply::InTurn(_))
+    }
+
     /// Sends the last answer; `None` where a decoupled model gave none to end with.
-    pub(super) fn finish(self, answer: Option<Result<Answer>>) {
+    pub(super) fn answer(self, answer: Option<Answer>, record: Record) {
+        match (self, answer) {
+            (Reply::InTurn(turn), Some(answer)) => turn.give(Given::Answer(Box::new((answer, record)))),
+            (reply, answer) => reply.finish(answer.map(Ok)),
+        }
+    }
+
+    /// Tells of a failure, at once.
+    pub(super) fn fail(self, error: Error) {
+        self.finish(Some(Err(error)));
+    }
+
+    fn finish(self, answer: Option<Result<Answer>>) {
         match self {
             Reply::One(reply) => {
                 // Whoever waited may have gone.
                 let _ = answer.map(|answer| reply.send(answer));
+            }
+            Reply::InTurn(turn) => {
+                let _ = answer.map(|answer| turn.pass(answer));
             }
             Reply::Many(reply) => {
                 answer.into_iter().for_each(|answer| reply.push(answer));
                 reply.complete();
             }
             Reply::Nobody => {}
+        }
+    }
+
+    /// The same for a caller that gets its answer in the order of requests; a decoupled model has none.
+    pub(super) fn in_turn(self, order: &Arc<Order>) -> Self {
+        match self {
+            Reply::One(reply) => Reply::InTurn(order.enter(reply)),
+            other => other,
         }
     }
 }

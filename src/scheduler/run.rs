@@ -128,7 +128,7 @@ impl Run {
         let outputs = self.outputs[index].take();
         match &entry.reply {
             Reply::Nobody => Ok(None),
-            Reply::One(_) => {
+            Reply::One(_) | Reply::InTurn(_) => {
                 // First, because it is what the caller has heard, whatever became of the execution.
                 if entry.reply.is_abandoned() {
                     return Err(given_up(entry.promise.deadline, self.end()));
@@ -263,7 +263,7 @@ impl Replies for Collect<'_> {
 fn many(entry: &Entry) -> Result<&responses::Sender> {
     match &entry.reply {
         Reply::Many(sender) => Ok(sender),
-        Reply::One(_) | Reply::Nobody => {
+        Reply::One(_) | Reply::InTurn(_) | Reply::Nobody => {
             Err(Error::internal("the model is not decoupled, it has one response for each request"))
         }
     }

@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::queue::{Look, Queue, QueueSettings};
-use super::{Limits, Pushed, Receiver, Scheduler as _, SizeClass, Ticket};
+use super::look::Look;
+use super::queue::Queue;
+use super::tests::policy;
+use super::{Levels, Limits, Pushed, QueueSettings, Receiver, Scheduler as _, SizeClass, Ticket};
 use crate::error::Kind;
 use crate::infer::Instant;
 use crate::telemetry::stats::ModelStats;
@@ -70,8 +72,9 @@ impl<'a> Simulation<'a> {
         let settings = QueueSettings {
             requests_max: 100_000,
             limits: Limits { rows_max: scene.rows_max, budget: Some(scene.budget), ..Limits::single() },
-            timeout: None,
-            timeout_override: true,
+            levels: Levels::one(policy(100_000)),
+            preserve_order: false,
+            hold: 0,
             shapes_vary: false,
             forms: None,
             instances: 1,

@@ -12,7 +12,7 @@ use super::*;
 use crate::backend::{Instance, Model, Replies};
 use crate::error::{Error, Kind, Result};
 use crate::infer::{Instant, Parameters, Response, round};
-use crate::model::{Device, Footprint};
+use crate::model::{Device, Footprint, QueuePolicy, TimeoutAction};
 use crate::telemetry::stats::ModelStats;
 use crate::tensor::{Batch, DataType, Member, Shape, Tensor};
 
@@ -92,12 +92,18 @@ pub(super) struct Stage {
     instance: Option<Started>,
 }
 
+/// A level whose requests may bring their own timeouts.
+pub(super) fn policy(requests_max: usize) -> QueuePolicy {
+    QueuePolicy { timeout_action: TimeoutAction::Reject, timeout: None, allow_timeout_override: true, requests_max }
+}
+
 pub(super) fn settings(rows_max: usize) -> QueueSettings {
     QueueSettings {
         requests_max: 1000,
         limits: Limits { rows_max, ..Limits::single() },
-        timeout: None,
-        timeout_override: true,
+        levels: Levels::one(policy(1000)),
+        preserve_order: false,
+        hold: 0,
         shapes_vary: true,
         forms: None,
         instances: 1,
@@ -222,7 +228,10 @@ async fn what_one_round_of_the_network_brings_is_one_batch() {
 
 #[tokio::test(start_paused = true)]
 async fn a_queue_timeout_acts_at_its_time_while_all_instances_are_busy() {
-    let stage = Stage::new(QueueSettings { timeout: Some(50 * MS), ..settings(1) });
+    let stage = Stage::new(QueueSettings {
+        levels: Levels::one(QueuePolicy { timeout: Some(50 * MS), ..policy(1000) }),
+        ..settings(1)
+    });
     let _busy = stage.ask(1, 4, None).expect("accepted");
     stage.begun();
     let began = Instant::now();

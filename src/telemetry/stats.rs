@@ -183,18 +183,7 @@ impl ModelStats {
         by_rows.compute_input.add(1, batch.compute_input);
         by_rows.compute_infer.add(1, batch.compute_infer);
         by_rows.compute_output.add(1, batch.compute_output);
-        let mut answered = 0;
-        for request in requests {
-            answered += 1;
-            totals.inference_count += request.rows as u64;
-            totals.success.add(1, request.total);
-            totals.queue.add(1, request.queue);
-            metrics.request_seconds.record(request.total.as_secs_f64());
-            metrics.queue_seconds.record(request.queue.as_secs_f64());
-        }
-        totals.compute_input.add(answered, batch.compute_input);
-        totals.compute_infer.add(answered, batch.compute_infer);
-        totals.compute_output.add(answered, batch.compute_output);
+        self.add_answered(&mut totals, batch, requests);
         let after = Sums::of(&totals);
         drop(totals);
 
@@ -204,6 +193,36 @@ impl ModelStats {
             .compute_seconds
             .record((batch.compute_input + batch.compute_infer + batch.compute_output).as_secs_f64());
         after.count_since(&before, metrics);
+    }
+
+    /// Records one answered request whose execution is recorded already.
+    pub fn request_answered(&self, batch: &BatchTimes, request: RequestTimes) {
+        let mut totals = self.totals.lock();
+        let before = Sums::of(&totals);
+        self.add_answered(&mut totals, batch, [request]);
+        let after = Sums::of(&totals);
+        drop(totals);
+        after.count_since(&before, &self.metrics);
+    }
+
+    fn add_answered(
+        &self,
+        totals: &mut Snapshot,
+        batch: &BatchTimes,
+        requests: impl IntoIterator<Item = RequestTimes>,
+    ) {
+        let mut answered = 0;
+        for request in requests {
+            answered += 1;
+            totals.inference_count += request.rows as u64;
+            totals.success.add(1, request.total);
+            totals.queue.add(1, request.queue);
+            self.metrics.request_seconds.record(request.total.as_secs_f64());
+            self.metrics.queue_seconds.record(request.queue.as_secs_f64());
+        }
+        totals.compute_input.add(answered, batch.compute_input);
+        totals.compute_infer.add(answered, batch.compute_infer);
+        totals.compute_output.add(answered, batch.compute_output);
     }
 
     /// Records the responses of one request to a decoupled model; the request itself is recorded as any other.

@@ -61,6 +61,7 @@ pub async fn engine_with(
         strict_readiness: true,
         responses: engine::ResponseLimits::default(),
         instances: engine::InstanceSettings::default(),
+        hold: engine::Hold::default(),
         facts: engine::facts(&backends, Vec::new(), 1000),
         backends,
     };

@@ -14,7 +14,8 @@ mod world;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+
+use nereid::infer::Instant;
 
 /// What is simulated where nothing is said: enough for every build, as `cargo test` runs it unoptimised.
 const REQUESTS: u64 = 100_000;

@@ -27,7 +27,7 @@ impl Instance for Puppet {
             End::Well => {
                 replies.outputs_ready();
                 for (index, member) in batch.members.iter().enumerate() {
-                    replies.member(index, member.inputs.clone());
+                    replies.member(index, member.inputs.clone())?;
                 }
                 Ok(())
             }

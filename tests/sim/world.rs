@@ -3,10 +3,12 @@
 //! What must hold, besides what `ledger` checks of each request:
 //! * the scheduler and the world agree on how many wait, after every step;
 //! * what callers heard adds up to what the statistics count, by kind;
-//! * requests of one shape run in the order of arrival;
+//! * requests of one shape and level run in the order of arrival, higher levels first where the order is strict, and
+//!   answers leave in the order of arrival where that is promised;
 //! * at the end nothing waits, nothing runs, and every version has given back what it had.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +16,8 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use nereid::error::Kind;
 use nereid::infer::{Instant, Parameters, Response};
-use nereid::scheduler::{Answer, Limits, Pushed, Queue, QueueSettings, Scheduler, Underway, Waiter};
+use nereid::model::{Priorities, QueuePolicy, TimeoutAction};
+use nereid::scheduler::{Answer, Levels, Limits, Pushed, Queue, QueueSettings, Scheduler, Underway, Waiter};
 use nereid::telemetry::stats::ModelStats;
 use tokio::sync::Notify;
 use tokio::task::LocalSet;
@@ -37,6 +40,9 @@ pub fn run(seed: u64) -> u64 {
 /// How this world's model and its callers are.
 struct Scene {
     settings: QueueSettings,
+    priorities: Priorities,
+    /// Of the levels that have none of their own.
+    policy: QueuePolicy,
     /// Milliseconds of an execution, and of each of its rows.
     run_base: u64,
     run_row: u64,
@@ -68,16 +74,24 @@ impl Scene {
         let rows = chance.between(1, rows_max as u64).min(3);
         let capacity = (run_base * 1000 + run_row * 1000 * rows_max as u64) * rows / (rows_max * instances) as u64;
         let load = chance.of(&[0.3, 0.8, 1.0, 1.5, 3.0]);
+        let preserve_order = chance.one_in(0.2);
+        let policy = policy(chance, preserve_order);
+        let priorities = if preserve_order { Priorities::default() } else { priorities(chance) };
+        let levels = Levels::new(priorities.clone(), policy.clone());
         Self {
             settings: QueueSettings {
-                requests_max: chance.of(&[1, 4, 64, 1000]),
+                requests_max: levels.requests_max(chance.of(&[1, 64, 1000])),
                 limits,
-                timeout: chance.some(0.3, |chance| chance.ms(5, 300)),
-                timeout_override: chance.one_in(0.7),
+                levels,
+                preserve_order,
+                hold: chance.of(&[0, 0, 0, 5]),
                 shapes_vary: true,
+                forms: None,
                 instances,
                 responses: None,
             },
+            priorities,
+            policy,
             run_base,
             run_row,
             slow: chance.of(&[0.0, 0.02]),
@@ -93,14 +107,63 @@ impl Scene {
         }
     }
 
-    /// The queue timeout that counts; what the configuration and the request say together.
-    fn timeout(&self, asked: Option<Duration>) -> Option<Duration> {
-        match (self.settings.timeout, asked) {
-            (None, asked) => asked,
-            (Some(default), Some(asked)) if self.settings.timeout_override => Some(default.min(asked)),
-            (default, _) => default,
-        }
+    /// The level of a request that asks for this one.
+    fn level(&self, priority: u64) -> u64 {
+        let known = (1..=self.priorities.levels).contains(&priority);
+        if known { priority } else { self.priorities.default_level }
     }
+
+    fn policy(&self, level: u64) -> &QueuePolicy {
+        self.priorities.policies.get(&level).unwrap_or(&self.policy)
+    }
+
+    /// The queue timeout that ends a request: what the configuration and the request say together.
+    fn timeout(&self, level: u64, asked: Option<Duration>) -> Option<Duration> {
+        let policy = self.policy(level);
+        let timeout = match (policy.timeout, asked) {
+            (None, asked) => asked,
+            (Some(default), Some(asked)) if policy.allow_timeout_override => Some(default.min(asked)),
+            (default, _) => default,
+        };
+        timeout.filter(|_| policy.timeout_action == TimeoutAction::Reject)
+    }
+
+    /// Whether a higher level always goes first.
+    fn is_strict(&self) -> bool {
+        let delays = |policy: &QueuePolicy| policy.timeout_action == TimeoutAction::Delay;
+        let none_delays = !delays(&self.policy) && !self.priorities.policies.values().any(delays);
+        let own_turns = self.priorities.weights.is_empty() && self.priorities.ageing.is_none();
+        none_delays && own_turns && self.settings.limits.delay_max.is_zero()
+    }
+
+    /// Whether a caller may see that a request of this level is refused because the queue is full.
+    fn may_be_full(&self, level: u64, unended: usize) -> bool {
+        unended >= self.policy(level).requests_max.min(self.settings.requests_max)
+    }
+}
+
+fn policy(chance: &mut Chance, ordered: bool) -> QueuePolicy {
+    let delays = !ordered && chance.one_in(0.3);
+    QueuePolicy {
+        timeout_action: if delays { TimeoutAction::Delay } else { TimeoutAction::Reject },
+        timeout: chance.some(0.3, |chance| chance.ms(5, 300)),
+        allow_timeout_override: chance.one_in(0.7),
+        requests_max: chance.of(&[1, 4, 64, 1000]),
+    }
+}
+
+fn priorities(chance: &mut Chance) -> Priorities {
+    let levels = chance.of(&[1, 1, 2, 4]);
+    let own = (1..=levels).filter_map(|level| chance.some(0.3, |chance| (level, policy(chance, false)))).collect();
+    let mut priorities =
+        Priorities { levels, default_level: chance.between(1, levels), policies: own, ..Priorities::default() };
+    if levels > 1 && chance.one_in(0.3) {
+        priorities.weights = (0..levels).map(|_| chance.between(1, 5) as u32).collect();
+    }
+    if levels > 1 && chance.one_in(0.3) {
+        priorities.ageing = Some(chance.ms(5, 100));
+    }
+    priorities
 }
 
 /// A served copy of the model.
@@ -112,8 +175,8 @@ struct Served {
     poke: Notify,
     closed: Cell<bool>,
     aborted: Cell<bool>,
-    /// The last request of each width that ran.
-    last: RefCell<Vec<u64>>,
+    /// The last request that ran, by width and level.
+    last: RefCell<BTreeMap<(usize, u64), u64>>,
     chance: RefCell<Chance>,
 }
 
@@ -127,7 +190,7 @@ impl Served {
             poke: Notify::new(),
             closed: Cell::new(false),
             aborted: Cell::new(false),
-            last: RefCell::new(vec![0; 8]),
+            last: RefCell::default(),
             chance: RefCell::new(Chance::new(chance.below(u64::MAX))),
         });
         for index in 0..scene.settings.instances {
@@ -177,8 +240,8 @@ async fn instance(served: Rc<Served>, scene: Rc<Scene>, index: usize) {
             continue;
         };
         let ids: Vec<u64> = underway.members().map(|member| puppet::id(&member.inputs[0])).collect();
+        in_order(&served, &scene, &ids, &underway);
         served.ledger.borrow_mut().begin(&ids, scene.settings.limits.rows_max, Instant::now());
-        in_order(&served, &underway);
         let (time, end) = {
             let mut chance = served.chance.borrow_mut();
             let rows: usize = underway.members().map(|member| member.rows).sum();
@@ -197,13 +260,22 @@ async fn instance(served: Rc<Served>, scene: Rc<Scene>, index: usize) {
     }
 }
 
-/// Requests of one shape are taken in the order of their arrival.
-fn in_order(served: &Served, underway: &Underway) {
-    let mut last = served.last.borrow_mut();
-    for member in underway.members() {
-        let (id, width) = (puppet::id(&member.inputs[0]), member.inputs[0].shape[1] as usize);
-        assert!(id > last[width], "request {id} runs behind request {}, which came later", last[width]);
-        last[width] = id;
+/// Requests of one shape and level are taken in the order of their arrival, unless some are delayed; and no level goes
+/// before a higher one where the order is strict.
+fn in_order(served: &Served, scene: &Scene, ids: &[u64], underway: &Underway) {
+    let (ledger, mut last) = (served.ledger.borrow(), served.last.borrow_mut());
+    let first = ids.iter().map(|id| ledger.level(*id)).min();
+    // Some may have been refused just now, and their callers have yet to hear of it.
+    let all_heard = ledger.waiting() == served.scheduler.waiting() + ids.len();
+    let strict = scene.is_strict() && all_heard;
+    assert!(!strict || first == ledger.highest(), "level {first:?} runs before {:?}", ledger.highest());
+    for (id, member) in ids.iter().zip(underway.members()) {
+        let level = ledger.level(*id);
+        if scene.policy(level).timeout_action == TimeoutAction::Reject {
+            let last = last.entry((member.inputs[0].shape[1] as usize, level)).or_default();
+            assert!(*id > *last, "request {id} runs behind request {last}, which came later");
+            *last = *id;
+        }
     }
 }
 
@@ -248,13 +320,15 @@ fn arrive(id: u64, scene: &Rc<Scene>, served: &Rc<Served>, chance: &mut Chance) 
     let deadline = chance.some(scene.deadlines, |chance| now + chance.ms(1, 500));
     let timeout = chance.some(scene.timeouts, |chance| chance.ms(1, 200));
     let patience = chance.some(scene.cancels, |chance| chance.ms(0, 100));
-    let request = Pushed { deadline, timeout, ..Pushed::new(puppet::member(id, rows, width), now) };
+    let priority = chance.below(scene.priorities.levels + 2);
+    let level = scene.level(priority);
+    let request = Pushed { deadline, timeout, priority, ..Pushed::new(puppet::member(id, rows, width), now) };
     let pushed = served.scheduler.clone().push(request, now);
     let pushed = match pushed {
         Ok(pushed) => pushed,
         Err(error) => {
             let expected = match error.kind() {
-                Kind::QueueFull => served.scheduler.waiting() >= scene.settings.requests_max,
+                Kind::QueueFull => scene.may_be_full(level, served.ledger.borrow().unended()),
                 Kind::BudgetExceeded => scene.settings.limits.budget.is_some(),
                 Kind::DeadlineExceeded => deadline.is_some(),
                 Kind::Unavailable => served.closed.get(),
@@ -264,7 +338,7 @@ fn arrive(id: u64, scene: &Rc<Scene>, served: &Rc<Served>, chance: &mut Chance) 
             return None;
         }
     };
-    let asked = Asked { arrived: now, deadline, timeout: scene.timeout(timeout), rows, width };
+    let asked = Asked { arrived: now, deadline, timeout: scene.timeout(level, timeout), level, rows, width };
     served.ledger.borrow_mut().accept(id, asked);
     let respond = move |answer: Answer| {
         assert_eq!(puppet::id(&answer.outputs[0]), id, "request {id} gets another one's answer");
@@ -273,7 +347,7 @@ fn arrive(id: u64, scene: &Rc<Scene>, served: &Rc<Served>, chance: &mut Chance) 
     };
     let waiter = Waiter::new(served.scheduler.clone(), pushed, (now, deadline), respond);
     served.stepped();
-    Some(tokio::task::spawn_local(wait(waiter, id, served.clone(), patience)))
+    Some(tokio::task::spawn_local(wait(waiter, id, served.clone(), patience, scene.settings.preserve_order)))
 }
 
 /// Waits as a caller does, or leaves when its patience is over.
@@ -282,6 +356,7 @@ async fn wait<F: FnMut(Answer) -> Response + Unpin>(
     id: u64,
     served: Rc<Served>,
     patience: Option<Duration>,
+    preserves_order: bool,
 ) {
     let last = async {
         let mut last = None;
@@ -301,6 +376,9 @@ async fn wait<F: FnMut(Answer) -> Response + Unpin>(
         Some(Err(error)) => Heard::Failure(error.kind()),
     };
     served.ledger.borrow_mut().end(id, heard, Instant::now());
+    if preserves_order && heard == Heard::Answer {
+        served.ledger.borrow_mut().in_turn(id, Instant::now());
+    }
     served.stepped();
 }
 

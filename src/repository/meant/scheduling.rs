@@ -10,7 +10,8 @@ use crate::model::schema::{self, ModelDynamicBatching, ModelEnsembling, ModelQue
 use crate::model::{
     DynamicBatching, Ensemble, EnsembleStep, Priorities, QueuePolicy, Scheduling, TimeoutAction, Version,
 };
-use crate::repository::Facts;
+use crate::repository::facts::{PRIORITY_AGEING, PRIORITY_WEIGHTS};
+use crate::repository::{Facts, shares};
 
 /// How requests become executions; an error is a key and what is wrong with it.
 pub(super) fn scheduling(
@@ -20,10 +21,7 @@ pub(super) fn scheduling(
 ) -> Result<Scheduling, (String, String)> {
     Ok(match &schema.scheduling_choice {
         None => Scheduling::Single(queue_policy(None, facts)),
-        Some(SchedulingChoice::DynamicBatching(batching)) if schema.max_batch_size < 1 && !has_levels(batching) => {
-            Scheduling::Single(queue_policy(queue_of(batching), facts))
-        }
-        Some(SchedulingChoice::DynamicBatching(batching)) => Scheduling::Dynamic(dynamic(batching, facts)),
+        Some(SchedulingChoice::DynamicBatching(batching)) => Scheduling::Dynamic(dynamic(schema, batching, facts)),
         Some(SchedulingChoice::SequenceBatching(batching)) => {
             Scheduling::Sequence(sequence::batching(batching, directory, queue_policy(None, facts))?)
         }
@@ -31,12 +29,8 @@ pub(super) fn scheduling(
     })
 }
 
-/// Whether requests differ in what the queue does with them, so that it matters for a model that combines nothing, too.
-fn has_levels(batching: &ModelDynamicBatching) -> bool {
-    batching.priority_levels > 1 || batching.preserve_ordering
-}
-
-fn dynamic(batching: &ModelDynamicBatching, facts: &Facts) -> DynamicBatching {
+fn dynamic(schema: &schema::ModelConfig, batching: &ModelDynamicBatching, facts: &Facts) -> DynamicBatching {
+    let parameter = |key: &str| schema.parameters.get(key).map(|written| written.string_value.as_str());
     let levels = batching.priority_levels.max(1);
     let policies = batching.priority_queue_policy.iter();
     DynamicBatching {
@@ -48,6 +42,8 @@ fn dynamic(batching: &ModelDynamicBatching, facts: &Facts) -> DynamicBatching {
             levels,
             default_level: batching.default_priority_level.clamp(1, levels),
             policies: policies.map(|(level, policy)| (*level, queue_policy(Some(policy), facts))).collect(),
+            weights: parameter(PRIORITY_WEIGHTS).and_then(shares::weights).unwrap_or_default(),
+            ageing: parameter(PRIORITY_AGEING).and_then(shares::ageing),
         },
     }
 }

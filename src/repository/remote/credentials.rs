@@ -24,13 +24,15 @@ impl fmt::Debug for Cloud {
     }
 }
 
+/// Options of a store, by the names that `object_store` has for them.
+type Options = BTreeMap<String, String>;
+
 /// What a store is opened with.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Credentials {
     /// Where they come from, for messages.
     pub(super) source: String,
-    /// Options of the store, by the names that `object_store` has for them.
-    pub(super) options: BTreeMap<String, String>,
+    pub(super) options: Options,
 }
 
 impl Cloud {
@@ -66,6 +68,12 @@ impl Cloud {
     }
 
     fn of_environment(&self, store: Store) -> Credentials {
+        let telling = match store {
+            Store::S3 => ["aws_access_key_id", "aws_web_identity_token_file", "aws_skip_signature"],
+            Store::Gs => ["google_application_credentials", "google_service_account", "google_skip_signature"],
+            Store::As => ["azure_storage_account_key", "azure_storage_sas_token", "azure_skip_signature"],
+        };
+        let mut source = "none in the environment, so those of the machine are asked for".to_owned();
         let mut options = BTreeMap::new();
         for (name, value) in &self.variables {
             let option = match (store, name.as_str()) {
@@ -77,22 +85,16 @@ impl Cloud {
                 (Store::As, _) if name.starts_with("AZURE_") => name.to_ascii_lowercase(),
                 _ => continue,
             };
+            if telling.contains(&option.as_str()) {
+                source = format!("{name} of the environment");
+            }
             options.insert(option, value.clone());
         }
-        let telling = match store {
-            Store::S3 => ["aws_access_key_id", "aws_web_identity_token_file", "aws_skip_signature"],
-            Store::Gs => ["google_application_credentials", "google_service_account", "google_skip_signature"],
-            Store::As => ["azure_storage_account_key", "azure_storage_sas_token", "azure_skip_signature"],
-        };
-        let source = match telling.iter().find(|name| options.contains_key(**name)) {
-            Some(name) => format!("{} of the environment", name.to_ascii_uppercase()),
-            None => "none in the environment, so those of the machine are asked for".to_owned(),
-        };
         Credentials { source, options }
     }
 
     /// What is no secret may come from the environment even if the secrets come from the file.
-    fn complete(&self, store: Store, options: &mut BTreeMap<String, String>) {
+    fn complete(&self, store: Store, options: &mut Options) {
         let names: &[&str] = match store {
             Store::S3 => &["AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_VIRTUAL_HOSTED_STYLE_REQUEST"],
             Store::Gs => &["GOOGLE_BASE_URL"],
@@ -107,7 +109,7 @@ impl Cloud {
 }
 
 /// The options of the longest prefix in the file's `text` that `place` has, and that prefix.
-fn of_file(text: &str, place: &Place) -> Result<Option<(String, BTreeMap<String, String>)>, String> {
+fn of_file(text: &str, place: &Place) -> Result<Option<(String, Options)>, String> {
     // The parser's message would quote the text, which is secret.
     let root: Value = serde_json::from_str(text)
         .map_err(|error| format!("is not JSON (line {}, column {})", error.line(), error.column()))?;
@@ -133,7 +135,7 @@ fn covers(prefix: &str, place: &Place) -> bool {
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || prefix.ends_with("://"))
 }
 
-fn options(store: Store, value: &Value) -> Result<BTreeMap<String, String>, String> {
+fn options(store: Store, value: &Value) -> Result<Options, String> {
     let names: &[(&str, &str)] = match store {
         Store::S3 => &[
             ("secret_key", "aws_secret_access_key"),
@@ -244,6 +246,7 @@ mod tests {
         let azure = cloud(&[("AZURE_STORAGE_ACCOUNT", "a"), ("AZURE_STORAGE_KEY", "k")]);
         let found = azure.credentials(&place("as://a/c")).expect("no file to read");
         assert_eq!(found.options["azure_storage_account_key"], "k");
+        assert_eq!(found.source, "AZURE_STORAGE_KEY of the environment");
         let none = cloud(&[]).credentials(&place("gs://b")).expect("no file to read");
         assert_eq!(none.source, "none in the environment, so those of the machine are asked for");
     }

@@ -21,7 +21,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -32,6 +32,7 @@ use self::checksum::Verdict;
 use self::listing::{Key, Listing, Model, Object};
 use self::tree::Trees;
 use crate::error::{Error, Kind, Result};
+use crate::infer::Instant;
 use crate::model::Version;
 
 pub use self::credentials::Cloud;

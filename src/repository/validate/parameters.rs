@@ -1,9 +1,9 @@
 //! `parameters{}`: known keys, their values, and keys that look like a misspelt known one.
 
-use super::super::facts::{EXECUTION_TIMEOUT, LATENCY_BUDGET};
-use super::super::padding;
+use super::super::facts::{EXECUTION_TIMEOUT, LATENCY_BUDGET, PRIORITY_AGEING, PRIORITY_WEIGHTS};
 use super::super::suggest::misspelt;
 use super::super::tree::shorten;
+use super::super::{padding, shares};
 use super::Check;
 use crate::model::schema::model_config::SchedulingChoice;
 
@@ -20,6 +20,7 @@ pub(super) fn check(check: &mut Check<'_>) {
         check.mistake_near(&format!("parameters[{}]", wrong.key), wrong.message, wrong.suggestion);
     }
     execution_timeout(check);
+    priorities(check);
     let Some(backend) = check.facts.backend(&check.config.backend) else { return };
     let mut wrong = (backend.check_parameters)(check.config);
     wrong.sort();
@@ -32,8 +33,8 @@ fn keys(check: &mut Check<'_>) {
     let facts = check.facts;
     let backend = facts.backend(&check.config.backend);
     let of_backend = backend.map_or([].as_slice(), |backend| backend.parameter_keys.as_slice());
-    let of_server = [LATENCY_BUDGET, EXECUTION_TIMEOUT].into_iter().chain(padding::KEYS);
-    let of_server = of_server.chain(facts.parameter_keys.iter().map(String::as_str));
+    let of_server = [LATENCY_BUDGET, EXECUTION_TIMEOUT, PRIORITY_WEIGHTS, PRIORITY_AGEING].into_iter();
+    let of_server = of_server.chain(padding::KEYS).chain(facts.parameter_keys.iter().map(String::as_str));
     let known: Vec<&str> = of_backend.iter().map(String::as_str).chain(of_server).collect();
     let mut keys: Vec<&String> = check.config.parameters.keys().collect();
     keys.sort();
@@ -91,4 +92,34 @@ fn execution_timeout(check: &mut Check<'_>) {
         shorten(text)
     );
     check.mistake(format!("parameters[{EXECUTION_TIMEOUT}]"), message);
+}
+
+fn priorities(check: &mut Check<'_>) {
+    let levels = match &check.config.scheduling_choice {
+        Some(SchedulingChoice::DynamicBatching(batching)) => batching.priority_levels,
+        _ => 0,
+    };
+    for key in [PRIORITY_WEIGHTS, PRIORITY_AGEING] {
+        let Some(written) = check.config.parameters.get(key) else { continue };
+        let text = &written.string_value;
+        let wrong = match key {
+            _ if levels < 2 => format!("'{key}' has no meaning without several 'priority_levels'"),
+            PRIORITY_WEIGHTS => match shares::weights(text) {
+                Some(weights) if weights.len() as u64 == levels => continue,
+                Some(weights) => {
+                    format!("'{key}' must have a weight for each of {levels} levels, got {}", weights.len())
+                }
+                None => format!(
+                    "'{key}' must be positive integers with commas between them, each at most {}, got '{}'",
+                    shares::WEIGHT_MAX,
+                    shorten(text)
+                ),
+            },
+            _ if shares::ageing(text).is_some() => continue,
+            _ => {
+                format!("'{key}' must be a positive integer of microseconds, at most an hour, got '{}'", shorten(text))
+            }
+        };
+        check.mistake(format!("parameters[{key}]"), wrong);
+    }
 }

@@ -10,9 +10,6 @@ const DELAY_MICROSECONDS_MAX: u64 = 3_600_000_000;
 /// A longer wait for a batch is unusual: one second.
 const DELAY_MICROSECONDS_USUAL: u64 = 1_000_000;
 
-/// More priority levels than this are a mistake.
-const LEVELS_MAX: u64 = 1024;
-
 const KEY: &str = "dynamic_batching";
 
 pub(super) fn check(check: &mut Check<'_>, batching: &ModelDynamicBatching) {
@@ -74,9 +71,6 @@ pub(super) fn delay(check: &mut Check<'_>, key: &str, micros: u64) {
 fn priorities(check: &mut Check<'_>, batching: &ModelDynamicBatching) {
     let (levels, default) = (batching.priority_levels, batching.default_priority_level);
     let name = check.config.name.clone();
-    if levels > LEVELS_MAX {
-        check.mistake(format!("{KEY}.priority_levels"), format!("more than {LEVELS_MAX} priority levels"));
-    }
     if levels == 0 && default != 0 {
         let message = "'default_priority_level' has no meaning without 'priority_levels'";
         check.mistake(format!("{KEY}.default_priority_level"), message);
@@ -102,10 +96,6 @@ fn queue(check: &mut Check<'_>, key: &str, policy: &ModelQueuePolicy, preserve_o
             policy.max_queue_size
         );
         check.warn(format!("{key}.max_queue_size"), message);
-    }
-    if policy.timeout_action() == TimeoutAction::Delay && policy.default_timeout_microseconds == 0 {
-        let message = "'timeout_action' DELAY has no effect without 'default_timeout_microseconds'";
-        check.warn(format!("{key}.timeout_action"), message);
     }
 }
 

@@ -2,16 +2,18 @@
 
 use super::Check;
 use crate::model::schema::model_config::SchedulingChoice;
-use crate::model::schema::model_queue_policy::TimeoutAction;
-use crate::model::schema::{ModelDynamicBatching, ModelQueuePolicy};
 
 pub(super) fn check(check: &mut Check<'_>) {
     let config = check.config;
     let mut asked: Vec<(String, &str)> = Vec::new();
+    let decoupled = config.model_transaction_policy.is_some_and(|policy| policy.decoupled);
     match &config.scheduling_choice {
         Some(SchedulingChoice::SequenceBatching(_)) => asked.push(("sequence_batching".into(), "sequence batching")),
         Some(SchedulingChoice::EnsembleScheduling(_)) => asked.push(("ensemble_scheduling".into(), "an ensemble")),
-        Some(SchedulingChoice::DynamicBatching(batching)) => dynamic_batching(batching, &mut asked),
+        // Which response is a request's last, only its instance knows.
+        Some(SchedulingChoice::DynamicBatching(batching)) if decoupled && batching.preserve_ordering => {
+            asked.push(("dynamic_batching.preserve_ordering".into(), "keeping a decoupled model's responses in order"));
+        }
         None if config.platform == "ensemble" => asked.push(("platform".into(), "an ensemble")),
         _ => {}
     }
@@ -41,22 +43,4 @@ pub(super) fn check(check: &mut Check<'_>) {
     for (key, what) in asked {
         check.mistake(key, format!("{what} is not supported by this server version"));
     }
-}
-
-fn dynamic_batching(batching: &ModelDynamicBatching, asked: &mut Vec<(String, &str)>) {
-    if batching.priority_levels > 1 {
-        asked.push(("dynamic_batching.priority_levels".into(), "more than one priority level"));
-    }
-    if batching.preserve_ordering {
-        asked.push(("dynamic_batching.preserve_ordering".into(), "keeping responses in order"));
-    }
-    let mut delayed = |key: String, policy: &ModelQueuePolicy| {
-        if policy.timeout_action() == TimeoutAction::Delay {
-            asked.push((format!("dynamic_batching.{key}.timeout_action"), "delaying requests that time out"));
-        }
-    };
-    batching.default_queue_policy.iter().for_each(|policy| delayed("default_queue_policy".into(), policy));
-    let mut levels: Vec<_> = batching.priority_queue_policy.iter().collect();
-    levels.sort_by_key(|(level, _)| **level);
-    levels.into_iter().for_each(|(level, policy)| delayed(format!("priority_queue_policy[{level}]"), policy));
 }
