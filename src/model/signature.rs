@@ -64,6 +64,13 @@ impl Signature {
         inputs: Vec<NamedTensor>,
         outputs: impl ExactSizeIterator<Item = &'a str>,
     ) -> Result<Checked> {
+        // Before anything else: behind this a negative dimension says that the request left the input out.
+        if let Some(open) = inputs.iter().find(|input| input.tensor.shape.iter().any(|&dim| dim < 0)) {
+            return Err(Error::invalid(format!(
+                "All input dimensions should be specified for input '{}' for model '{}', got {}",
+                open.name, self.model, open.tensor.shape
+            )));
+        }
         let mut inputs = self.in_order(inputs)?;
         let mut rows = None;
         for (spec, tensor) in self.inputs.iter().zip(&mut inputs) {
@@ -140,12 +147,6 @@ impl Signature {
             return Err(Error::invalid(format!(
                 "inference input '{}' data-type is '{}', but model '{}' expects '{}'",
                 spec.name, tensor.dtype, self.model, expected
-            )));
-        }
-        if tensor.shape.iter().any(|&dim| dim < 0) {
-            return Err(Error::invalid(format!(
-                "All input dimensions should be specified for input '{}' for model '{}', got {}",
-                spec.name, self.model, tensor.shape
             )));
         }
         self.check_shape(spec, &tensor.shape)?;
