@@ -309,3 +309,79 @@ impl TensorSpec {
         self.dtype.map_or("<invalid>", DataType::name)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Padded, ServerPadding};
+    use crate::tensor::Buckets;
+
+    fn config(inputs: &[(&str, &[i64])]) -> ModelConfig {
+        let spec =
+            |(name, dims): &(&str, &[i64])| TensorSpec::new(*name, Some(DataType::Uint8), Some(Shape::new(dims)));
+        ModelConfig {
+            max_batch_rows: 4,
+            inputs: inputs.iter().map(spec).collect(),
+            ..ModelConfig::new("m", "identity")
+        }
+    }
+
+    fn check(config: &ModelConfig, inputs: &[(&str, &[i64])]) -> Result<Checked> {
+        let input = |(name, shape): &(&str, &[i64])| {
+            let shape = Shape::new(shape);
+            let data = vec![0; shape.elements().expect("small")].into();
+            NamedTensor { name: (*name).to_owned(), tensor: Tensor { dtype: DataType::Uint8, shape, data } }
+        };
+        Signature::new(config).check(inputs.iter().map(input).collect(), std::iter::empty())
+    }
+
+    fn refusal(config: &ModelConfig, inputs: &[(&str, &[i64])]) -> String {
+        check(config, inputs).expect_err("it does not fit").message().to_owned()
+    }
+
+    #[test]
+    fn optional_inputs_may_be_left_out_and_keep_their_place() {
+        let mut config = config(&[("a", &[1]), ("b", &[1]), ("c", &[1])]);
+        config.inputs[0].optional = true;
+        config.inputs[2].optional = true;
+        let checked = check(&config, &[("c", &[2, 1]), ("b", &[2, 1])]).expect("both fit");
+        let absent: Vec<bool> = checked.inputs.iter().map(Tensor::is_absent).collect();
+        assert_eq!((absent, checked.rows), (vec![true, false, false], 2));
+        let end = "Please provide all required input(s).";
+        assert_eq!(
+            refusal(&config, &[]),
+            format!(
+                "expected number of inputs between 1 and 3 but got 0 inputs for model 'm'. Got input(s) [], but missing \
+                 required input(s) ['b']. {end}"
+            )
+        );
+        assert_eq!(
+            refusal(&config, &[("a", &[1, 1])]),
+            format!(
+                "expected number of inputs between 1 and 3 but got 1 inputs for model 'm'. Got input(s) ['a'], but missing \
+                 required input(s) ['b']. {end}"
+            )
+        );
+        assert_eq!(refusal(&config, &[("b", &[1, 1]), ("z", &[1, 1])]), "unexpected inference input 'z' for model 'm'");
+        assert_eq!(
+            refusal(&config, &[("b", &[1, 1]), ("a", &[2, 1])]),
+            "input 'b' batch size does not match other inputs for 'm'"
+        );
+    }
+
+    #[test]
+    fn a_mask_that_is_given_is_as_long_as_what_it_masks() {
+        let mut config = config(&[("ids", &[-1]), ("mask", &[-1])]);
+        config.padding = Some(ServerPadding {
+            buckets: Buckets::Lengths(vec![1 << 40]),
+            inputs: vec![(0, 0.0)],
+            mask: Some(Padded { tensor: 1, source: 0 }),
+            outputs: Vec::new(),
+        });
+        let expected =
+            "unexpected shape for input 'mask' for model 'm'. Expected [1,3] as long as what it masks, got [1,2].";
+        assert_eq!(refusal(&config, &[("ids", &[1, 3]), ("mask", &[1, 2])]), expected);
+        let expected = "input 'ids' of shape [1,3] for model 'm' would be padded to more than 1073741824 bytes";
+        assert_eq!(refusal(&config, &[("ids", &[1, 3])]), expected);
+    }
+}

@@ -271,3 +271,65 @@ fn list(text: &str) -> impl Iterator<Item = &str> {
 fn free(dims: &[i64]) -> usize {
     dims.iter().filter(|dim| **dim == -1).count()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::schema::{DataType, ModelOutput, ModelParameter};
+
+    fn config(parameters: &[(&str, &str)]) -> ModelConfig {
+        let input = |name: &str| ModelInput {
+            name: name.to_owned(),
+            data_type: DataType::TypeInt32.into(),
+            dims: vec![-1],
+            ..ModelInput::default()
+        };
+        let output =
+            |name: &str, dims: &[i64]| ModelOutput { name: name.to_owned(), dims: dims.to_vec(), ..Default::default() };
+        let value = |value: &str| ModelParameter { string_value: value.to_owned() };
+        ModelConfig {
+            input: vec![input("ids"), input("types"), input("mask")],
+            output: vec![output("pooled", &[4]), output("each", &[-1, 4])],
+            parameters: parameters.iter().map(|(key, text)| ((*key).to_owned(), value(text))).collect(),
+            ..ModelConfig::default()
+        }
+    }
+
+    #[test]
+    fn each_parameter_is_read() {
+        let (padding, wrong) = read(&config(&[
+            ("padding.inputs", "ids, types"),
+            ("padding.buckets", "16, 64"),
+            ("padding.value", "1, types=-2"),
+            ("padding.mask_input", "mask"),
+            ("padding.outputs", "each=types"),
+        ]));
+        assert_eq!(wrong, []);
+        let expected = ServerPadding {
+            buckets: Buckets::Lengths(vec![16, 64]),
+            inputs: vec![(0, 1.0), (1, -2.0)],
+            mask: Some(Padded { tensor: 2, source: 0 }),
+            outputs: vec![Padded { tensor: 1, source: 1 }],
+        };
+        assert_eq!(padding, Some(expected));
+    }
+
+    #[test]
+    fn what_belongs_together_is_given_together() {
+        let wrong = |parameters: &[(&str, &str)]| {
+            let (_, wrong) = read(&config(parameters));
+            wrong.into_iter().map(|wrong| format!("{}: {}", wrong.key, wrong.message)).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            wrong(&[("padding.value", "1")]),
+            ["padding.value: 'padding.value' has no meaning without 'padding.inputs'"]
+        );
+        let neither = "padding.inputs: 'padding.inputs' needs either 'padding.multiple' or 'padding.buckets'";
+        assert_eq!(wrong(&[("padding.inputs", "ids")]), [neither]);
+        let both = [("padding.inputs", "ids"), ("padding.multiple", "8"), ("padding.buckets", "8")];
+        let one = "padding.buckets: only one of 'padding.multiple' and 'padding.buckets' can be given";
+        assert_eq!(wrong(&both), [one]);
+        let none = [("padding.inputs", ","), ("padding.multiple", "8")];
+        assert_eq!(wrong(&none), ["padding.inputs: 'padding.inputs' must list one or more inputs"]);
+    }
+}

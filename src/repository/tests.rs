@@ -233,3 +233,24 @@ proptest! {
         let _ = written::read_text(text.as_bytes(), Path::new("c"));
     }
 }
+
+#[test]
+fn labels_that_are_missing_or_given_twice_are_suspicious() {
+    let folder = tempfile::tempdir().expect("a folder for the test");
+    let said = |labels: &str| {
+        std::fs::write(folder.path().join("labels.txt"), labels).expect("it can be written");
+        let text = r#"backend: "identity" max_batch_size: 4
+            input { name: "x" data_type: TYPE_FP32 dims: 3 }
+            output { name: "y" data_type: TYPE_FP32 dims: 3 label_filename: "labels.txt" }"#;
+        let model = ModelDir { path: folder.path().to_owned(), ..model("m") };
+        let finished =
+            read(&model, Source::Text(text.as_bytes()), &facts()).and_then(|written| written.finish(&facts()));
+        let finished = finished.unwrap_or_else(|mistakes| panic!("{mistakes}"));
+        assert_eq!(finished.config.outputs[0].labels.len(), labels.lines().count());
+        finished.warnings.into_iter().map(|warning| warning.message).collect::<Vec<_>>()
+    };
+    assert_eq!(said("cat\ndog\r\nbird\n"), Vec::<String>::new());
+    assert_eq!(said("cat\ndog\n"), ["label file 'labels.txt' has 2 labels, output 'y' has 3 elements"]);
+    assert_eq!(said("cat\ndog\ncat\n"), ["label file 'labels.txt' has 'cat' twice, in lines 1 and 3"]);
+    assert_eq!(said("cat\n\n\n"), Vec::<String>::new());
+}

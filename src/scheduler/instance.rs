@@ -44,8 +44,9 @@ pub struct Starting {
 pub struct Warmup {
     /// What to run.
     pub batch: Batch,
-    /// Whether its failure fails the start; if not, it is left out when warming up takes long.
-    pub required: bool,
+    /// The sample of the configuration that this is, whose failure fails the start; without one, it is left out when
+    /// warming up takes long.
+    pub sample: Option<Arc<str>>,
     /// Whether its run time counts for planning.
     pub measured: bool,
 }
@@ -106,8 +107,8 @@ fn serve(starting: &Starting, report: oneshot::Sender<Result<()>>) {
 
 fn warm_up(starting: &Starting, instance: &mut dyn Instance) -> Result<()> {
     let began = Instant::now();
-    for Warmup { batch, required, measured } in starting.warmup.iter() {
-        if !required && began.elapsed() > WARMUP_MAX {
+    for Warmup { batch, sample, measured } in starting.warmup.iter() {
+        if sample.is_none() && began.elapsed() > WARMUP_MAX {
             break;
         }
         let mut run = Run::new(batch.members.len());
@@ -117,8 +118,10 @@ fn warm_up(starting: &Starting, instance: &mut dyn Instance) -> Result<()> {
                 starting.scheduler.record_run(class, batch.rows(), run.began.elapsed());
             }
             Ok(()) => {}
-            Err(error) if *required => return Err(error),
-            Err(error) => tracing::debug!(%error, rows = batch.rows(), "automatic warm-up failed"),
+            Err(error) => match sample {
+                Some(name) => return Err(error.context(format_args!("failed to run warmup sample '{name}'"))),
+                None => tracing::debug!(%error, rows = batch.rows(), "automatic warm-up failed"),
+            },
         }
     }
     Ok(())

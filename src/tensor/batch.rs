@@ -307,7 +307,10 @@ fn take(dtype: DataType, rest: &mut Bytes, elements: usize) -> Option<Bytes> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::tensor::{Buckets, Cut, OutputForm, Padding};
 
     fn member(rows: usize, bytes: &[u8]) -> Member {
         let shape = Shape::new(&[rows as i64, (bytes.len() / rows) as i64]);
@@ -341,5 +344,90 @@ mod tests {
         let batch = Batch::new(vec![member(1, b"a"), member(1, b"b")]);
         let output = Tensor { dtype: DataType::Uint8, shape: Shape::new(&[1, 2]), data: Bytes::from_static(b"xy") };
         assert!(batch.split(0, output).is_err());
+    }
+
+    /// Members of one row each with these elements.
+    fn rows_of(rows: &[Vec<u8>]) -> Vec<Member> {
+        let row = |row: &Vec<u8>| {
+            let shape = Shape::new(&[1, row.len() as i64]);
+            Member { rows: 1, inputs: vec![Tensor { dtype: DataType::Uint8, shape, data: row.clone().into() }] }
+        };
+        rows.iter().map(row).collect()
+    }
+
+    fn formed(rows: &[Vec<u8>], input: InputForm, cut: Cut) -> Batch {
+        let outputs = vec![OutputForm { cut, reshape: None }];
+        let forms = Forms { batching: true, inputs: vec![input], made: Vec::new(), outputs };
+        Batch::formed(rows_of(rows), Some(&Arc::new(forms))).expect("nothing is made")
+    }
+
+    fn padded(step: i64) -> InputForm {
+        InputForm::Padded(Padding {
+            free: smallvec::smallvec![1],
+            buckets: Buckets::Multiple(step),
+            dtype: DataType::Uint8,
+            value: smallvec::smallvec![0xee],
+            mask: None,
+        })
+    }
+
+    #[test]
+    fn a_scattered_output_must_have_as_many_elements_as_the_requests() {
+        let scatter = || Cut::Scatter { source: 0, dims: Shape::new(&[-1, -1]) };
+        let batch = formed(&[vec![1, 2], vec![3]], InputForm::Ragged, scatter());
+        let output = |data: &'static [u8]| {
+            let (dtype, shape) = (DataType::Uint8, Shape::new(&[data.len() as i64]));
+            batch.split(0, Tensor { dtype, shape, data: Bytes::from_static(data) })
+        };
+        assert!(output(b"abc").is_ok());
+        let message = |data| output(data).expect_err("it does not fit").message().to_owned();
+        assert_eq!(message(b"ab"), "output 0 of shape [2] ends before the requests' shapes do");
+        assert_eq!(message(b"abcd"), "output 0 of shape [4] has more elements than the requests' shapes ask for");
+    }
+
+    #[test]
+    fn an_output_without_the_padded_length_cannot_be_cut_back() {
+        let batch = formed(&[vec![1, 2], vec![3]], padded(4), Cut::Unpadded { source: 0, free: vec![1] });
+        let output = Tensor { dtype: DataType::Uint8, shape: Shape::new(&[2, 2]), data: Bytes::from_static(b"abcd") };
+        let error = batch.split(0, output).expect_err("the model pooled it");
+        let expected = "output 0 of shape [1,2] does not have the length 4 of the padded input in dimension 1";
+        assert_eq!(error.message(), expected);
+    }
+
+    #[test]
+    fn only_a_batch_that_needs_no_padding_is_read_in_place() {
+        let cut = || Cut::Rows;
+        assert!(formed(&[vec![1; 4]], padded(4), cut()).single(0).is_some());
+        assert!(formed(&[vec![1; 3]], padded(4), cut()).single(0).is_none());
+        assert!(formed(&[vec![1; 3]], InputForm::Ragged, cut()).single(0).is_some());
+    }
+
+    proptest! {
+        #[test]
+        fn ragged_and_padded_batches_give_each_member_its_own_back(
+            rows in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 1..8),
+            step in 1i64..9,
+        ) {
+            let flat = formed(&rows, InputForm::Ragged, Cut::Scatter { source: 0, dims: Shape::new(&[-1, -1]) });
+            let gathered = flat.gathered(0);
+            prop_assert_eq!(&gathered.data[..], rows.concat());
+            prop_assert_eq!(&*gathered.shape, &[gathered.data.len() as i64]);
+            let own: Vec<Tensor> = flat.members.iter().map(|member| member.inputs[0].clone()).collect();
+            prop_assert_eq!(flat.split(0, gathered).expect("it fits"), own);
+            // Only members of one bucket share a batch.
+            let bucket = |row: &Vec<u8>| Buckets::Multiple(step).of(row.len() as i64);
+            let first = bucket(&rows[0]);
+            let rows: Vec<Vec<u8>> = rows.into_iter().filter(|row| bucket(row) == first).collect();
+            let batch = formed(&rows, padded(step), Cut::Unpadded { source: 0, free: vec![1] });
+            let gathered = batch.gathered(0);
+            prop_assert_eq!(&*gathered.shape, &[rows.len() as i64, first]);
+            prop_assert_eq!(gathered.data.len(), batch.bytes());
+            for (row, filled) in rows.iter().zip(gathered.data.chunks(first as usize)) {
+                prop_assert_eq!(&filled[..row.len()], &row[..]);
+                prop_assert!(filled[row.len()..].iter().all(|byte| *byte == 0xee));
+            }
+            let own: Vec<Tensor> = batch.members.iter().map(|member| member.inputs[0].clone()).collect();
+            prop_assert_eq!(batch.split(0, gathered).expect("it fits"), own);
+        }
     }
 }

@@ -245,3 +245,82 @@ fn push_shape(key: &mut impl Extend<i64>, dtype: DataType, shape: &Shape) {
     key.extend([dtype as i64, shape.len() as i64]);
     key.extend(shape.get(1..).unwrap_or_default().iter().copied());
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::tensor::{Buckets, Mask};
+
+    fn tensor(shape: &[i64]) -> Tensor {
+        let shape = Shape::new(shape);
+        let data = Bytes::from(vec![0; shape.elements().expect("small")]);
+        Tensor { dtype: DataType::Uint8, shape, data }
+    }
+
+    fn key(forms: &Forms, inputs: &[Tensor]) -> Vec<i64> {
+        let mut key = Vec::new();
+        Forms::key(Some(forms), &Member { rows: 1, inputs: inputs.to_vec() }, &mut key);
+        key
+    }
+
+    fn padding(mask: Option<Mask>) -> InputForm {
+        let (free, value) = (smallvec::smallvec![1], smallvec::smallvec![0]);
+        InputForm::Padded(Padding { free, buckets: Buckets::Lengths(vec![4, 8]), dtype: DataType::Uint8, value, mask })
+    }
+
+    #[test]
+    fn members_share_a_batch_if_they_fit_after_padding_and_leave_out_the_same() {
+        let inputs = vec![InputForm::Plain, InputForm::Ragged, padding(None)];
+        let forms = Forms { batching: true, inputs, ..Forms::default() };
+        let first = key(&forms, &[tensor(&[1, 2]), tensor(&[1, 3]), tensor(&[1, 3])]);
+        assert_eq!(key(&forms, &[tensor(&[2, 2]), tensor(&[2, 7]), tensor(&[2, 4])]), first);
+        let others = [
+            [tensor(&[1, 3]), tensor(&[1, 3]), tensor(&[1, 3])],
+            [tensor(&[1, 2]), tensor(&[1, 3, 1]), tensor(&[1, 3])],
+            [tensor(&[1, 2]), tensor(&[1, 3]), tensor(&[1, 5])],
+            [Tensor::absent(), tensor(&[1, 3]), tensor(&[1, 3])],
+            [tensor(&[1, 2]), Tensor::absent(), tensor(&[1, 3])],
+            [tensor(&[1, 2]), tensor(&[1, 3]), Tensor::absent()],
+        ];
+        let mut keys: Vec<_> = others.iter().map(|inputs| key(&forms, inputs)).collect();
+        keys.push(first);
+        keys.sort();
+        keys.dedup();
+        assert_eq!(keys.len(), others.len() + 1, "all differ");
+    }
+
+    #[test]
+    fn a_mask_may_be_given_or_made_in_the_same_batch_but_not_of_another_length() {
+        let mask = Mask {
+            source: 0,
+            source_free: smallvec::smallvec![1],
+            shape: Shape::new(&[1, 1]),
+            one: smallvec::smallvec![1],
+        };
+        let forms = Forms { batching: true, inputs: vec![padding(None), padding(Some(mask))], ..Forms::default() };
+        let (given, made) = ([tensor(&[1, 3]), tensor(&[1, 3])], [tensor(&[1, 2]), Tensor::absent()]);
+        assert_eq!(key(&forms, &given), key(&forms, &made));
+        assert_eq!((forms.misfit(&given), forms.misfit(&made)), (None, None));
+        let wrong = [tensor(&[2, 3]), tensor(&[2, 2])];
+        assert_eq!(forms.misfit(&wrong), Some((1, Shape::new(&[2, 3]))));
+        assert_eq!(forms.oversized(&given, 4), None);
+        assert_eq!(forms.oversized(&given, 3), Some(0));
+    }
+
+    #[test]
+    fn a_reshape_leads_there_and_back() {
+        let reshape = |caller: &[i64], model: &[i64]| Reshape { model: Shape::new(model), caller: Shape::new(caller) };
+        let both = |reshape: &Reshape, caller: &[i64], model: &[i64]| {
+            assert_eq!(&*reshape.to_model(&Shape::new(caller), true), model);
+            assert_eq!(&*reshape.to_caller(&Shape::new(model), true), caller);
+        };
+        both(&reshape(&[4, -1, 6], &[2, 2, -1, 6]), &[3, 4, 9, 6], &[3, 2, 2, 9, 6]);
+        both(&reshape(&[-1, 6, -1], &[-1, 2, 3, -1]), &[1, 5, 6, 7], &[1, 5, 2, 3, 7]);
+        both(&reshape(&[1], &[]), &[3, 1], &[3]);
+        let other = reshape(&[-1, 2], &[2, -1]);
+        assert_eq!(&*other.to_caller(&Shape::new(&[1, 8]), true), &[1, 4, 2], "a model's own form of as many elements");
+        assert_eq!(&*other.to_caller(&Shape::new(&[1, 3]), true), &[1, 3]);
+    }
+}

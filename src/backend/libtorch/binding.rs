@@ -11,16 +11,28 @@ use crate::tensor::DataType;
 /// How the configuration and `forward` fit together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Binding {
-    /// For each argument in order, the index of the configured input that it gets.
-    pub inputs: Vec<usize>,
+    /// For each argument in order, what it gets.
+    pub inputs: Vec<Bound>,
     /// All inputs go into one dictionary, under their names.
     pub as_dictionary: bool,
     /// For each configured output, its position among the returned values.
     pub outputs: Vec<usize>,
 }
 
+/// One argument of `forward`, or one key of its dictionary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// The index of the configured input.
+    pub input: usize,
+    /// The argument's name, or the key.
+    pub name: String,
+    /// Whether it can be left out; if not, `None` stands for an input that a request left out.
+    pub can_be_left_out: bool,
+}
+
 const TENSOR_DICTIONARY: &str = "Dict[str, Tensor]";
 const STRINGS: &str = "List[str]";
+const OPTIONAL_TENSOR: &str = "Optional[Tensor]";
 
 impl Binding {
     /// Fits a configuration to a schema.
@@ -35,7 +47,12 @@ impl Binding {
                     return Err(kind_mismatch(config, spec, &schema.arguments[0]));
                 }
             }
-            (0..config.inputs.len()).collect()
+            let key = |(input, spec): (usize, &TensorSpec)| Bound {
+                input,
+                name: spec.name.to_string(),
+                can_be_left_out: true,
+            };
+            config.inputs.iter().enumerate().map(key).collect()
         } else {
             bind_inputs(config, &schema.arguments)?
         };
@@ -60,7 +77,7 @@ impl Binding {
     }
 }
 
-fn bind_inputs(config: &ModelConfig, arguments: &[Argument]) -> Result<Vec<usize>> {
+fn bind_inputs(config: &ModelConfig, arguments: &[Argument]) -> Result<Vec<Bound>> {
     let count = config.inputs.len();
     let required = arguments.iter().filter(|argument| argument.fallback.is_none()).count();
     if count < required || count > arguments.len() {
@@ -95,7 +112,11 @@ fn bind_inputs(config: &ModelConfig, arguments: &[Argument]) -> Result<Vec<usize
         }
         check_kind(config, &config.inputs[input], &arguments[position])?;
     }
-    let given: Vec<usize> = bound.iter().map_while(|input| *input).collect();
+    let each = bound.iter().zip(arguments).map_while(|(input, argument)| {
+        let can_be_left_out = argument.fallback.is_some();
+        input.map(|input| Bound { input, name: argument.name.clone(), can_be_left_out })
+    });
+    let given: Vec<Bound> = each.collect();
     if given.len() < count {
         return Err(Error::invalid(format!(
             "argument '{}' of forward has no input in the configuration of model '{}', but a later one has",
@@ -141,6 +162,11 @@ pub fn is_strings(kind: &str) -> bool {
     kind == STRINGS
 }
 
+/// Whether an argument of this type may be a tensor or nothing.
+pub fn is_optional(kind: &str) -> bool {
+    kind == OPTIONAL_TENSOR
+}
+
 /// Whether a value of this type is a dictionary.
 pub fn is_dictionary(kind: &str) -> bool {
     kind.starts_with("Dict[")
@@ -148,7 +174,7 @@ pub fn is_dictionary(kind: &str) -> bool {
 
 fn check_kind(config: &ModelConfig, spec: &TensorSpec, argument: &Argument) -> Result<()> {
     let strings = is_strings(&argument.kind);
-    if !strings && !matches!(argument.kind.as_str(), "Tensor" | "Optional[Tensor]") {
+    if !strings && argument.kind != "Tensor" && argument.kind != OPTIONAL_TENSOR {
         return Err(Error::new(
             Kind::Internal,
             format!(
@@ -157,6 +183,13 @@ fn check_kind(config: &ModelConfig, spec: &TensorSpec, argument: &Argument) -> R
                 argument.kind
             ),
         ));
+    }
+    if spec.optional && argument.fallback.is_none() && argument.kind != OPTIONAL_TENSOR {
+        return Err(Error::invalid(format!(
+            "unable to load model '{}', input '{}' is optional in the configuration, but argument '{}: {}' of forward has \
+             no default and is not Optional[Tensor]",
+            config.name, spec.name, argument.name, argument.kind
+        )));
     }
     match spec.dtype {
         Some(dtype) if strings != (dtype == DataType::Bytes) => Err(kind_mismatch(config, spec, argument)),

@@ -98,6 +98,7 @@ pub struct RawRun {
     pub inference_mode: i32,
     pub optimized_executor: i32,
     pub as_dictionary: i32,
+    pub in_order: usize,
 }
 
 type Failure = *mut c_char;

@@ -286,6 +286,16 @@ pub enum Input<'a> {
     Tensor(Handle),
     /// A list of strings.
     Strings(Vec<&'a [u8]>),
+    /// `None`.
+    Nothing,
+}
+
+/// The values for `forward`, each with its name.
+pub struct Inputs<'a> {
+    /// The values.
+    pub list: Vec<(&'a str, Input<'a>)>,
+    /// How many of them are given in order; the others by their names.
+    pub in_order: usize,
 }
 
 /// One value that `forward` returned, taken out of its containers.
@@ -492,22 +502,24 @@ impl Module {
         Ok(Effects { inputs: inputs != 0, state: state != 0 })
     }
 
-    /// Runs `forward` and waits for the device. Each input comes with its name, which only a dictionary uses.
-    pub fn run(&self, how: &Run, inputs: &[(&str, Input<'_>)]) -> Result<Returned> {
+    /// Runs `forward` and waits for the device.
+    pub fn run(&self, how: &Run, inputs: &Inputs<'_>) -> Result<Returned> {
         let strings: Vec<Vec<Text>> = inputs
+            .list
             .iter()
             .map(|(_, input)| match input {
-                Input::Tensor(_) => Vec::new(),
+                Input::Tensor(_) | Input::Nothing => Vec::new(),
                 Input::Strings(strings) => strings.iter().map(|each| text(each)).collect(),
             })
             .collect();
         let raw_inputs: Vec<RawInput> = inputs
+            .list
             .iter()
             .zip(&strings)
             .map(|((name, input), strings)| RawInput {
                 name: text(name.as_bytes()),
                 tensor: if let Input::Tensor(handle) = input { handle.raw } else { ptr::null() },
-                strings: strings.as_ptr(),
+                strings: if let Input::Nothing = input { ptr::null() } else { strings.as_ptr() },
                 strings_len: strings.len(),
             })
             .collect();
@@ -516,6 +528,7 @@ impl Module {
             inference_mode: i32::from(how.inference_mode),
             optimized_executor: i32::from(how.optimized_executor),
             as_dictionary: i32::from(how.as_dictionary),
+            in_order: inputs.in_order,
         };
         let mut raw = ptr::null_mut();
         // SAFETY: all handles are live, all texts are read during the call only, the lengths are those of the vectors.

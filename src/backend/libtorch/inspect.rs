@@ -17,7 +17,7 @@ pub fn complete(schema: &Schema, config: &mut schema::ModelConfig) -> Result<()>
         Err(Error::invalid(message))
     };
     if config.input.is_empty() {
-        let inputs = schema.arguments.iter().filter(|argument| argument.fallback.is_none());
+        let inputs = schema.arguments.iter().filter(|argument| is_input(argument));
         if let Some(dictionary) = inputs.clone().find(|argument| binding::is_dictionary(&argument.kind)) {
             return unknown("inputs", &dictionary.kind);
         }
@@ -25,6 +25,7 @@ pub fn complete(schema: &Schema, config: &mut schema::ModelConfig) -> Result<()>
             name: argument.name.clone(),
             data_type: data_type(argument).into(),
             dims: dims(argument),
+            optional: binding::is_optional(&argument.kind),
             ..Default::default()
         });
         config.input = inputs.collect();
@@ -42,6 +43,11 @@ pub fn complete(schema: &Schema, config: &mut schema::ModelConfig) -> Result<()>
         config.output = outputs.collect();
     }
     Ok(())
+}
+
+/// Whether an argument is an input where the configuration does not say: not one that has a default and is no tensor.
+fn is_input(argument: &Argument) -> bool {
+    argument.fallback.is_none() || binding::is_optional(&argument.kind)
 }
 
 fn output_name(index: usize, returned: &Argument) -> String {
@@ -114,10 +120,15 @@ fn starting_point(path: &Path, schema: &Schema) -> String {
     }
     text.push_str("# With a batch dimension in front of every dims below, the most rows of one execution; else 0.\n");
     text.push_str("max_batch_size: 0\n");
-    for argument in schema.arguments.iter().filter(|argument| argument.fallback.is_none()) {
+    for argument in schema.arguments.iter().filter(|argument| is_input(argument)) {
         let dictionary = binding::is_dictionary(&argument.kind);
         let name = if dictionary { "<key>" } else { &argument.name };
-        push_tensor(&mut text, "input", name, argument, if dictionary { "  # one entry for each key\n" } else { "" });
+        let note = match (dictionary, binding::is_optional(&argument.kind)) {
+            (true, _) => "  # one entry for each key\n",
+            (false, true) => "  optional: true\n",
+            (false, false) => "",
+        };
+        push_tensor(&mut text, "input", name, argument, note);
     }
     for (index, returned) in schema.returns.iter().enumerate() {
         let container = !binding::is_single(&returned.kind);

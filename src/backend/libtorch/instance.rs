@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::binding::{Binding, type_name};
-use super::handle::{self, Effects, Handle, Input, Module, Output, OutputValue, Returned, Run};
+use super::handle::{self, Effects, Handle, Input, Inputs, Module, Output, OutputValue, Returned, Run};
 use super::message;
 use super::options::Options;
 use crate::backend::{Instance, Replies};
@@ -83,10 +83,21 @@ impl TorchInstance {
         }
     }
 
-    /// The batch as `forward`'s arguments.
-    pub fn gather<'a>(&'a self, batch: &'a Batch) -> Result<Vec<(&'a str, Input<'a>)>> {
+    /// The batch as `forward`'s arguments. One that the requests left out has its default, else `None`; what follows a
+    /// default is given by name.
+    pub fn gather<'a>(&'a self, batch: &'a Batch) -> Result<Inputs<'a>> {
         let mut inputs = Vec::with_capacity(self.binding.inputs.len());
-        for &index in &self.binding.inputs {
+        let mut in_order = None;
+        for bound in &self.binding.inputs {
+            let index = bound.input;
+            if batch.is_absent(index) {
+                if bound.can_be_left_out {
+                    in_order.get_or_insert(inputs.len());
+                } else {
+                    inputs.push((&*bound.name, Input::Nothing));
+                }
+                continue;
+            }
             let input = if batch.dtype(index) == DataType::Bytes {
                 // The framing was checked when the request came in.
                 Input::Strings(batch.parts(index).flat_map(|part| strings::iter(part).flatten()).collect())
@@ -94,9 +105,9 @@ impl TorchInstance {
                 let host = Handle::gathered(batch, index, !self.effects.inputs, self.device)?;
                 Input::Tensor(if self.device == Device::Cpu { host } else { host.to(self.device)? })
             };
-            inputs.push((&*self.config.inputs[index].name, input));
+            inputs.push((&*bound.name, input));
         }
-        Ok(inputs)
+        Ok(Inputs { in_order: in_order.unwrap_or(inputs.len()), list: inputs })
     }
 
     /// The configured outputs among what was returned, checked against the configuration.

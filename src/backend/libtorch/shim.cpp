@@ -376,6 +376,7 @@ IValue value_of(const nt_input& input, const at::Device& device) {
     const auto& tensor = input.tensor->tensor;
     return device.is_cpu() ? tensor : tensor.to(device, /*non_blocking=*/true);
   }
+  if (input.strings == nullptr) return {};
   c10::List<std::string> strings;
   strings.reserve(input.strings_len);
   for (size_t i = 0; i < input.strings_len; ++i) strings.push_back(string_of(input.strings[i]));
@@ -389,6 +390,7 @@ char* run(const nt_module* self, const nt_run* how, const nt_input* inputs, size
     const torch::jit::GraphOptimizerEnabledGuard optimizer(how->optimized_executor != 0);
     const auto device = device_of(how->device);
     std::vector<IValue> stack;
+    torch::jit::Kwargs named;
     if (how->as_dictionary != 0) {
       c10::Dict<std::string, at::Tensor> dictionary;
       for (size_t i = 0; i < inputs_len; ++i) {
@@ -397,9 +399,16 @@ char* run(const nt_module* self, const nt_run* how, const nt_input* inputs, size
       stack.emplace_back(std::move(dictionary));
     } else {
       stack.reserve(inputs_len + 1);  // forward() puts the module in front.
-      for (size_t i = 0; i < inputs_len; ++i) stack.push_back(value_of(inputs[i], device));
+      for (size_t i = 0; i < inputs_len; ++i) {
+        auto value = value_of(inputs[i], device);
+        if (i < how->in_order) {
+          stack.push_back(std::move(value));
+        } else {
+          named.emplace(string_of(inputs[i].name), std::move(value));
+        }
+      }
     }
-    auto result = self->module.get_method("forward")(std::move(stack));
+    auto result = self->module.get_method("forward")(std::move(stack), named);
     if (device.is_cuda()) at::accelerator::getCurrentStream(device.index()).synchronize();
     *out = new nt_value{std::move(result)};
   });

@@ -52,8 +52,8 @@ struct nt_weight {
 
 // One value for forward(): a tensor, or strings where tensor is null.
 struct nt_input {
-  nt_text name;  // the key, when all inputs go into one dictionary
-  nt_tensor* tensor;
+  nt_text name;  // the argument's, or the key, when all inputs go into one dictionary
+  nt_tensor* tensor;  // without a tensor and without strings: None
   const nt_text* strings;
   size_t strings_len;
 };
@@ -73,6 +73,7 @@ struct nt_run {
   int32_t inference_mode;      // 0: only without gradients
   int32_t optimized_executor;  // 0: run the graph as it is written
   int32_t as_dictionary;       // 1: forward() takes one Dict[str, Tensor]
+  size_t in_order;             // so many inputs are given in order, the others by name
 };
 
 struct nt_api {

@@ -1,5 +1,7 @@
 //! The backend from its seam down, with models made from source text.
 
+mod forms;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;

@@ -11,6 +11,7 @@ mod scheduling;
 mod sequence;
 mod tensors;
 mod unsupported;
+mod warmup;
 
 use std::path::Path;
 
@@ -48,6 +49,7 @@ pub(in crate::repository) fn validate(
         None => {}
     }
     parameters::check(&mut check);
+    warmup::check(&mut check);
     extras::check(&mut check);
     unsupported::check(&mut check);
     check.found

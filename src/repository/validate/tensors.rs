@@ -1,9 +1,12 @@
 //! Inputs and outputs: names, types, dimensions, reshapes, label files.
 
-use super::super::files::is_inside;
+use std::collections::HashMap;
+
+use super::super::files::{self, is_inside};
+use super::super::tree::shorten;
 use super::Check;
 use crate::model::schema::model_input::Format;
-use crate::model::schema::{DataType, ModelTensorReshape};
+use crate::model::schema::{DataType, ModelOutput, ModelTensorReshape};
 use crate::tensor::Shape;
 
 pub(super) fn check(check: &mut Check<'_>) {
@@ -45,7 +48,7 @@ pub(super) fn check(check: &mut Check<'_>) {
             check.mistake(format!("{key}.name"), format!("output '{}' is given more than once", output.name));
         }
         shape_tensor(check, &key, output.is_shape_tensor, output.is_non_linear_format_io);
-        labels(check, &key, &output.label_filename);
+        labels(check, &key, output);
     }
 }
 
@@ -125,12 +128,37 @@ fn shape_tensor(check: &mut Check<'_>, key: &str, is_shape_tensor: bool, is_non_
     }
 }
 
-fn labels(check: &mut Check<'_>, key: &str, name: &str) {
-    let key = format!("{key}.label_filename");
+fn labels(check: &mut Check<'_>, key: &str, output: &ModelOutput) {
+    let (key, name) = (format!("{key}.label_filename"), &output.label_filename);
     if name.is_empty() {
-    } else if !is_inside(name) {
+        return;
+    }
+    if !is_inside(name) {
         check.mistake(key, format!("label file '{name}' must stay inside the model directory"));
     } else if !check.directory.join(name).is_file() {
         check.mistake(key, format!("label file '{name}' does not exist in the model directory"));
+    } else {
+        match files::labels(check.directory, name) {
+            Ok(labels) => of_classes(check, &key, &labels, output),
+            Err(why) => check.mistake(key, why),
+        }
+    }
+}
+
+/// Whether there is one label for each class.
+fn of_classes(check: &mut Check<'_>, key: &str, labels: &[String], output: &ModelOutput) {
+    let name = &output.label_filename;
+    if let Some(classes) = Shape::new(&output.dims).elements().filter(|classes| *classes != labels.len()) {
+        let message =
+            format!("label file '{name}' has {} labels, output '{}' has {classes} elements", labels.len(), output.name);
+        check.warn(key, message);
+    }
+    let mut seen = HashMap::new();
+    for (line, label) in (1..).zip(labels).filter(|(_, label)| !label.is_empty()) {
+        if let Some(first) = seen.insert(label, line) {
+            let label = shorten(label);
+            check.warn(key, format!("label file '{name}' has '{label}' twice, in lines {first} and {line}"));
+            return;
+        }
     }
 }
