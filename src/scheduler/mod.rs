@@ -181,6 +181,8 @@ mod decoupled_tests;
 #[cfg(all(test, feature = "shuttle"))]
 mod handover_tests;
 #[cfg(test)]
+mod queue_tests;
+#[cfg(test)]
 mod simulation;
 #[cfg(test)]
 mod tests;

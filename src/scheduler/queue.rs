@@ -185,6 +185,12 @@ impl Queue {
         self.state.lock().estimates.is_empty()
     }
 
+    /// Notices whose time is up, as a push does.
+    #[cfg(test)]
+    pub(super) fn delay_until(&self, now: Instant) {
+        self.state.lock().lanes.delay(now);
+    }
+
     /// Looks once, at `now`, without waiting; for simulations.
     #[cfg(test)]
     pub(super) fn look_at(&self, instance: usize, now: Instant) -> Look {

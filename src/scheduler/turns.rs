@@ -27,7 +27,8 @@ pub(super) struct Claim {
 pub(super) struct Rank {
     pass: u128,
     level: u64,
-    delayed: bool,
+    /// Since when it is behind those that are in time; `None` comes first.
+    delayed: Option<Instant>,
     seq: u64,
 }
 
@@ -73,6 +74,7 @@ impl<'a> Turns<'a> {
     /// The place of a claim now.
     pub(super) fn rank(&self, claim: Claim) -> Rank {
         let (level, delayed) = self.aged(claim);
+        let delayed = delayed.then_some(claim.since);
         let pass = if self.is_weighted() { self.pass(level) } else { 0 };
         Rank { pass, level, delayed, seq: claim.seq }
     }
