@@ -22,15 +22,16 @@ STOP_MAX_S = 30
 class Nereid:
     """A running server; a context manager."""
 
-    def __init__(self, repository, *flags):
+    def __init__(self, repository, *flags, environment=None):
         self.repository = Path(repository)
         self.log = tempfile.NamedTemporaryFile("w+", prefix="nereid-", suffix=".log")
         command = [BINARY, "serve", "--model-repository", repository]
         command += ["--grpc-address", "127.0.0.1", "--grpc-port", "0"]
         command += ["--http-address", "127.0.0.1", "--http-port", "0"]
         command += ["--metrics-address", "127.0.0.1", "--metrics-port", "0", *flags]
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("NEREID_")}
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment)
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("NEREID_")}
+        variables = inherited | (environment or {})
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True, env=variables)
         try:
             self.addresses = self._wait_until_ready()
         except BaseException:
