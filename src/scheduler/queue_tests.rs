@@ -27,7 +27,7 @@ impl Instance for Doer {
             return Err(Error::new(Kind::Backend, "broken"));
         }
         for (index, member) in batch.members.iter().enumerate() {
-            replies.member(index, member.inputs.clone());
+            replies.member(index, member.inputs.clone())?;
         }
         Ok(())
     }
@@ -139,7 +139,7 @@ fn got(waiter: &mut Asked) -> Option<Result<()>> {
 #[test]
 fn higher_levels_come_first_and_fill_the_batch_with_lower_ones() {
     let bench = Bench::new(with(3, levels(3, 2, policy(1000))));
-    let _waiting: Vec<_> = [3, 0, 1, 99, 1].map(|priority| bench.push(level(priority), 0 * MS)).into();
+    let _waiting: Vec<_> = [3, 0, 1, 99, 1].map(|priority| bench.push(level(priority), Duration::ZERO)).into();
     assert_eq!(bench.next(MS), [2, 4, 1]);
     assert_eq!(bench.next(MS), [3, 0]);
 }
@@ -149,7 +149,7 @@ fn each_level_has_a_size_of_its_own_and_all_have_one_together() {
     let policies = BTreeMap::from([(1, policy(1)), (2, policy(2))]);
     let priorities = Priorities { levels: 3, default_level: 3, policies, ..Priorities::default() };
     let bench = Bench::new(QueueSettings { requests_max: 4, ..with(1, Levels::new(priorities, policy(1000))) });
-    let full = |priority| match bench.push(level(priority), 0 * MS) {
+    let full = |priority| match bench.push(level(priority), Duration::ZERO) {
         Ok(waiting) => {
             std::mem::forget(waiting);
             false
@@ -231,7 +231,8 @@ fn shares_are_kept_over_batches_and_shapes() {
     let mut waiting = Vec::new();
     for number in 0..400 {
         for priority in [1, 2] {
-            waiting.push(bench.push(Ask { width: 4 + number % 2, ..level(priority) }, 0 * MS).expect("accepted"));
+            waiting
+                .push(bench.push(Ask { width: 4 + number % 2, ..level(priority) }, Duration::ZERO).expect("accepted"));
         }
     }
     let served: Vec<u64> = (0..100).flat_map(|_| bench.next(MS)).collect();
@@ -243,7 +244,7 @@ fn shares_are_kept_over_batches_and_shapes() {
 fn ageing_lets_a_low_level_through() {
     let priorities = Priorities { levels: 2, default_level: 2, ageing: Some(10 * MS), ..Priorities::default() };
     let bench = Bench::new(with(1, Levels::new(priorities, policy(1000))));
-    let _low = bench.push(level(2), 0 * MS);
+    let _low = bench.push(level(2), Duration::ZERO);
     let _high: Vec<_> = (0..20).map(|at| bench.push(level(1), at * MS)).collect();
     let position = (0..20).position(|at| bench.next(at * MS) == [0]);
     assert_eq!(position, Some(10), "the requests of the first level that arrived before are 10");
@@ -255,38 +256,38 @@ fn what_is_ahead_of_a_request_is_what_stands_in_its_level_and_above() {
     let bench = Bench::new(QueueSettings { limits, ..with(1, levels(2, 2, policy(1000))) });
     (0..64).for_each(|_| bench.queue.record_run(SizeClass::of_row(4), 1, 20 * MS));
     let mut waiting: Vec<_> = Vec::new();
-    while let Ok(accepted) = bench.push(level(2), 0 * MS) {
+    while let Ok(accepted) = bench.push(level(2), Duration::ZERO) {
         waiting.push(accepted);
     }
     assert!((2..10).contains(&waiting.len()), "{} fit into the budget", waiting.len());
-    bench.push(level(1), 0 * MS).map(|accepted| waiting.push(accepted)).expect("nothing is ahead of it");
+    bench.push(level(1), Duration::ZERO).map(|accepted| waiting.push(accepted)).expect("nothing is ahead of it");
 }
 
 #[test]
 fn a_held_queue_begins_when_enough_wait_and_then_runs_freely() {
     let bench = Bench::new(QueueSettings { hold: 3, ..settings(8) });
-    let _waiting: Vec<_> = (0..2).map(|_| bench.push(level(0), 0 * MS)).collect();
+    let _waiting: Vec<_> = (0..2).map(|_| bench.push(level(0), Duration::ZERO)).collect();
     assert!(bench.next(1000 * MS).is_empty());
-    let _third = bench.push(level(0), 0 * MS);
+    let _third = bench.push(level(0), Duration::ZERO);
     assert_eq!(bench.next(MS), [0, 1, 2]);
-    let _fourth = bench.push(level(0), 0 * MS);
+    let _fourth = bench.push(level(0), Duration::ZERO);
     assert_eq!(bench.next(MS), [3]);
 }
 
 #[test]
 fn a_held_queue_begins_when_it_is_full_and_when_it_closes() {
     let bench = Bench::new(QueueSettings { hold: 3, requests_max: 1, ..settings(8) });
-    let _waiting = bench.push(level(0), 0 * MS);
+    let _waiting = bench.push(level(0), Duration::ZERO);
     assert_eq!(bench.next(MS), [0]);
     let policies = BTreeMap::from([(1, policy(1))]);
     let priorities = Priorities { levels: 2, default_level: 2, policies, ..Priorities::default() };
     let bench = Bench::new(QueueSettings { hold: 3, ..with(8, Levels::new(priorities, policy(1000))) });
-    let _waiting = bench.push(level(1), 0 * MS);
+    let _waiting = bench.push(level(1), Duration::ZERO);
     assert!(bench.next(MS).is_empty());
-    assert!(bench.push(level(1), 0 * MS).is_err());
+    assert!(bench.push(level(1), Duration::ZERO).is_err());
     assert_eq!(bench.next(MS), [0]);
     let bench = Bench::new(QueueSettings { hold: 3, ..settings(8) });
-    let _waiting = bench.push(level(0), 0 * MS);
+    let _waiting = bench.push(level(0), Duration::ZERO);
     bench.queue.close();
     assert_eq!(bench.next(MS), [0]);
 }
@@ -498,7 +499,7 @@ proptest! {
                     }
                     bench.finish(instance, pulled, fails);
                 }
-                None => running.extend(bench.pull(instance, 0 * MS).map(|pulled| (instance, pulled))),
+                None => running.extend(bench.pull(instance, Duration::ZERO).map(|pulled| (instance, pulled))),
             }
             for (index, waiter) in waiters.iter_mut().enumerate() {
                 if waiter.as_mut().and_then(got).is_some() {
