@@ -13,7 +13,7 @@ PYTEST_ARGS ?=
 minilm := model_repository/minilm/1/model.pt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check clients operator image bench fuzz setup clean distclean
+.PHONY: help run test check clients remote operator image bench fuzz setup clean distclean
 
 help: ## say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -26,7 +26,7 @@ run: setup-run ## build the server and serve model_repository/
 	@echo "when it is ready, try: .venv/bin/python examples/embed.py"
 	@exec target/release/nereid serve --model-repository model_repository $(ARGS)
 
-test: check clients operator ## all that CI checks
+test: check clients remote operator ## all that CI checks
 
 check: setup-run ## format, lints, house rules, unit and integration tests
 	$(CARGO) fmt --check
@@ -42,6 +42,12 @@ clients: setup-run ## Triton's own clients, new and old, against the server, and
 	@scripts/prepare-minilm target/debug/nereid
 	.venv/bin/python -m pytest tests/clients -q $(PYTEST_ARGS)
 	@if [ -x .venv-2.50/bin/python ]; then set -x; .venv-2.50/bin/python -m pytest tests/clients -q $(PYTEST_ARGS); fi
+
+remote: setup-run ## model repositories in an object store, against a real server that speaks S3
+	@$(PYTHON) scripts/setup-clients
+	@$(PYTHON) scripts/setup-remote
+	$(CARGO) test --no-run --test tidy $(cargo_jobs)
+	.venv/bin/python -m pytest tests/remote -q $(PYTEST_ARGS)
 
 operator: ## the console in a browser, the container files, the dashboard
 	@$(PYTHON) scripts/setup-libtorch
@@ -67,6 +73,7 @@ fuzz: setup-run ## the fuzz targets, ten minutes each
 
 setup: setup-run ## download everything that the other targets need
 	@$(PYTHON) scripts/setup-clients
+	@$(PYTHON) scripts/setup-remote
 	@$(PYTHON) scripts/setup-operator
 	@$(PYTHON) scripts/setup-perf-analyzer
 

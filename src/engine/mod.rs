@@ -39,6 +39,9 @@ pub use crate::model::{Amount, Device, HostPolicies, HostPolicy, parse_cores};
 pub use crate::repository::{Cloud, Place, RemoteSettings, Root};
 pub use crate::scheduler::{Hold, ResponseLimits};
 
+/// How old the list of models in an object store may be that were never loaded: a console asks every second.
+const INDEX_AGE_MAX: Duration = Duration::from_secs(15);
+
 /// Who decides what is loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Control {
@@ -128,7 +131,7 @@ impl Engine {
     /// # Errors
     /// If a repository cannot be read.
     pub async fn start(&self) -> Result<Vec<(String, Error)>> {
-        let scan = self.scan().await?;
+        let scan = self.scan(Duration::ZERO).await?;
         for warning in &scan.warnings {
             tracing::warn!("{warning}");
         }
@@ -150,9 +153,9 @@ impl Engine {
         Ok(failed)
     }
 
-    async fn scan(&self) -> Result<repository::Scan> {
+    async fn scan(&self, age_max: Duration) -> Result<repository::Scan> {
         let roots = self.roots.clone();
-        loader::on_thread("nereid-scan", move || roots.scan()).await?
+        loader::on_thread("nereid-scan", move || roots.scan_not_older(age_max)).await?
     }
 
     /// The version that a request for `name` gets: the wanted one, or the highest that is ready.
@@ -189,7 +192,7 @@ impl Engine {
     pub async fn index(&self, ready_only: bool) -> Vec<IndexEntry> {
         let mut index = self.catalog.index(ready_only);
         if matches!(self.control, Control::Explicit(_)) && !ready_only {
-            let names = self.scan().await.map(|scan| scan.models).unwrap_or_default();
+            let names = self.scan(INDEX_AGE_MAX).await.map(|scan| scan.models).unwrap_or_default();
             for name in names.into_keys().filter(|name| !self.catalog.knows(name)) {
                 index.push(IndexEntry { name, version: None, state: None, reason: String::new() });
             }
