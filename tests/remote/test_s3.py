@@ -127,7 +127,7 @@ def test_kill_while_a_file_arrives(filled, cache, store):
         store.fail(MODEL, 1, "stall")
         thread = threading.Thread(target=lambda: pytest.raises(Exception, load, server))
         thread.start()
-        wait_until(lambda: any(path.stat().st_size for path in cache.glob("arriving/*")))
+        wait_until(lambda: MODEL in filled.shown(store.fetched()))
         server.process.kill()
         server.process.wait()
         thread.join()
@@ -190,10 +190,10 @@ def test_a_store_that_is_down_does_not_matter_if_the_cache_is_warm(cache):
         assert "Connection refused" in str(failed.value)
 
 
-@pytest.mark.parametrize("how", ["status", "cut", "garble"])
+@pytest.mark.parametrize("how", ["status", "cut", "garble", "stall"])
 def test_what_goes_wrong_once_is_done_again(filled, cache, store, how):
     store.fail(MODEL, 1, how)
-    with Serving(filled, cache) as server:
+    with Serving(filled, cache, "--repository-timeout-secs=1") as server:
         assert_adds(server)
     assert objects(cache)[MODEL].read_bytes() == (ROOT / "model_repository" / MODEL).read_bytes()
 
