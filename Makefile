@@ -13,7 +13,7 @@ PYTEST_ARGS ?=
 minilm := model_repository/minilm/1/model.pt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check clients remote operator image bench fuzz setup clean distclean
+.PHONY: help run test check clients remote operator image bench soak chaos fuzz setup clean distclean
 
 help: ## say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -64,6 +64,20 @@ bench: setup-run ## CPU and latency per request, by perf_analyzer
 	$(CARGO) build --release $(cargo_jobs)
 	@scripts/prepare-minilm target/release/nereid
 	@$(PYTHON) scripts/bench
+
+soak: setup-run ## everything at once for ten minutes, then a thousand loads and unloads
+	@$(PYTHON) scripts/setup-clients
+	$(CARGO) test --no-run --test tidy $(cargo_jobs)
+	$(CARGO) build --example load $(cargo_jobs)
+	.venv/bin/python scripts/soak
+	.venv/bin/python scripts/soak cycles
+
+chaos: setup-run ## a server that is ended at any moment, for five minutes
+	@$(PYTHON) scripts/setup-clients
+	$(CARGO) test --no-run --test tidy $(cargo_jobs)
+	.venv/bin/python scripts/chaos
+	.venv/bin/python scripts/chaos stuck
+	.venv/bin/python scripts/chaos killer
 
 fuzz: setup-run ## the fuzz targets, ten minutes each
 	JOBS=$(JOBS) scripts/fuzz http_binary 600
