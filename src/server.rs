@@ -154,6 +154,7 @@ impl Server {
             "stopping: new requests are refused, accepted ones finish"
         );
         gateway.drain();
+        engine.end_fetches();
         let drained = async {
             futures_util::future::join_all(inference.into_iter().map(FrontEnd::stop)).await;
             engine.stop().await;

@@ -264,6 +264,11 @@ impl Engine {
         &self.metrics
     }
 
+    /// Ends loads that wait for an object store; callers who wait for such a load hear of it.
+    pub fn end_fetches(&self) {
+        self.roots.stop();
+    }
+
     /// Refuses new requests, finishes what was accepted, unloads everything, and ends the manager.
     pub async fn stop(&self) {
         self.manager.stop().await;

@@ -108,6 +108,11 @@ impl Roots {
         Ok(Found { dir, reading: reading.pop() })
     }
 
+    /// Ends everything that waits for an object store; for the end of the server.
+    pub fn stop(&self) {
+        self.remotes.iter().for_each(|remote| remote.stop());
+    }
+
     /// How far the fetching of a model's files is; `None` if none are being fetched.
     pub fn progress(&self, name: &str) -> Option<Progress> {
         self.remotes.iter().find_map(|remote| remote.progress(name))

@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -135,6 +136,18 @@ def test_kill_while_a_file_arrives(filled, cache, store):
     with Serving(filled, cache) as server:
         assert_adds(server)
     assert not list(cache.glob("arriving/*"))
+
+
+def test_a_stop_does_not_wait_for_the_store(filled, cache, store):
+    with Serving(filled, cache, "--model-control-mode=explicit", "--repository-timeout-secs=600") as server:
+        store.fail(MODEL, 1, "stall")
+        thread = threading.Thread(target=lambda: pytest.raises(Exception, load, server))
+        thread.start()
+        wait_until(lambda: MODEL in filled.shown(store.fetched()))
+        began = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - began < 10
+        thread.join()
 
 
 def load(server):

@@ -224,9 +224,29 @@ impl Cache {
         Ok(true)
     }
 
-    /// Replaces a small file all at once; for what a server keeps beside the objects.
-    pub(super) fn write(&self, name: &str, contents: &[u8]) -> Result<()> {
-        replace(&self.directory.join(name), contents).map_err(|error| self.failed("write", &error))
+    /// What was said last by the store of a repository, if it was kept.
+    pub(super) fn saved(&self, name: &str) -> Option<Vec<u8>> {
+        fs::read(self.listing_path(name)).ok()
+    }
+
+    /// Keeps what the store of a repository says, all at once.
+    pub(super) fn save(&self, name: &str, contents: &[u8]) -> Result<()> {
+        let save = || -> io::Result<()> {
+            let _all = self.lock_all()?;
+            replace(&self.listing_path(name), contents)?;
+            // What somebody left who died in the line above.
+            for entry in fs::read_dir(self.directory.join("listings"))?.flatten() {
+                if entry.file_name().to_string_lossy().starts_with('.') {
+                    let _ = fs::remove_file(entry.path());
+                }
+            }
+            Ok(())
+        };
+        save().map_err(|error| self.failed("write", &error))
+    }
+
+    fn listing_path(&self, name: &str) -> PathBuf {
+        self.directory.join("listings").join(format!("{name}.json"))
     }
 }
 

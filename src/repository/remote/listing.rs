@@ -12,6 +12,9 @@ use super::place::Place;
 /// How many objects of one repository are looked at.
 pub(super) const OBJECTS_MAX: usize = 1_000_000;
 
+/// The longest name of a file on Linux.
+const NAME_BYTES_MAX: usize = 255;
+
 /// The models of a repository.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Listing {
@@ -80,7 +83,7 @@ impl Listing {
         let mut markers = Vec::new();
         for object in objects {
             let rest = object.path.strip_prefix(prefix).unwrap_or(&object.path).trim_start_matches('/').to_owned();
-            if rest.is_empty() || rest.contains('\0') || rest.split('/').any(|part| ["", ".", ".."].contains(&part)) {
+            if !rest.split('/').all(is_file_name) {
                 continue;
             }
             // Consoles and file systems on top of a store make objects without contents where they mean directories.
@@ -106,6 +109,11 @@ impl Listing {
         strays.retain(|name| !models.contains_key(name));
         listing
     }
+}
+
+/// Whether a part of a path can be the name of a file.
+fn is_file_name(part: &str) -> bool {
+    !["", ".", ".."].contains(&part) && part.len() <= NAME_BYTES_MAX && !part.contains('\0')
 }
 
 /// Whether an empty object of this path stands for a directory: a model's or a version's.

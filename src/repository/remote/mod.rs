@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
 use self::bucket::{Bucket, Patience};
 use self::cache::{Cache, Held};
@@ -99,6 +100,8 @@ pub(super) struct Remote {
     /// The name of the file in the cache with what the store said last.
     saved: String,
     runtime: Handle,
+    /// Ends what is under way.
+    stop: CancellationToken,
     state: Mutex<State>,
     _trees: Arc<Trees>,
 }
@@ -172,9 +175,9 @@ impl Remote {
             Error::internal(format!("cannot write in the cache '{}': {error}", cache.directory().display()))
         })?;
         let identity = ring::digest::digest(&ring::digest::SHA256, bucket.place.to_string().as_bytes());
-        let saved = format!("listings/{}.json", checksum::hex(&identity.as_ref()[..16]));
+        let saved = checksum::hex(&identity.as_ref()[..16]);
         let state = Mutex::default();
-        Ok(Self { bucket, cache, root, saved, runtime, state, _trees: trees })
+        Ok(Self { bucket, cache, root, saved, runtime, stop: CancellationToken::new(), state, _trees: trees })
     }
 
     /// Asks the store what there is, in all or of one model, and shows it. If the store cannot be reached, what it said
@@ -186,7 +189,7 @@ impl Remote {
         if self.rests() {
             return Ok(());
         }
-        match self.runtime.block_on(self.bucket.list(model)) {
+        match self.wait(self.bucket.list(model)) {
             Ok(found) => {
                 let mut state = self.state.lock();
                 state.failed = None;
@@ -207,6 +210,12 @@ impl Remote {
         }
     }
 
+    /// Waits for the network, but not for longer than the server lives.
+    fn wait<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let stopped = || Err(Error::unavailable("the server is stopping"));
+        self.runtime.block_on(async { self.stop.run_until_cancelled(work).await.unwrap_or_else(stopped) })
+    }
+
     /// Whether the store could not be reached a moment ago and there is something to go on with.
     fn rests(&self) -> bool {
         let state = self.state.lock();
@@ -216,7 +225,7 @@ impl Remote {
     fn go_on_with_known(&self, error: Error) -> Result<()> {
         let mut state = self.state.lock();
         if state.shown.is_none() {
-            let saved = fs::read(self.cache.directory().join(&self.saved)).ok();
+            let saved = self.cache.saved(&self.saved);
             let Some(saved) = saved.and_then(|text| serde_json::from_slice::<Listing>(&text).ok()) else {
                 return Err(error);
             };
@@ -232,11 +241,14 @@ impl Remote {
         let reading = &state.reading;
         let link = |object: &Object| self.cache.path(&object.key(&self.bucket.place));
         let shown = tree::show(&self.root, &before, next, |name| reading.contains_key(name), link);
-        let shown =
-            shown.map_err(|error| Error::internal(format!("cannot write '{}': {error}", self.root.display())))?;
-        if save && (shown != before || !self.cache.directory().join(&self.saved).exists()) {
+        let shown = shown.map_err(|error| {
+            // Half of a change: the next look begins anew.
+            let _ = fs::remove_dir_all(&self.root).and_then(|()| cache::make(&self.root));
+            Error::internal(format!("cannot write '{}': {error}", self.root.display()))
+        })?;
+        if save && (shown != before || self.cache.saved(&self.saved).is_none()) {
             let text = serde_json::to_vec(&shown).map_err(|error| Error::internal(format!("a listing: {error}")))?;
-            self.cache.write(&self.saved, &text)?;
+            self.cache.save(&self.saved, &text)?;
         }
         state.shown = Some(shown);
         Ok(())
@@ -245,6 +257,11 @@ impl Remote {
     /// Whether what is shown is not older than `age_max`.
     pub(super) fn is_fresh(&self, age_max: Duration) -> bool {
         self.state.lock().listed.is_some_and(|when| when.elapsed() < age_max)
+    }
+
+    /// Ends what is under way, and refuses what comes later.
+    pub(super) fn stop(&self) {
+        self.stop.cancel();
     }
 
     /// What lies beside the models, one sentence each.
@@ -322,7 +339,7 @@ impl Remote {
         let mut before: Option<String> = None;
         for attempt in 1.. {
             let start = counted.load(Ordering::Relaxed);
-            let fetched = self.runtime.block_on(self.bucket.fetch(object, &mut arriving.file, counted));
+            let fetched = self.wait(self.bucket.fetch(object, &mut arriving.file, counted));
             let error = match fetched {
                 Ok((sha256, Verdict::Agrees)) => {
                     self.cache.keep(arriving, key, &sha256, &url)?;
@@ -345,7 +362,7 @@ impl Remote {
                 Err(error) => return Err(error),
             };
             counted.store(start, Ordering::Relaxed);
-            if attempt == FETCHES_MAX {
+            if attempt == FETCHES_MAX || self.stop.is_cancelled() {
                 return Err(error);
             }
             tracing::warn!(%error, attempt, "fetching again");
