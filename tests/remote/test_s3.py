@@ -21,7 +21,7 @@ class Serving(Nereid):
     def __init__(self, repository, cache, *flags, variables=CREDENTIALS):
         url = getattr(repository, "url", repository)
         more = ["--repository-cache-directory", str(cache), "--repository-retry-count=2", *flags]
-        super().__init__(url, *more, variables=variables)
+        super().__init__(url, *more, environment=variables)
 
     def client(self):
         return httpclient.InferenceServerClient(self.http)
