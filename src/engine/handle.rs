@@ -12,6 +12,7 @@ use crate::telemetry::stats::ModelStats;
 use crate::tensor::{Member, Tensor};
 
 /// A model version that is served; whoever holds it may still use it while it is being unloaded.
+#[derive(Clone)]
 pub struct Handle {
     /// The configuration, the same for all versions of the model.
     pub config: Arc<ModelConfig>,

@@ -4,19 +4,17 @@
 //! and waiting for them, and joining them at the end.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::sync::{Arc, OnceLock, Weak};
 
 use super::overrides::{OverrideDir, Overrides};
-use super::{Handle, Settings, stopped, warmup};
-use crate::backend::{Backend, Model, libtorch};
+use super::serving::{Serving, Shared};
+use super::{Handle, Settings, warmup};
+use crate::backend::Backend;
 use crate::error::{Error, Kind, Result};
 use crate::infer::Instant;
 use crate::model::{ModelConfig, Scheduling, Signature, TensorSpec, Version, VersionFiles};
 use crate::repository::{self, BackendFacts, Facts, Files, Found, Roots, Source, Stamp};
-use crate::scheduler::{
-    Hold, Levels, Limits, Queue, QueueSettings, ResponseLimits, Scheduler, Starting, Warmup, start,
-};
+use crate::scheduler::{Crew, CrewSettings, Hold, Levels, Limits, Queue, QueueSettings, ResponseLimits, Scheduler};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::stats::ModelStats;
 
@@ -53,37 +51,17 @@ pub(super) async fn on_thread<T: Send + 'static>(name: &str, work: impl FnOnce()
     wait.await.map_err(|_| Error::internal(format!("thread '{name}' panicked")))
 }
 
-/// The longest that a replaced version waits for those who hold it, in milliseconds.
-const HANDLES_WAIT_MS: u32 = 50;
-
-/// A served version with the threads that serve it.
-pub(super) struct Serving {
-    pub(super) handle: Arc<Handle>,
-    threads: Vec<JoinHandle<()>>,
-    /// Fetched files, which stay in their cache as long as the version is served.
-    _files: Arc<Files>,
+/// A version that can serve nothing any more.
+pub(super) struct Lost {
+    pub(super) model: Arc<str>,
+    pub(super) version: Version,
+    /// Tells which load of the version it was.
+    pub(super) scheduler: Weak<dyn Scheduler>,
+    pub(super) error: Error,
 }
 
-impl Serving {
-    /// Finishes what waits, ends the instances, drops the model, and gives its memory back to the system. Blocking.
-    pub(super) fn retire(self) {
-        // Who found this version just before it was replaced may still be about to push its request.
-        for _ in 0..HANDLES_WAIT_MS {
-            if Arc::strong_count(&self.handle) == 1 {
-                break;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
-        self.handle.scheduler.close();
-        for thread in self.threads {
-            if thread.join().is_err() {
-                tracing::error!(model = %self.handle.config.name, "an instance thread panicked");
-            }
-        }
-        drop(self.handle);
-        libtorch::release_unused();
-    }
-}
+/// Hears of such versions.
+pub(super) type OnLost = Box<dyn Fn(Lost) + Send + Sync>;
 
 /// What a load command led to.
 pub(super) enum Loaded {
@@ -108,6 +86,9 @@ pub(super) struct Loader {
     retries: u32,
     responses: ResponseLimits,
     hold: Hold,
+    instances: Shared,
+    /// Who hears of a version that has lost its instances; set once, by the manager.
+    pub(super) lost: Arc<OnceLock<OnLost>>,
     pub(super) metrics: Metrics,
 }
 
@@ -122,6 +103,8 @@ impl Loader {
             retries: settings.load_retries,
             responses: settings.responses,
             hold: settings.hold,
+            instances: Shared::new(&settings.instances, &metrics),
+            lost: Arc::default(),
             metrics,
         }
     }
@@ -253,14 +236,38 @@ impl Loader {
         let model = self.backend(&config.backend)?.open(files, &of_file)?;
         let stats = Arc::new(ModelStats::new(&self.metrics, &config.name, version, &config.metric_tags));
         let scheduler: Arc<dyn Scheduler> = Arc::new(Queue::new(self.queue_settings(config), stats.clone()));
-        let threads = start_instances(config, version, &model, &scheduler)?;
+        let signature = Arc::new(Signature::new(config));
+        let handle =
+            Arc::new(Handle { config: config.clone(), version, signature, stats: stats.clone(), scheduler, model });
+        let crew = Crew::start(self.crew_settings(&handle)?, &config.instances)?;
         let took = began.elapsed();
         stats.loaded(took);
         self.metrics.version_loaded();
         tracing::info!(model = %config.name, version, seconds = took.as_secs_f64(), "model version is loaded");
-        let signature = Arc::new(Signature::new(config));
-        let handle = Arc::new(Handle { config: config.clone(), version, signature, stats, scheduler, model });
-        Ok(Serving { handle, threads, _files: Arc::default() })
+        Ok(Serving { handle, crew, _files: Arc::default() })
+    }
+
+    fn crew_settings(&self, handle: &Arc<Handle>) -> Result<CrewSettings> {
+        let (config, version) = (&handle.config, handle.version);
+        let (lost, of) = (self.lost.clone(), (config.name.clone(), Arc::downgrade(&handle.scheduler)));
+        let failed = move |error: Error| {
+            tracing::error!(model = &*of.0, version, %error, "no instance of the model version is left");
+            if let Some(lost) = lost.get() {
+                lost(Lost { model: of.0.clone(), version, scheduler: of.1.clone(), error });
+            }
+        };
+        Ok(CrewSettings {
+            name: format!("{}/{version}", config.name),
+            scheduler: handle.scheduler.clone(),
+            model: handle.model.clone(),
+            warmup: warmup::batches(config, handle.model.warms_up())?.into(),
+            limiter: self.instances.limiter.clone(),
+            host_policies: self.instances.host_policies.clone(),
+            execution_time_max: self.instances.execution_time_max(config),
+            lost_max: self.instances.lost_max,
+            metrics: self.metrics.instances(&config.name, version, &config.metric_tags),
+            failed: Box::new(failed),
+        })
     }
 
     fn queue_settings(&self, config: &ModelConfig) -> QueueSettings {
@@ -301,47 +308,6 @@ fn check_regular(files: &VersionFiles) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-fn start_instances(
-    config: &Arc<ModelConfig>,
-    version: Version,
-    model: &Arc<dyn Model>,
-    scheduler: &Arc<dyn Scheduler>,
-) -> Result<Vec<JoinHandle<()>>> {
-    let warmup: Arc<[Warmup]> = warmup::batches(config, model.warms_up())?.into();
-    let devices = config.instances.iter().flat_map(|group| std::iter::repeat_n(group.device, group.count));
-    let mut threads = Vec::new();
-    let mut readies = Vec::new();
-    let mut failed = None;
-    for (index, device) in devices.enumerate() {
-        let started = start(Starting {
-            scheduler: scheduler.clone(),
-            model: model.clone(),
-            device,
-            index,
-            thread_name: format!("{}/{version}/{index}", config.name),
-            warmup: warmup.clone(),
-        });
-        match started {
-            Ok(started) => {
-                threads.push(started.thread);
-                readies.push(started.ready);
-            }
-            Err(error) => failed = Some(error),
-        }
-    }
-    for ready in readies {
-        if let Err(error) = ready.blocking_recv().unwrap_or_else(|_| Err(stopped())) {
-            failed.get_or_insert(error);
-        }
-    }
-    let Some(error) = failed else { return Ok(threads) };
-    scheduler.close();
-    for thread in threads {
-        let _ = thread.join();
-    }
-    Err(error)
 }
 
 /// Whether requests may differ in this input.

@@ -13,8 +13,9 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::catalog::{Catalog, ModelView, VersionView};
 use super::lifecycle::{State, UNLOADED};
-use super::loader::{Loaded, Loader, Serving, on_thread};
+use super::loader::{Loaded, Loader, Lost, on_thread};
 use super::overrides::Overrides;
+use super::serving::Serving;
 use super::{poll, stopped};
 use crate::error::{Error, Kind, Result};
 use crate::model::Version;
@@ -35,6 +36,8 @@ pub(super) enum Command {
     Unload { name: String, done: Option<Done> },
     /// A loader found out which versions it will open.
     Resolved { name: String, versions: Vec<Version> },
+    /// A version has lost its instances.
+    Lost(Lost),
     /// Take everything out of service and end.
     Stop { done: oneshot::Sender<()> },
 }
@@ -67,6 +70,12 @@ impl Manager {
     /// Starts the task; at most `load_threads` models load at the same time.
     pub(super) fn start(loader: Loader, catalog: Arc<Catalog>, load_threads: usize) -> Self {
         let (commands, received) = mpsc::channel(COMMANDS_MAX);
+        let tell = commands.downgrade();
+        let _ = loader.lost.set(Box::new(move |lost| {
+            if let Some(commands) = tell.upgrade() {
+                tokio::spawn(async move { commands.send(Command::Lost(lost)).await });
+            }
+        }));
         let task = Task {
             loader: Arc::new(loader),
             catalog,
@@ -177,6 +186,7 @@ impl Task {
     fn take(&mut self, command: Command) {
         match command {
             Command::Resolved { name, versions } => self.resolved(&name, &versions),
+            Command::Lost(lost) => self.lost(&lost),
             Command::Stop { .. } => {}
             Command::Load { done, .. } if self.stopping.is_some() => answer(done, Err(stopped())),
             Command::Load { ref name, .. } | Command::Unload { ref name, .. } => match self.queued.get_mut(name) {
@@ -191,7 +201,7 @@ impl Task {
         match command {
             Command::Load { name, overrides, done } => self.begin_load(name, overrides, done),
             Command::Unload { name, done } => self.begin_unload(name, done),
-            Command::Resolved { .. } | Command::Stop { .. } => {}
+            Command::Resolved { .. } | Command::Lost(_) | Command::Stop { .. } => {}
         }
     }
 
@@ -229,6 +239,23 @@ impl Task {
             }
             self.publish();
         }
+    }
+
+    /// Takes a version out of service that can serve nothing, unless it was replaced meanwhile.
+    fn lost(&mut self, lost: &Lost) {
+        let name = lost.model.to_string();
+        let Some(model) = self.models.get_mut(&name) else { return };
+        let is_own =
+            |serving: &Serving| std::ptr::addr_eq(Arc::as_ptr(&serving.handle.scheduler), lost.scheduler.as_ptr());
+        if !model.servings.get(&lost.version).is_some_and(is_own) {
+            return;
+        }
+        let servings = model.servings.remove_entry(&lost.version).into_iter().collect();
+        // The next load opens it anew, although the files are the same.
+        model.stamp = None;
+        model.view.set(lost.version, State::Unavailable, lost.error.message());
+        self.retire(name, servings, Vec::new(), false);
+        self.publish();
     }
 
     fn begin_unload(&mut self, name: String, done: Option<Done>) {
@@ -343,7 +370,7 @@ impl Task {
         for (_, queue) in self.queued.iter_mut() {
             queue.drain(..).for_each(|command| match command {
                 Command::Load { done, .. } | Command::Unload { done, .. } => answer(done, Err(stopped())),
-                Command::Resolved { .. } | Command::Stop { .. } => {}
+                Command::Resolved { .. } | Command::Lost(_) | Command::Stop { .. } => {}
             });
         }
         let names: Vec<String> = self.models.keys().cloned().collect();

@@ -11,6 +11,7 @@ mod loader;
 mod manager;
 mod overrides;
 mod poll;
+mod serving;
 mod warmup;
 
 use std::sync::Arc;

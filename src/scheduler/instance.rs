@@ -1,6 +1,7 @@
 //! The instance thread: pulls a batch, runs it, replies, records; one of the two places with blocking work.
 //!
-//! Begin with [`start`]. The thread makes its instance itself, warms it up, and reports before it serves.
+//! Begin with [`start`]. The thread makes its instance itself, warms it up, and reports before it serves. Who starts it,
+//! and what becomes of one that does not come back, is the crew's.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,16 +11,21 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::caller::Callers;
 use super::entry::{Entry, Pulled};
 use super::estimate::SizeClass;
+use super::limiter::{Claim, Permit};
 use super::order::Record;
+use super::pinning;
 use super::reply::Reply;
 use super::run::Run;
+use super::watch::{Charge, Watch};
 use super::{Execution, Scheduler, Verdict, Verdicts};
 use crate::backend::{Instance, Model};
 use crate::error::{Error, Result};
 use crate::infer::Instant;
-use crate::model::Device;
+use crate::model::{Device, HostPolicy};
+use crate::telemetry::metrics::BusyTime;
 use crate::telemetry::stats::{ModelStats, RequestTimes};
 use crate::tensor::Batch;
 
@@ -54,12 +60,27 @@ pub struct Warmup {
 /// After this time what is not required of the warm-up is left out.
 const WARMUP_MAX: Duration = Duration::from_secs(5);
 
+/// What an instance may be given besides.
+#[derive(Debug, Default)]
+pub(super) struct Extras {
+    /// What it asks for before each batch.
+    pub(super) claim: Option<Claim>,
+    /// Where its thread stays, with the policy's name.
+    pub(super) host_policy: Option<(String, HostPolicy)>,
+    /// Whether its executions are bounded, so that its requests must be within the crew's reach.
+    pub(super) bounded: bool,
+    /// Where the time of its executions is counted.
+    pub(super) busy: Option<BusyTime>,
+}
+
 /// A started instance.
 pub struct Started {
     /// Tells whether the instance is ready to serve, once.
     pub ready: oneshot::Receiver<Result<()>>,
     /// Ends when the queue is closed and empty.
     pub thread: JoinHandle<()>,
+    /// What it is doing.
+    pub(super) watch: Arc<Watch>,
 }
 
 /// Starts an instance on a thread of its own.
@@ -67,72 +88,140 @@ pub struct Started {
 /// # Errors
 /// If the system gives no thread.
 pub fn start(starting: Starting) -> Result<Started> {
+    start_with(starting, Extras::default())
+}
+
+/// As [`start`].
+pub(super) fn start_with(starting: Starting, extras: Extras) -> Result<Started> {
     let (report, ready) = oneshot::channel();
     let clock = tokio::runtime::Handle::try_current().ok();
+    let watch = Arc::new(Watch::new(report));
+    let own = watch.clone();
     let thread = std::thread::Builder::new().name(starting.thread_name.clone()).spawn(move || {
         // Inside a runtime the instance sees the runtime's clock, which tests make virtual.
         let _clock = clock.as_ref().map(|handle| handle.enter());
-        serve(&starting, report);
+        let _over = Over(own.clone());
+        Post { starting, extras, watch: own, renewed: false }.serve();
     });
     let thread = thread.map_err(|error| Error::internal(format!("cannot start an instance thread: {error}")))?;
-    Ok(Started { ready, thread })
+    Ok(Started { ready, thread, watch })
 }
 
-fn serve(starting: &Starting, report: oneshot::Sender<Result<()>>) {
-    let made = guarded(|| {
-        let mut instance = starting.model.instance(starting.device)?;
-        warm_up(starting, &mut *instance)?;
-        Ok(instance)
-    });
-    let mut instance = match made {
-        Ok(instance) => instance,
-        Err(error) => {
-            let _ = report.send(Err(error));
+/// Tells that the thread has ended, however it did.
+struct Over(Arc<Watch>);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        self.0.ended();
+    }
+}
+
+/// What an instance thread works with.
+struct Post {
+    starting: Starting,
+    extras: Extras,
+    watch: Arc<Watch>,
+    /// Whether the claim stands in line already.
+    renewed: bool,
+}
+
+impl Post {
+    fn serve(mut self) {
+        let mut instance = match guarded(|| self.make()) {
+            Ok(instance) => instance,
+            Err(error) => {
+                self.watch.report(Err(error));
+                return;
+            }
+        };
+        if !self.watch.report(Ok(())) {
             return;
         }
-    };
-    if report.send(Ok(())).is_err() {
-        return;
-    }
-    while let Some(pulled) = starting.scheduler.pull(starting.index) {
-        if execute(&*starting.scheduler, starting.index, &mut *instance, pulled) {
-            continue;
-        }
-        match guarded(|| starting.model.instance(starting.device)) {
-            Ok(fresh) => instance = fresh,
-            Err(error) => tracing::error!(%error, "an instance that panicked cannot be replaced, it is used again"),
-        }
-    }
-}
-
-fn warm_up(starting: &Starting, instance: &mut dyn Instance) -> Result<()> {
-    let began = Instant::now();
-    for Warmup { batch, sample, measured } in starting.warmup.iter() {
-        if sample.is_none() && began.elapsed() > WARMUP_MAX {
-            break;
-        }
-        let mut run = Run::new(batch.members.len());
-        match guarded(|| instance.run(batch, &mut run.replies(batch, &[]))) {
-            Ok(()) if *measured => {
-                let class = SizeClass::of_row(batch.bytes() / batch.rows().max(1));
-                starting.scheduler.record_run(class, batch.rows(), run.began.elapsed());
+        while let Some((pulled, permit)) = self.next() {
+            let watch = self.extras.bounded.then_some(&self.watch);
+            let (scheduler, index) = (&*self.starting.scheduler, self.starting.index);
+            let mut hands = Hands { scheduler, index, watch, busy: self.extras.busy.as_mut(), began: None };
+            let done = hands.execute(&mut *instance, pulled, permit);
+            self.renewed = done.renewed;
+            match done.state {
+                Afterwards::Usable => continue,
+                Afterwards::Lost => {
+                    tracing::warn!("an instance that was given up has come back, and ends");
+                    return;
+                }
+                Afterwards::Panicked => {}
             }
-            Ok(()) => {}
-            Err(error) => match sample {
-                Some(name) => return Err(error.context(format_args!("failed to run warmup sample '{name}'"))),
-                None => tracing::debug!(%error, rows = batch.rows(), "automatic warm-up failed"),
-            },
+            match guarded(|| self.starting.model.instance(self.starting.device)) {
+                Ok(fresh) => instance = fresh,
+                Err(error) => tracing::error!(%error, "an instance that panicked cannot be replaced, it is used again"),
+            }
         }
     }
-    Ok(())
+
+    fn make(&self) -> Result<Box<dyn Instance>> {
+        if let Some((name, policy)) = &self.extras.host_policy {
+            pinning::pin(name, policy)?;
+        }
+        let mut instance = self.starting.model.instance(self.starting.device)?;
+        self.warm_up(&mut *instance)?;
+        Ok(instance)
+    }
+
+    /// The next batch, with the resources that it needs. These are asked for first, so that the batch grows meanwhile
+    /// and its requests can still be taken back.
+    fn next(&mut self) -> Option<(Pulled, Option<Permit>)> {
+        let (scheduler, index) = (&self.starting.scheduler, self.starting.index);
+        let Some(claim) = &self.extras.claim else { return scheduler.pull(index).map(|pulled| (pulled, None)) };
+        loop {
+            if !std::mem::take(&mut self.renewed) && !scheduler.ready(index) {
+                return None;
+            }
+            let Some(mut permit) = claim.acquire(|| scheduler.waiting() > 0) else { continue };
+            if let Some(pulled) = scheduler.try_pull(index) {
+                permit.used();
+                return Some((pulled, Some(permit)));
+            }
+        }
+    }
+
+    fn warm_up(&self, instance: &mut dyn Instance) -> Result<()> {
+        let starting = &self.starting;
+        let began = Instant::now();
+        for Warmup { batch, sample, measured } in starting.warmup.iter() {
+            if sample.is_none() && began.elapsed() > WARMUP_MAX {
+                break;
+            }
+            let mut run = Run::new(batch.members.len());
+            if self.extras.bounded {
+                self.watch.begin(Charge::default());
+            }
+            let outcome = guarded(|| instance.run(batch, &mut run.replies(batch, &Callers::Nobody)));
+            if self.extras.bounded {
+                self.watch.end();
+            }
+            match outcome {
+                Ok(()) if *measured => {
+                    let class = SizeClass::of_row(batch.bytes() / batch.rows().max(1));
+                    starting.scheduler.record_run(class, batch.rows(), run.began.elapsed());
+                }
+                Ok(()) => {}
+                Err(error) => match sample {
+                    Some(name) => return Err(error.context(format_args!("failed to run warmup sample '{name}'"))),
+                    None => tracing::debug!(%error, rows = batch.rows(), "automatic warm-up failed"),
+                },
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Runs one batch and settles each of its requests. `false` if the instance panicked.
+#[cfg(all(test, feature = "shuttle"))]
 pub(super) fn execute(scheduler: &dyn Scheduler, index: usize, instance: &mut dyn Instance, pulled: Pulled) -> bool {
     execute_begun(scheduler, index, instance, pulled, Instant::now())
 }
 
-/// The same of a batch that was taken at `began`.
+/// Runs one batch that was taken at `began` and settles each of its requests. `false` if the instance panicked.
 pub(super) fn execute_begun(
     scheduler: &dyn Scheduler,
     index: usize,
@@ -140,34 +229,97 @@ pub(super) fn execute_begun(
     pulled: Pulled,
     began: Instant,
 ) -> bool {
-    let Pulled { mut entries, class } = pulled;
-    let rows: Vec<usize> = entries.iter().map(|entry| entry.member.rows).collect();
-    let members = entries.iter_mut().map(|entry| std::mem::take(&mut entry.member)).collect();
-    let mut run = Run::of(&mut entries);
-    run.began = began;
-    let mut panicked = false;
-    let outcome = Batch::formed(members, scheduler.forms()).and_then(|batch| {
-        let outcome = catch_unwind(AssertUnwindSafe(|| instance.run(&batch, &mut run.replies(&batch, &entries))));
-        outcome.unwrap_or_else(|payload| {
-            panicked = true;
-            Err(panic_error(&*payload))
-        })
-    });
-    run.ended = Some(Instant::now());
-    let verdicts = scheduler.executed(Execution {
-        instance: index,
-        class,
-        rows: rows.iter().sum(),
-        took: run.took(),
-        failed: outcome.is_err(),
-        outputs: run.outputs(),
-        entries: &entries,
-    });
-    let again = settle(scheduler.stats(), (entries, &rows), run, outcome.err(), verdicts);
-    if !again.is_empty() {
-        scheduler.again(index, again);
+    let mut hands = Hands { scheduler, index, watch: None, busy: None, began: Some(began) };
+    hands.execute(instance, pulled, None).state == Afterwards::Usable
+}
+
+/// What one execution needs.
+struct Hands<'a> {
+    scheduler: &'a dyn Scheduler,
+    index: usize,
+    /// Where the requests lie meanwhile, if executions are bounded.
+    watch: Option<&'a Arc<Watch>>,
+    busy: Option<&'a mut BusyTime>,
+    /// When the batch was taken, if not just now.
+    began: Option<Instant>,
+}
+
+/// An execution whose requests are settled.
+struct Executed {
+    state: Afterwards,
+    /// Whether the resources that it held were asked for again.
+    renewed: bool,
+}
+
+/// What an execution leaves of its instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Afterwards {
+    /// It goes on, whether the execution succeeded or not.
+    Usable,
+    /// It panicked, and may be in any state.
+    Panicked,
+    /// It came back after it was given up; its requests were settled by then.
+    Lost,
+}
+
+impl Hands<'_> {
+    /// Runs one batch and settles each of its requests.
+    fn execute(&mut self, instance: &mut dyn Instance, pulled: Pulled, permit: Option<Permit>) -> Executed {
+        let Pulled { mut entries, class } = pulled;
+        let rows: Vec<usize> = entries.iter().map(|entry| entry.member.rows).collect();
+        let members = entries.iter_mut().map(|entry| std::mem::take(&mut entry.member)).collect();
+        let mut run = Run::of(&mut entries);
+        run.began = self.began.unwrap_or(run.began);
+        let callers = Callers::of(&entries, self.watch);
+        let mut charge = Charge { entries, permit, class };
+        if let Some(watch) = self.watch {
+            watch.begin(std::mem::take(&mut charge));
+        }
+        let mut state = Afterwards::Usable;
+        let outcome = Batch::formed(members, self.scheduler.forms()).and_then(|batch| {
+            let outcome = catch_unwind(AssertUnwindSafe(|| instance.run(&batch, &mut run.replies(&batch, &callers))));
+            outcome.unwrap_or_else(|payload| {
+                state = Afterwards::Panicked;
+                Err(panic_error(&*payload))
+            })
+        });
+        if let Some(watch) = self.watch {
+            match watch.end() {
+                Some(own) => charge = own,
+                None => return Executed { state: Afterwards::Lost, renewed: false },
+            }
+        }
+        run.ended = Some(Instant::now());
+        let took = run.took();
+        if let Some(busy) = &mut self.busy {
+            busy.add(took);
+        }
+        let renewed = charge.permit.is_some_and(|permit| self.give_back(permit));
+        let entries = charge.entries;
+        let verdicts = self.scheduler.executed(Execution {
+            instance: self.index,
+            class,
+            rows: rows.iter().sum(),
+            took,
+            failed: outcome.is_err(),
+            outputs: run.outputs(),
+            entries: &entries,
+        });
+        let again = settle(self.scheduler.stats(), (entries, &rows), run, outcome.err(), verdicts);
+        if !again.is_empty() {
+            self.scheduler.again(self.index, again);
+        }
+        Executed { state, renewed }
     }
-    !panicked
+
+    /// Gives the resources back, and asks for them again if there is something to do with them. `true` if it does.
+    fn give_back(&self, permit: Permit) -> bool {
+        let again = self.scheduler.waiting() > 0;
+        if again {
+            permit.renew();
+        }
+        again
+    }
 }
 
 /// Gives each request its outcome, and those back that run again. What was answered is recorded before it is sent, so

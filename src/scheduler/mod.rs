@@ -4,6 +4,8 @@
 //! [`instance`] is the thread that pulls, runs and replies, by a way that `reply` chooses. The [`Waiter`] is the other end of a request: it owns the
 //! request's deadline and takes the request back when it passes. Nothing here knows protocols or repositories.
 
+mod caller;
+mod crew;
 mod entry;
 mod estimate;
 mod instance;
@@ -14,6 +16,7 @@ mod order;
 // Instances take from it in the next step.
 #[allow(dead_code)]
 mod limiter;
+mod pinning;
 mod plan;
 mod promise;
 mod queue;
@@ -25,7 +28,9 @@ mod sync;
 mod turns;
 mod underway;
 mod waiter;
+mod watch;
 
+pub use crew::{Crew, CrewSettings};
 pub use entry::{Entry, Pulled, Ticket};
 pub use estimate::{Estimates, SizeClass};
 pub use instance::{Started, Starting, Warmup, start};

@@ -5,6 +5,7 @@
 //! Begin with [`channel`].
 
 use std::collections::VecDeque;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -32,7 +33,7 @@ impl Default for ResponseLimits {
 /// The two ends for one request.
 pub(super) fn channel(limits: ResponseLimits) -> (Sender, Receiver) {
     let shared = Arc::new(Shared { limits, state: Mutex::default(), changed: Condvar::new() });
-    (Sender(shared.clone()), Receiver(shared))
+    (Sender(Outlet(shared.clone())), Receiver(shared))
 }
 
 #[derive(Debug)]
@@ -54,11 +55,24 @@ struct State {
     waker: Option<Waker>,
 }
 
-/// The instance's end; the only one that sends, so that room found stays room.
+/// The request's own end; dropping it ends the responses.
 #[derive(Debug)]
-pub(super) struct Sender(Arc<Shared>);
+pub(super) struct Sender(Outlet);
 
-impl Sender {
+impl Deref for Sender {
+    type Target = Outlet;
+
+    fn deref(&self) -> &Outlet {
+        &self.0
+    }
+}
+
+/// The instance's end, for as long as it executes; the only one that sends, so that room found stays room. After the
+/// responses were ended by whoever has the request, it sends nothing.
+#[derive(Clone, Debug)]
+pub(super) struct Outlet(Arc<Shared>);
+
+impl Outlet {
     /// Blocks until another response has room.
     ///
     /// # Errors
@@ -77,7 +91,7 @@ impl Sender {
     /// Blocks for `time`.
     ///
     /// # Errors
-    /// As [`Sender::wait_for_room`], at once when it comes true.
+    /// As [`Outlet::wait_for_room`], at once when it comes true.
     pub(super) fn pause(&self, time: Duration, deadline: Option<Instant>) -> Result<()> {
         self.wait(deadline, Instant::now() + time, |_| false).map(|_| ())
     }
@@ -87,7 +101,7 @@ impl Sender {
         let mut state = self.0.state.lock();
         loop {
             let now = Instant::now();
-            if state.abandoned || deadline.is_some_and(|deadline| deadline <= now) {
+            if state.abandoned || state.complete || deadline.is_some_and(|deadline| deadline <= now) {
                 return Err(given_up(deadline, now));
             }
             if ready(&state) {
@@ -104,7 +118,7 @@ impl Sender {
     /// Sends without looking for room.
     pub(super) fn push(&self, answer: Result<Answer>) {
         self.change(|state| {
-            if !state.abandoned {
+            if !state.abandoned && !state.complete {
                 state.waiting.push_back(answer);
             }
         });
@@ -134,7 +148,7 @@ impl Sender {
 
 impl Drop for Sender {
     fn drop(&mut self) {
-        if !self.0.state.lock().complete {
+        if !self.0.0.state.lock().complete {
             self.push(Err(Error::internal("the instance ended without a response")));
             self.complete();
         }

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use super::caller::{Caller, Callers};
 use super::entry::Entry;
 use super::reply::{Answer, Reply};
 use super::responses::{self, given_up};
@@ -66,9 +67,9 @@ impl Run {
         }
     }
 
-    /// Where the instance puts what it produces; without `entries` nobody gets it.
-    pub(super) fn replies<'a>(&'a mut self, batch: &'a Batch, entries: &'a [Entry]) -> Collect<'a> {
-        Collect { batch, entries, run: self }
+    /// Where the instance puts what it produces, for these callers.
+    pub(super) fn replies<'a>(&'a mut self, batch: &'a Batch, callers: &'a Callers) -> Collect<'a> {
+        Collect { batch, callers, run: self }
     }
 
     /// The last outputs of each member; none where the execution gave none.
@@ -114,7 +115,7 @@ impl Run {
     pub(super) fn step(&mut self, index: usize, entry: &mut Entry) {
         let outputs = self.outputs[index].take();
         if let (Reply::Many(sender), Some(outputs)) = (&entry.reply, outputs)
-            && let Ok(answer) = self.answer((index, entry), sender, outputs)
+            && let Ok(answer) = self.answer(index, &Caller::of(entry, sender, None), outputs)
         {
             sender.push(Ok(answer));
         }
@@ -135,7 +136,7 @@ impl Run {
                 }
                 let none = || Error::internal("the model gave no outputs for this request");
                 let outputs = outputs.ok_or_else(|| failure.cloned().unwrap_or_else(none))?;
-                Ok(Some(Answer { outputs, times: self.stages(entry, self.end()), last: true }))
+                Ok(Some(Answer { outputs, times: self.stages(entry.arrived, self.end()), last: true }))
             }
             Reply::Many(sender) => {
                 let concluded = self.conclude_many((index, entry), sender, outputs, failure);
@@ -164,7 +165,8 @@ impl Run {
     ) -> Result<Option<Answer>> {
         match (outputs, failure) {
             (Some(outputs), _) => {
-                self.answer((index, entry), sender, outputs).map(|answer| Some(Answer { last: true, ..answer }))
+                let caller = Caller::of(entry, sender, None);
+                self.answer(index, &caller, outputs).map(|answer| Some(Answer { last: true, ..answer }))
             }
             (None, _) if sender.is_abandoned() => Err(given_up(entry.promise.deadline, self.end())),
             (None, Some(failure)) => Err(failure.clone()),
@@ -173,24 +175,19 @@ impl Run {
     }
 
     /// One answer of a decoupled model, for which there is room then.
-    fn answer(
-        &mut self,
-        (index, entry): (usize, &Entry),
-        sender: &responses::Sender,
-        outputs: Vec<Tensor>,
-    ) -> Result<Answer> {
+    fn answer(&mut self, index: usize, caller: &Caller, outputs: Vec<Tensor>) -> Result<Answer> {
         let computed = Instant::now();
-        sender.wait_for_room(entry.promise.deadline)?;
+        caller.wait_for_room()?;
         let ended = Instant::now();
         let sent = self.sent(index);
-        let since_arrival = ended.saturating_duration_since(entry.arrived);
+        let since_arrival = ended.saturating_duration_since(caller.arrived);
         sent.responses.first.get_or_insert(since_arrival);
         if sent.responses.times.len() < RESPONSES_KEPT {
             sent.responses.times.push((computed.saturating_duration_since(sent.before), ended - computed));
         }
         sent.responses.count += 1;
         sent.before = ended;
-        Ok(Answer { outputs, times: self.stages(entry, ended), last: false })
+        Ok(Answer { outputs, times: self.stages(caller.arrived, ended), last: false })
     }
 
     fn sent(&mut self, index: usize) -> &mut Steps {
@@ -201,18 +198,17 @@ impl Run {
         &mut self.sent[index]
     }
 
-    fn stages(&self, entry: &Entry, ended: Instant) -> Times {
+    fn stages(&self, arrived: Instant, ended: Instant) -> Times {
         let inputs_ready = self.inputs_ready.unwrap_or(self.began);
         let outputs_ready = self.outputs_ready.unwrap_or(ended);
-        Times { queued: entry.arrived, began: self.began, inputs_ready, outputs_ready, ended }
+        Times { queued: arrived, began: self.began, inputs_ready, outputs_ready, ended }
     }
 }
 
 /// Collects the outputs of one execution.
 pub(super) struct Collect<'a> {
     batch: &'a Batch,
-    /// Whose outputs they are; empty for a warm-up.
-    entries: &'a [Entry],
+    callers: &'a Callers,
     run: &'a mut Run,
 }
 
@@ -244,27 +240,15 @@ impl Replies for Collect<'_> {
     }
 
     fn send(&mut self, index: usize, outputs: Vec<Tensor>) -> Result<()> {
-        let entries = self.entries;
-        let Some(entry) = entries.get(index) else { return Ok(()) };
-        let sender = many(entry)?;
+        let callers = self.callers;
+        let Some(caller) = callers.get(index)? else { return Ok(()) };
         let outputs = self.batch.own(index, outputs)?;
-        let answer = self.run.answer((index, entry), sender, outputs)?;
-        sender.push(Ok(answer));
+        let answer = self.run.answer(index, caller, outputs)?;
+        caller.send(answer);
         Ok(())
     }
 
     fn pause(&mut self, index: usize, time: Duration) -> Result<()> {
-        let Some(entry) = self.entries.get(index) else { return Ok(()) };
-        many(entry)?.pause(time, entry.promise.deadline)
-    }
-}
-
-/// The way of a decoupled model's responses.
-fn many(entry: &Entry) -> Result<&responses::Sender> {
-    match &entry.reply {
-        Reply::Many(sender) => Ok(sender),
-        Reply::One(_) | Reply::InTurn(_) | Reply::Nobody => {
-            Err(Error::internal("the model is not decoupled, it has one response for each request"))
-        }
+        self.callers.get(index)?.map_or(Ok(()), |caller| caller.pause(time))
     }
 }

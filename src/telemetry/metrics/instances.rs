@@ -41,9 +41,14 @@ impl fmt::Debug for InstancesMetrics {
 }
 
 impl InstancesMetrics {
-    /// Sets how many there are.
-    pub fn running(&self, instances: usize) {
-        self.running.set(instances as f64);
+    /// Counts one more; a version that is being replaced and its successor count together.
+    pub fn joined(&self) {
+        self.running.increment(1.0);
+    }
+
+    /// Counts one less.
+    pub fn left(&self) {
+        self.running.decrement(1.0);
     }
 
     /// Counts one that was given up.

@@ -1,0 +1,103 @@
+//! A version that is served, and the instances that serve it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Handle, InstanceSettings};
+use crate::backend::libtorch;
+use crate::error::Result;
+use crate::model::{Device, HostPolicies, ModelConfig, Scheduling};
+use crate::repository::Files;
+use crate::scheduler::{Crew, Limiter};
+use crate::telemetry::metrics::Metrics;
+
+/// The longest that a replaced version waits for those who hold it, in milliseconds.
+const HANDLES_WAIT_MS: u32 = 50;
+
+/// A served version with the instances that serve it; clones share both.
+#[derive(Clone)]
+pub(super) struct Serving {
+    pub(super) handle: Arc<Handle>,
+    pub(super) crew: Arc<Crew>,
+    /// Fetched files, which stay in their cache as long as the version is served.
+    pub(super) _files: Arc<Files>,
+}
+
+impl Serving {
+    /// Finishes what waits, ends the instances, drops the model, and gives its memory back to the system. Blocking.
+    pub(super) fn retire(self) {
+        // Who found this version just before it was replaced may still be about to push its request.
+        for _ in 0..HANDLES_WAIT_MS {
+            if Arc::strong_count(&self.handle) == 1 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.crew.retire();
+        drop(self);
+        libtorch::release_unused();
+    }
+
+    /// Whether this configuration asks for nothing that is not served already, but for other instances on the devices
+    /// that have some. A sequence stays where its state is, so its instances stay what they are.
+    #[allow(dead_code, reason = "reloads ask it once they keep what is served")]
+    pub(super) fn can_resize(&self, config: &ModelConfig) -> bool {
+        let own = &self.handle.config;
+        let without = |config: &ModelConfig| {
+            let mut schema = (*config.schema).clone();
+            schema.instance_group.clear();
+            schema
+        };
+        let devices = |config: &ModelConfig| {
+            let mut devices: Vec<Device> = config.instances.iter().map(|group| group.device).collect();
+            devices.sort_unstable();
+            devices.dedup();
+            devices
+        };
+        let wanted = devices(config);
+        matches!(config.scheduling, Scheduling::Single(_) | Scheduling::Dynamic(_))
+            && !wanted.is_empty()
+            && wanted.iter().all(|device| devices(own).contains(device))
+            && without(own) == without(config)
+    }
+
+    /// The same version with the instances of this configuration, of which nothing else differs: new ones are ready when
+    /// this returns, others end after the batch that they have. Blocking.
+    ///
+    /// # Errors
+    /// Why an instance could not be started; then nothing has changed.
+    #[allow(dead_code, reason = "as above")]
+    pub(super) fn resize(&self, config: &Arc<ModelConfig>) -> Result<Self> {
+        if config.instances != self.handle.config.instances {
+            self.crew.resize(&config.instances)?;
+        }
+        let handle = Handle { config: config.clone(), ..Handle::clone(&self.handle) };
+        Ok(Self { handle: Arc::new(handle), ..self.clone() })
+    }
+}
+
+/// What the instances of all models share.
+pub(super) struct Shared {
+    /// `None` if nothing is limited.
+    pub(super) limiter: Option<Arc<Limiter>>,
+    pub(super) host_policies: Arc<HostPolicies>,
+    execution_time_max: Option<Duration>,
+    pub(super) lost_max: usize,
+}
+
+impl Shared {
+    pub(super) fn new(settings: &InstanceSettings, metrics: &Metrics) -> Self {
+        let limiter = settings.rate_limits.clone().map(|amounts| Arc::new(Limiter::new(amounts, metrics)));
+        Self {
+            limiter,
+            host_policies: Arc::new(settings.host_policies.clone()),
+            execution_time_max: settings.execution_time_max,
+            lost_max: settings.lost_max,
+        }
+    }
+
+    /// What an execution of this model may take; `None` for any time.
+    pub(super) fn execution_time_max(&self, config: &ModelConfig) -> Option<Duration> {
+        config.execution_time_max.or(self.execution_time_max).filter(|time| !time.is_zero())
+    }
+}

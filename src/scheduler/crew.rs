@@ -1,0 +1,407 @@
+//! The instances of one version: starts, adds, dismisses, replaces and retires them.
+//!
+//! Where executions are bounded, a task looks after them. An instance that does not come back in time is lost: its
+//! requests are failed at once, another takes its place, and nobody waits for its thread any more. Begin with
+//! [`Crew::start`]; `watch` is what the task looks at.
+
+use std::fmt;
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
+
+use super::instance::{Extras, Starting, Warmup, start_with};
+use super::limiter::Limiter;
+use super::watch::{Charge, Sight, Watch};
+use super::{Execution, Scheduler};
+use crate::backend::Model;
+use crate::error::{Error, Kind, Result};
+use crate::infer::Instant;
+use crate::model::{Device, HostPolicies, Instances, RateLimit, host_policy};
+use crate::telemetry::metrics::InstancesMetrics;
+
+/// What the instances of one version have in common.
+pub struct CrewSettings {
+    /// `MODEL/VERSION`, for the names of threads and for messages.
+    pub name: String,
+    /// Where they pull from.
+    pub scheduler: Arc<dyn Scheduler>,
+    /// What they run.
+    pub model: Arc<dyn Model>,
+    /// What each runs before it serves.
+    pub warmup: Arc<[Warmup]>,
+    /// What they ask for resources; `None` if nothing is limited.
+    pub limiter: Option<Arc<Limiter>>,
+    /// Where their threads stay.
+    pub host_policies: Arc<HostPolicies>,
+    /// What an execution may take; `None` for any time.
+    pub execution_time_max: Option<Duration>,
+    /// How many are replaced after they did not come back in that time.
+    pub lost_max: usize,
+    /// Where they are counted.
+    pub metrics: InstancesMetrics,
+    /// Hears why no instance is left, once.
+    pub failed: Box<dyn Fn(Error) + Send + Sync>,
+}
+
+/// The instances of one version.
+pub struct Crew {
+    settings: CrewSettings,
+    /// Never held while an instance is waited for.
+    state: Mutex<State>,
+}
+
+impl fmt::Debug for Crew {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Crew").field("name", &self.settings.name).finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
+struct State {
+    members: Vec<Member>,
+    /// Whether all that it began with were ready; before, one that is lost fails the start.
+    serving: bool,
+    retiring: bool,
+    lost: usize,
+    /// Numbers of instances that were lost after they were dismissed, and may still be told so.
+    burnt: Vec<usize>,
+    supervisor: Option<AbortHandle>,
+}
+
+struct Member {
+    index: usize,
+    seat: Seat,
+    watch: Arc<Watch>,
+    thread: JoinHandle<()>,
+    /// Tells why it never served; for one that nobody waits for.
+    ready: Option<oneshot::Receiver<Result<()>>>,
+    /// Whether it was dismissed.
+    leaves: bool,
+}
+
+/// An instance that is not ready yet: its number, what it does, and the way on which it tells that it is.
+type Begun = (usize, Arc<Watch>, oneshot::Receiver<Result<()>>);
+
+/// Where an instance runs and what it needs; instances of equal seats can stand in for each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Seat {
+    group: String,
+    device: Device,
+    rate_limit: RateLimit,
+    host_policy: String,
+}
+
+impl Crew {
+    /// Starts these instances and waits until all are ready; all or none. Blocking.
+    ///
+    /// # Errors
+    /// Why one of them could not be started.
+    pub fn start(settings: CrewSettings, groups: &[Instances]) -> Result<Arc<Self>> {
+        let crew = Arc::new(Self { settings, state: Mutex::default() });
+        if let (Some(time_max), Ok(runtime)) = (crew.settings.execution_time_max, tokio::runtime::Handle::try_current())
+        {
+            let supervisor = runtime.spawn(supervise(Arc::downgrade(&crew), time_max));
+            crew.state.lock().supervisor = Some(supervisor.abort_handle());
+        }
+        if let Err(error) = crew.add(seats(groups)) {
+            crew.retire();
+            return Err(error);
+        }
+        crew.state.lock().serving = true;
+        Ok(crew)
+    }
+
+    /// Changes the instances to these: starts what is missing and waits until it is ready, then dismisses what is too
+    /// much, which ends after the batch that it has. Changes nothing if it fails. Blocking.
+    ///
+    /// # Errors
+    /// Why one of them could not be started.
+    pub fn resize(&self, groups: &[Instances]) -> Result<()> {
+        let mut missing = seats(groups);
+        let count = missing.len();
+        let mut surplus = Vec::new();
+        {
+            let mut state = self.state.lock();
+            state.forget_ended();
+            for member in state.members.iter().filter(|member| !member.leaves) {
+                match missing.iter().position(|seat| *seat == member.seat) {
+                    Some(at) => drop(missing.swap_remove(at)),
+                    None => surplus.push(member.index),
+                }
+            }
+        }
+        self.add(missing)?;
+        surplus.into_iter().for_each(|index| self.dismiss(index));
+        self.settings.scheduler.staffed(count);
+        Ok(())
+    }
+
+    /// Refuses new requests, serves what waits, and waits until the instances have ended, but not for lost ones.
+    /// Blocking.
+    pub fn retire(&self) {
+        self.state.lock().retiring = true;
+        self.settings.scheduler.close();
+        loop {
+            let Some((index, watch)) = self.state.lock().members.first().map(|it| (it.index, it.watch.clone())) else {
+                break;
+            };
+            let ended = watch.wait_until_over();
+            let Some(member) = self.state.lock().take(index, &watch) else { continue };
+            if !member.leaves {
+                self.settings.metrics.left();
+            }
+            if ended && member.thread.join().is_err() {
+                tracing::error!(model = self.settings.name, "an instance thread panicked");
+            }
+        }
+        if let Some(supervisor) = self.state.lock().supervisor.take() {
+            supervisor.abort();
+        }
+    }
+
+    /// How many instances serve.
+    pub fn len(&self) -> usize {
+        self.state.lock().serving()
+    }
+
+    /// Whether no instance serves.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Starts instances and waits until they are ready; all or none.
+    fn add(&self, seats: Vec<Seat>) -> Result<()> {
+        let mut added = Vec::new();
+        let mut failed = None;
+        for seat in seats {
+            match self.begin(seat) {
+                Ok(begun) => added.push(begun),
+                Err(error) => failed = Some(error),
+            }
+        }
+        let mut able = Vec::new();
+        for (index, watch, ready) in added {
+            let ended = || Err(Error::internal("the instance ended before it was ready"));
+            match ready.blocking_recv().unwrap_or_else(|_| ended()) {
+                Ok(()) => able.push(index),
+                Err(error) => {
+                    failed.get_or_insert(error);
+                    if self.state.lock().take(index, &watch).is_some() {
+                        self.settings.metrics.left();
+                    }
+                }
+            }
+        }
+        let Some(error) = failed else { return Ok(()) };
+        able.into_iter().for_each(|index| self.dismiss(index));
+        Err(error)
+    }
+
+    /// Starts one instance, under the smallest number that is free.
+    fn begin(&self, seat: Seat) -> Result<Begun> {
+        let mut state = self.state.lock();
+        let free =
+            |index: &usize| !state.burnt.contains(index) && state.members.iter().all(|member| member.index != *index);
+        let index = (0..).find(free).unwrap_or_default();
+        let (member, ready) = self.member(index, seat)?;
+        let watch = member.watch.clone();
+        state.members.push(member);
+        self.settings.metrics.joined();
+        Ok((index, watch, ready))
+    }
+
+    fn member(&self, index: usize, seat: Seat) -> Result<(Member, oneshot::Receiver<Result<()>>)> {
+        let settings = &self.settings;
+        let claim = match &settings.limiter {
+            Some(limiter) => limiter.claim(seat.device, &seat.rate_limit)?,
+            None => None,
+        };
+        let policy = host_policy(&settings.host_policies, &seat.host_policy, seat.device);
+        let extras = Extras {
+            claim,
+            host_policy: policy.map(|(name, policy)| (name.to_owned(), policy.clone())),
+            bounded: settings.execution_time_max.is_some(),
+            busy: Some(settings.metrics.busy(index, &seat.device.to_string())),
+        };
+        let starting = Starting {
+            scheduler: settings.scheduler.clone(),
+            model: settings.model.clone(),
+            device: seat.device,
+            index,
+            thread_name: format!("{}/{index}", settings.name),
+            warmup: settings.warmup.clone(),
+        };
+        let started = start_with(starting, extras)?;
+        let member = Member { index, seat, watch: started.watch, thread: started.thread, ready: None, leaves: false };
+        Ok((member, started.ready))
+    }
+
+    fn dismiss(&self, index: usize) {
+        let mut state = self.state.lock();
+        if let Some(member) = state.members.iter_mut().find(|member| member.index == index && !member.leaves) {
+            member.leaves = true;
+            self.settings.metrics.left();
+            self.settings.scheduler.dismiss(index);
+        }
+    }
+
+    /// Writes off whose execution should have ended by `now`; tells when to look again.
+    fn look(&self, now: Instant, time_max: Duration) -> Instant {
+        let mut next = now + time_max;
+        let watches: Vec<(usize, Arc<Watch>)> =
+            self.state.lock().members.iter().map(|member| (member.index, member.watch.clone())).collect();
+        for (index, watch) in watches {
+            match watch.look(now, time_max) {
+                Sight::Until(until) => next = next.min(until),
+                Sight::Idle => {}
+                Sight::Overdue(charge) => self.write_off((index, &watch), charge, now),
+                Sight::Ended => self.vacate(index, &watch),
+            }
+        }
+        next
+    }
+
+    /// Settles what a lost instance had, and replaces it unless too many were lost.
+    fn write_off(&self, (index, watch): (usize, &Arc<Watch>), charge: Charge, now: Instant) {
+        let settings = &self.settings;
+        let time_max = settings.execution_time_max.unwrap_or_default();
+        let seconds = time_max.as_secs_f64();
+        let error = Error::new(
+            Kind::Backend,
+            format!(
+                "the execution did not end within {seconds} s, its instance {}/{index} was given up",
+                settings.name
+            ),
+        );
+        // If it had yet to say whether it is ready, who waits for that hears this.
+        watch.report(Err(error.clone()));
+        settings.metrics.lost();
+        let Charge { entries, permit, class } = charge;
+        drop(permit);
+        tracing::error!(
+            instance = format!("{}/{index}", settings.name),
+            seconds,
+            requests = entries.len(),
+            "an execution did not end in its time, its instance is given up"
+        );
+        if !entries.is_empty() {
+            let mut outputs: Vec<_> = entries.iter().map(|_| None).collect();
+            let _ = settings.scheduler.executed(Execution {
+                instance: index,
+                class,
+                rows: entries.iter().map(|entry| entry.promise.rows).sum(),
+                took: time_max,
+                failed: true,
+                outputs: &mut outputs,
+                entries: &entries,
+            });
+        }
+        for entry in entries {
+            entry.settle(settings.scheduler.stats(), error.clone(), now);
+        }
+        let mut state = self.state.lock();
+        state.lost += 1;
+        let (lost, serving) = (state.lost, state.serving);
+        let Some(member) = state.take(index, watch) else { return };
+        if member.leaves {
+            state.burnt.push(index);
+            return;
+        }
+        settings.metrics.left();
+        if !serving {
+            return;
+        }
+        if lost <= settings.lost_max {
+            match self.member(index, member.seat) {
+                Ok((fresh, ready)) => {
+                    settings.metrics.joined();
+                    state.members.push(Member { ready: Some(ready), ..fresh });
+                    return;
+                }
+                Err(error) => tracing::error!(%error, "an instance that was given up cannot be replaced"),
+            }
+        }
+        self.fail_if_deserted(state, || format!("{lost} instances were given up because {error}"));
+    }
+
+    /// Forgets an instance that has ended although nobody told it to.
+    fn vacate(&self, index: usize, watch: &Arc<Watch>) {
+        let mut state = self.state.lock();
+        let at = |member: &Member| member.index == index && Arc::ptr_eq(&member.watch, watch) && !member.leaves;
+        if !state.serving || !state.members.iter().any(at) || state.retiring {
+            return;
+        }
+        let Some(mut member) = state.take(index, watch) else { return };
+        self.settings.metrics.left();
+        let why = match member.ready.as_mut().map(oneshot::Receiver::try_recv) {
+            Some(Ok(Err(error))) => error.message().to_owned(),
+            _ => "its thread ended".to_owned(),
+        };
+        tracing::error!(instance = format!("{}/{index}", self.settings.name), why, "an instance has ended");
+        self.fail_if_deserted(state, || format!("the last instance has ended: {why}"));
+    }
+
+    /// When nobody is left to serve, everything is refused and the reason told.
+    fn fail_if_deserted(&self, state: parking_lot::MutexGuard<'_, State>, why: impl FnOnce() -> String) {
+        let left = state.serving();
+        drop(state);
+        self.settings.scheduler.staffed(left.max(1));
+        if left > 0 {
+            return;
+        }
+        let error = Error::unavailable(why());
+        self.settings.scheduler.abort_for(error.clone());
+        (self.settings.failed)(error);
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        if let Some(supervisor) = self.state.get_mut().supervisor.take() {
+            supervisor.abort();
+        }
+    }
+}
+
+impl State {
+    /// How many serve, or will when they are ready.
+    fn serving(&self) -> usize {
+        self.members.iter().filter(|member| !member.leaves).count()
+    }
+
+    fn take(&mut self, index: usize, watch: &Arc<Watch>) -> Option<Member> {
+        let own = |member: &Member| member.index == index && Arc::ptr_eq(&member.watch, watch);
+        self.members.iter().position(own).map(|at| self.members.swap_remove(at))
+    }
+
+    /// Those that were dismissed and have ended since.
+    fn forget_ended(&mut self) {
+        self.members.retain(|member| !(member.leaves && member.thread.is_finished()));
+    }
+}
+
+/// Looks after the instances of one version until it is gone.
+async fn supervise(crew: Weak<Crew>, time_max: Duration) {
+    loop {
+        let Some(next) = crew.upgrade().map(|crew| crew.look(Instant::now(), time_max)) else { return };
+        tokio::time::sleep_until(next).await;
+    }
+}
+
+/// A seat for each instance.
+fn seats(groups: &[Instances]) -> Vec<Seat> {
+    let seat = |group: &Instances| Seat {
+        group: group.group.clone(),
+        device: group.device,
+        rate_limit: group.rate_limit.clone(),
+        host_policy: group.host_policy.clone(),
+    };
+    groups.iter().flat_map(|group| std::iter::repeat_n(seat(group), group.count)).collect()
+}
+
+#[cfg(test)]
+mod tests;
