@@ -2,6 +2,7 @@
 
 mod grpc;
 mod http;
+mod instances;
 mod libtorch_missing;
 mod lifecycle;
 mod oracle;

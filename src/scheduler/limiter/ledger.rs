@@ -70,7 +70,9 @@ impl Ledger {
             *needs.entry((resource.name.to_ascii_lowercase(), place)).or_default() += u64::from(resource.count);
         }
         for ((name, place), count) in &needs {
-            self.check(name, *place, *count)?;
+            let as_written = limit.resources.iter().find(|resource| resource.name.eq_ignore_ascii_case(name));
+            let shown = as_written.map_or(name.as_str(), |resource| &resource.name);
+            self.check((name, shown), *place, *count)?;
         }
         let id = self.next_id;
         self.next_id += 1;
@@ -79,17 +81,17 @@ impl Ledger {
         Ok(id)
     }
 
-    fn check(&self, name: &str, place: Place, count: u64) -> Result<()> {
+    fn check(&self, (name, shown): (&str, &str), place: Place, count: u64) -> Result<()> {
         if let Some(amount) = Amount::find(&self.amounts, name, place).map(u64::from).filter(|amount| *amount < count) {
             return Err(Error::invalid(format!(
-                "Resource count for \"{name}\" is limited to {amount} which will prevent scheduling of one or more \
+                "Resource count for \"{shown}\" is limited to {amount} which will prevent scheduling of one or more \
                  model instances, the minimum required count is {count}"
             )));
         }
         let mut known = self.claims.values().flat_map(|claim| claim.needs.keys()).filter(|(other, _)| other == name);
         if known.any(|(_, other)| (*other == Place::Global) != (place == Place::Global)) {
             return Err(Error::invalid(format!(
-                "Resource \"{name}\" is present as both global and device-specific resource in the model configuration."
+                "Resource \"{shown}\" is present as both global and device-specific resource in the model configuration."
             )));
         }
         Ok(())
