@@ -216,7 +216,7 @@ impl Post {
 }
 
 /// Runs one batch and settles each of its requests. `false` if the instance panicked.
-#[cfg(all(test, feature = "shuttle"))]
+#[cfg(test)]
 pub(super) fn execute(scheduler: &dyn Scheduler, index: usize, instance: &mut dyn Instance, pulled: Pulled) -> bool {
     execute_begun(scheduler, index, instance, pulled, Instant::now())
 }

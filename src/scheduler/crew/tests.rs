@@ -59,7 +59,7 @@ impl Instance for PuppetInstance {
             Order::Hang(until) => drop(until.recv()),
         }
         for (index, member) in batch.members.iter().enumerate() {
-            replies.member(index, member.inputs.clone());
+            replies.member(index, member.inputs.clone())?;
         }
         Ok(())
     }
@@ -330,8 +330,8 @@ async fn a_hung_execution_is_given_up_exactly_at_its_time() {
 #[tokio::test(start_paused = true)]
 async fn a_warm_up_that_hangs_fails_the_start() {
     let tensor = Tensor { dtype: DataType::Uint8, shape: Shape::new(&[1, 4]), data: Bytes::from_static(b"abcd") };
-    let batch = Batch { members: vec![Member { rows: 1, inputs: vec![tensor] }] };
-    let warmup = vec![Warmup { batch, required: true, measured: false }];
+    let batch = Batch::new(vec![Member { rows: 1, inputs: vec![tensor] }]);
+    let warmup = vec![Warmup { batch, sample: Some("s".into()), measured: false }];
     let runtime = tokio::runtime::Handle::current();
     let (tell, told) = oneshot::channel();
     std::thread::spawn(move || {
