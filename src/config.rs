@@ -11,6 +11,7 @@ mod restricted;
 mod trace;
 pub mod typed;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -60,10 +61,12 @@ pub struct Config {
 }
 
 /// Where models come from, and how they are loaded.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Repository {
     /// Where models are; at least one place, all directories among them exist.
     pub roots: Vec<Root>,
+    /// Whether each of them is a namespace, in which names may be those of others.
+    pub namespacing: bool,
     /// How places in object stores are used.
     pub remote: RemoteSettings,
     /// Who decides what is loaded.
@@ -76,6 +79,8 @@ pub struct Repository {
     pub load_threads: usize,
     /// How often a failed load is tried again.
     pub load_retries: u32,
+    /// Above which used fraction of a CUDA device's memory no model is loaded on it, by its index.
+    pub gpu_limits: BTreeMap<u32, f64>,
     /// The most bytes of files that a load request may bring; 0 for none at all.
     pub override_bytes_max: usize,
     /// Requests that wait per model whose configuration gives no limit; at least one.
@@ -228,11 +233,13 @@ impl Repository {
         Self {
             roots: roots(reader),
             remote: remote(reader),
+            namespacing: reader.truth("model-namespacing"),
             control,
             auto_complete: !reader.truth("disable-auto-complete-config"),
             config_name: reader.optional("model-config-name"),
             load_threads: reader.number("model-load-thread-count") as usize,
             load_retries: reader.number("model-load-retry-count") as u32,
+            gpu_limits: gpu_limits(reader),
             override_bytes_max: reader.number("model-load-max-file-bytes") as usize,
             queue_size_default: reader.number("queue-size-default") as usize,
             responses_max: reader.number("grpc-max-response-pool-size") as usize,
@@ -241,6 +248,23 @@ impl Repository {
             backlog_delay_scheduler: reader.variable("TRITONSERVER_BACKLOG_DELAY_SCHEDULER"),
         }
     }
+}
+
+/// The fractions of `DEVICE:FRACTION`.
+fn gpu_limits(reader: &mut Reader) -> BTreeMap<u32, f64> {
+    let mut limits = BTreeMap::new();
+    let origin = reader.typed.origin("model-load-gpu-limit");
+    for text in reader.list("model-load-gpu-limit") {
+        let limit = text.split_once(':').and_then(|(device, fraction)| {
+            let fraction = fraction.parse().ok().filter(|fraction| (0.0..=1.0).contains(fraction))?;
+            Some((device.parse().ok()?, fraction))
+        });
+        match limit {
+            Some((device, fraction)) => _ = limits.insert(device, fraction),
+            None => reader.mistake(&origin, format!("'{text}': expected DEVICE:FRACTION, such as 0:0.8")),
+        }
+    }
+    limits
 }
 
 fn roots(reader: &mut Reader) -> Vec<Root> {

@@ -34,7 +34,8 @@ pub fn backends() -> Vec<Arc<dyn Backend>> {
     vec![Arc::new(identity::Identity), Arc::new(libtorch::LibTorch)]
 }
 
-/// Serves until a signal asks to stop. Prints the addresses on standard output once every model was tried.
+/// Serves until a signal asks to stop. Prints the addresses on standard output at once, and again when every model was
+/// tried.
 ///
 /// # Errors
 /// If the server cannot start, a model fails to load and the settings make that fatal, or requests had to be abandoned
@@ -48,6 +49,7 @@ pub async fn run(config: Config) -> Result<()> {
     let exit_on_error = config.exit_on_error;
     let stop = stop_signals()?;
     let server = Server::bind(&config)?;
+    println!("nereid live:{}", server.addresses());
     let failed = tokio::select! {
         failed = server.load() => failed?,
         () = stop.cancelled() => return server.stop(exit_timeout).await,
@@ -132,14 +134,16 @@ impl Server {
 
     /// What an operator reads first: the addresses, and one command to try.
     fn greeting(&self) -> String {
-        let mut line = String::from("nereid ready:");
-        for (name, address) in &self.front_ends.addresses {
-            line.push_str(&format!(" {name}={address}"));
-        }
+        let mut line = format!("nereid ready:{}", self.addresses());
         if let Some(address) = self.front_ends.address("grpc") {
             line.push_str(&format!("\ntry: nereid health --grpc {}", address.for_clients()));
         }
         line
+    }
+
+    /// Where each front end is reached.
+    fn addresses(&self) -> String {
+        self.front_ends.addresses.iter().map(|(name, address)| format!(" {name}={address}")).collect()
     }
 
     /// Stops in order, within `timeout`.
@@ -202,10 +206,15 @@ pub fn cuda_devices() -> Vec<u32> {
 
 fn engine_settings(config: &Config) -> Result<engine::Settings> {
     let backends = backends();
+    let known = backends.clone();
     let repository = &config.repository;
     let roots = Roots::open(&repository.roots, &repository.remote, &tokio::runtime::Handle::current())?;
+    let queue_size = repository.queue_size_default;
+    let (rate_limits, host_policies) =
+        (config.instances.rate_limits.clone(), config.instances.host_policies.keys().cloned().collect());
     Ok(engine::Settings {
         roots,
+        namespacing: repository.namespacing,
         control: match &repository.control {
             config::Control::None => Control::None,
             config::Control::Poll(interval) => Control::Poll(*interval),
@@ -214,6 +223,7 @@ fn engine_settings(config: &Config) -> Result<engine::Settings> {
         },
         load_threads: repository.load_threads,
         load_retries: repository.load_retries,
+        gpu_limits: repository.gpu_limits.clone(),
         override_bytes_max: repository.override_bytes_max,
         auto_complete: repository.auto_complete,
         config_name: repository.config_name.clone(),
@@ -224,11 +234,11 @@ fn engine_settings(config: &Config) -> Result<engine::Settings> {
         },
         hold: engine::Hold { queued: repository.delay_scheduler, backlog: repository.backlog_delay_scheduler },
         instances: config.instances.clone(),
-        facts: Facts {
-            rate_limits: config.instances.rate_limits.clone(),
-            host_policies: config.instances.host_policies.keys().cloned().collect(),
-            ..engine::facts(&backends, cuda_devices(), repository.queue_size_default)
-        },
+        facts: Box::new(move || Facts {
+            rate_limits,
+            host_policies,
+            ..engine::facts(&known, cuda_devices(), queue_size)
+        }),
         backends,
     })
 }

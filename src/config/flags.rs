@@ -69,6 +69,7 @@ pub const FLAGS: &[Flag] = &[
     flag(GENERAL, "threads", Value::Number(0, 1024), "0", "Threads for the network; 0 for one per processor, at most 4"),
 
     flag(REPOSITORY, "model-repository", Value::List("DIR|URL"), "", "Directory of models, or s3://, gs:// or as:// and a path; required, repeatable"),
+    flag(REPOSITORY, "model-namespacing", Value::Bool, "false", "Let repositories have models of the same name; a model that is made of others takes those of its own repository first"),
     flag(REPOSITORY, "model-control-mode", Value::Choice(&["none", "poll", "explicit"]), "none", "Who decides what is loaded: the start, the directory, or the callers"),
     flag(REPOSITORY, "repository-poll-secs", Value::Number(1, SECONDS_MAX), "15", "How often mode poll looks at the directory"),
     flag(REPOSITORY, "repository-cache-directory", Value::Text("DIR"), "", "Where files of object stores are kept; ~/.cache/nereid by default"),
@@ -81,6 +82,7 @@ pub const FLAGS: &[Flag] = &[
     flag(REPOSITORY, "model-load-thread-count", Value::Number(1, 256), "4", "Models that load at the same time"),
     flag(REPOSITORY, "model-load-max-file-bytes", Value::Number(0, i32::MAX as u64), "2147483647", "The most bytes of files that a load request may bring in mode explicit; 0 for none"),
     flag(REPOSITORY, "model-load-retry-count", Value::Number(0, 1000), "0", "How often a failed load is tried again"),
+    flag(REPOSITORY, "model-load-gpu-limit", Value::List("DEVICE:FRACTION"), "", "Load nothing on a CUDA device of whose memory more than this fraction is used, such as 0:0.8; repeatable"),
     flag(REPOSITORY, "queue-size-default", Value::Number(1, 10_000_000), "4096", "Requests that wait per model whose max_queue_size is 0"),
     flag(REPOSITORY, "grpc-max-response-pool-size", Value::Number(1, i32::MAX as u64), "64", "Responses of one request to a decoupled model that wait for the client"),
     flag(REPOSITORY, "response-stall-secs", Value::Number(1, SECONDS_MAX), "60", "The longest that a decoupled model waits for a client to take a response"),
@@ -175,7 +177,7 @@ pub const ALIASES: &[(&str, &str)] = &[("model-store", "model-repository")];
 /// Settings that the reference server has and this one has not, or not yet: named, so that the message can be plain.
 #[rustfmt::skip]
 pub const UNSUPPORTED: &[&str] = &[
-    "model-namespacing", "enable-peer-access", "http-thread-count",
+    "enable-peer-access", "http-thread-count",
     "grpc-infer-thread-count", "grpc-infer-allocation-pool-size",
     "grpc-infer-response-compression-level", "grpc-keepalive-permit-without-calls", "grpc-http2-max-pings-without-data",
     "grpc-http2-min-recv-ping-interval-without-data", "grpc-http2-max-ping-strikes", 
@@ -183,7 +185,7 @@ pub const UNSUPPORTED: &[&str] = &[
     "vertex-ai-port", "vertex-ai-thread-count", "vertex-ai-default-model", "allow-gpu-metrics", "metrics-config",
     "cache-config", "cache-directory", "pinned-memory-pool-byte-size",
     "cuda-memory-pool-byte-size", "cuda-virtual-address-size", "min-supported-compute-capability",
-    "buffer-manager-thread-count", "model-load-gpu-limit", "backend-directory",
+    "buffer-manager-thread-count", "backend-directory",
     "backend-config", "repoagent-directory", "strict-model-config", "response-cache-byte-size", "trace-file",
     "trace-level", "trace-rate", "trace-count", "trace-log-frequency",
 ];

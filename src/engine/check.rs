@@ -39,7 +39,7 @@ pub struct ModelReport {
 pub fn check(roots: &[PathBuf], backends: &[Arc<dyn Backend>], facts: &Facts) -> Result<CheckReport> {
     let scan = repository::scan(roots)?;
     let mut report = CheckReport { warnings: scan.warnings, ..CheckReport::default() };
-    for (name, reason) in scan.unavailable {
+    for (name, reason) in scan.unreadable.into_iter().chain(scan.duplicates) {
         report.models.insert(name, ModelReport { mistakes: vec![reason], ..ModelReport::default() });
     }
     for (name, model) in scan.models {

@@ -4,16 +4,17 @@
 //! and waiting for them, and joining them at the end.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, LazyLock, OnceLock, Weak};
 
-use super::overrides::{OverrideDir, Overrides};
+use super::catalog::Catalog;
+use super::repositories::Repositories;
 use super::serving::{Serving, Shared};
-use super::{Handle, Settings, warmup};
+use super::{FindFacts, Handle, Key, Settings, warmup};
 use crate::backend::Backend;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::infer::Instant;
 use crate::model::{ModelConfig, Scheduling, Signature, TensorSpec, Version, VersionFiles};
-use crate::repository::{self, BackendFacts, Facts, Files, Found, Roots, Source, Stamp};
+use crate::repository::{BackendFacts, Facts, Files};
 use crate::scheduler::{Crew, CrewSettings, Hold, Levels, Limits, Queue, QueueSettings, ResponseLimits, Scheduler};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::stats::ModelStats;
@@ -51,9 +52,9 @@ pub(super) async fn on_thread<T: Send + 'static>(name: &str, work: impl FnOnce()
     wait.await.map_err(|_| Error::internal(format!("thread '{name}' panicked")))
 }
 
-/// A version that can serve nothing any more.
+/// A version that has lost its instances, and why.
 pub(super) struct Lost {
-    pub(super) model: Arc<str>,
+    pub(super) key: Key,
     pub(super) version: Version,
     /// Tells which load of the version it was.
     pub(super) scheduler: Weak<dyn Scheduler>,
@@ -63,27 +64,17 @@ pub(super) struct Lost {
 /// Hears of such versions.
 pub(super) type OnLost = Box<dyn Fn(Lost) + Send + Sync>;
 
-/// What a load command led to.
-pub(super) enum Loaded {
-    /// The files are those that are already served.
-    Unchanged,
-    /// New copies, to take over.
-    New {
-        /// Of the files that were read; `None` if they were overridden.
-        stamp: Option<Stamp>,
-        /// All versions that the policy asks for.
-        versions: BTreeMap<Version, Serving>,
-    },
-}
-
-/// Opens models; shared by all loader threads.
+/// Opens models; shared by all loader threads. What a load does, step by step, stands in `load.rs`.
 pub(super) struct Loader {
-    roots: Roots,
+    pub(super) repositories: Arc<Repositories>,
+    pub(super) catalog: Arc<Catalog>,
     backends: BTreeMap<&'static str, Arc<dyn Backend>>,
-    facts: Facts,
-    auto_complete: bool,
-    config_name: Option<String>,
-    retries: u32,
+    /// Found out by the first load: libtorch, which is asked for devices, takes its time.
+    pub(super) facts: LazyLock<Facts, FindFacts>,
+    pub(super) auto_complete: bool,
+    pub(super) config_name: Option<String>,
+    pub(super) gpu_limits: BTreeMap<u32, f64>,
+    pub(super) retries: u32,
     responses: ResponseLimits,
     hold: Hold,
     instances: Shared,
@@ -93,13 +84,20 @@ pub(super) struct Loader {
 }
 
 impl Loader {
-    pub(super) fn new(settings: &Settings, metrics: Metrics) -> Self {
+    pub(super) fn new(
+        settings: Settings,
+        repositories: Arc<Repositories>,
+        catalog: Arc<Catalog>,
+        metrics: Metrics,
+    ) -> Self {
         Self {
-            roots: settings.roots.clone(),
+            repositories,
+            catalog,
             backends: settings.backends.iter().map(|backend| (backend.name(), backend.clone())).collect(),
-            facts: settings.facts.clone(),
+            facts: LazyLock::new(settings.facts),
             auto_complete: settings.auto_complete,
-            config_name: settings.config_name.clone(),
+            config_name: settings.config_name,
+            gpu_limits: settings.gpu_limits,
             retries: settings.load_retries,
             responses: settings.responses,
             hold: settings.hold,
@@ -109,128 +107,20 @@ impl Loader {
         }
     }
 
-    /// Opens all versions of a model that its policy asks for; all or none.
-    ///
-    /// `served` is the stamp of what is served now; `resolved` is told the versions as soon as they are known.
-    pub(super) fn load(
-        &self,
-        name: &str,
-        overrides: &Overrides,
-        served: Option<&Stamp>,
-        resolved: impl Fn(&[Version]),
-    ) -> Result<Loaded> {
-        let mut attempt = 0;
-        loop {
-            match self.try_load(name, overrides, served, &resolved) {
-                Err(error) if attempt < self.retries => {
-                    attempt += 1;
-                    tracing::warn!(model = name, attempt, %error, "load failed, trying again");
-                }
-                result => return result,
-            }
-        }
-    }
-
-    fn try_load(
-        &self,
-        name: &str,
-        overrides: &Overrides,
-        served: Option<&Stamp>,
-        resolved: &impl Fn(&[Version]),
-    ) -> Result<Loaded> {
-        let override_dir = match overrides.files.is_empty() {
-            true => None,
-            false => Some(OverrideDir::write(name, &overrides.files)?),
-        };
-        let found = self.find(name, override_dir.as_ref())?;
-        let dir = &found.dir;
-        if overrides.is_empty() && served == Some(&dir.stamp) {
-            return Ok(Loaded::Unchanged);
-        }
-        let file = self.config_name.as_deref().map_or(Source::File, Source::Named);
-        let source = overrides.config.as_deref().map_or(file, Source::Json);
-        let mut fetched = found.fetch_shared()?;
-        let (config, files) = self.configure(&found, source, &mut fetched).map_err(|error| match overrides.config {
-            // Clients of the reference server look for the first words.
-            Some(_) => error.context(format_args!("failed to load '{name}'")),
-            None => error,
-        })?;
-        let versions: Vec<Version> = files.keys().copied().collect();
-        resolved(&versions);
-        let fetched = Arc::new(fetched);
-        let mut servings = BTreeMap::new();
-        for (version, files) in files {
-            match self.open(&config, version, &files) {
-                Ok(serving) => servings.insert(version, Serving { _files: fetched.clone(), ..serving }),
-                Err(error) => {
-                    servings.into_values().for_each(Serving::retire);
-                    self.metrics.version_load_failed();
-                    return Err(Error::invalid(format!(
-                        "load failed for model '{name}': version {version} is at UNAVAILABLE state: {error};"
-                    )));
-                }
-            };
-        }
-        Ok(Loaded::New { stamp: overrides.is_empty().then_some(found.dir.stamp), versions: servings })
-    }
-
-    fn find(&self, name: &str, override_dir: Option<&OverrideDir>) -> Result<Found> {
-        let mut warnings = Vec::new();
-        let found = match override_dir {
-            Some(dir) => repository::look(name, dir.path(), &mut warnings)
-                .map(Found::from)
-                .map_err(|error| Error::internal(format!("cannot read override files: {error}"))),
-            None => self.roots.find(name, &mut warnings).map_err(|error| match error.kind() {
-                Kind::NotFound => {
-                    Error::not_found(format!("failed to load '{name}', failed to poll from model repository"))
-                }
-                _ => error,
-            }),
-        };
-        for warning in warnings {
-            tracing::warn!(model = name, "{warning}");
-        }
-        found
-    }
-
-    /// Reads, completes and checks the configuration; gives the files of each version to serve.
-    fn configure(
-        &self,
-        found: &Found,
-        source: Source<'_>,
-        fetched: &mut Files,
-    ) -> Result<(Arc<ModelConfig>, BTreeMap<Version, VersionFiles>)> {
-        let dir = &found.dir;
-        let mut written = repository::read(dir, source, &self.facts)?;
-        let selected = written.versions(&dir.versions)?;
-        for version in &selected.missing {
-            tracing::warn!(model = dir.name, version, "a version that the policy asks for does not exist");
-        }
-        fetched.extend(found.fetch_versions(&selected.versions)?);
-        let mut files = BTreeMap::new();
-        for &version in &selected.versions {
-            let of_version = written.files(version, &self.facts)?;
-            check_regular(&of_version)?;
-            files.insert(version, of_version);
-        }
-        if let Some((_, latest)) = files.last_key_value()
-            && self.auto_complete
-        {
-            self.backend(&written.schema.backend)?.complete(latest, &mut written.schema)?;
-        }
-        let finished = written.finish(&self.facts)?;
-        for warning in finished.warnings {
-            tracing::warn!(model = dir.name, "{warning}");
-        }
-        Ok((Arc::new(finished.config), files))
-    }
-
-    fn backend(&self, name: &str) -> Result<&Arc<dyn Backend>> {
+    pub(super) fn backend(&self, name: &str) -> Result<&Arc<dyn Backend>> {
         self.backends.get(name).ok_or_else(|| Error::invalid(format!("unknown backend '{name}'")))
     }
 
     /// Opens one version, starts its instances and waits until all can serve.
-    fn open(&self, config: &Arc<ModelConfig>, version: Version, files: &VersionFiles) -> Result<Serving> {
+    ///
+    /// `fetched` are files that must stay in their cache while it is served.
+    pub(super) fn open(
+        &self,
+        key: &Key,
+        config: &Arc<ModelConfig>,
+        (version, files): (Version, &VersionFiles),
+        fetched: Arc<Files>,
+    ) -> Result<Serving> {
         let began = Instant::now();
         let of_file = config.of_file();
         let model = self.backend(&config.backend)?.open(files, &of_file)?;
@@ -239,21 +129,21 @@ impl Loader {
         let signature = Arc::new(Signature::new(config));
         let handle =
             Arc::new(Handle { config: config.clone(), version, signature, stats: stats.clone(), scheduler, model });
-        let crew = Crew::start(self.crew_settings(&handle)?, &config.instances)?;
+        let crew = Crew::start(self.crew_settings(key, &handle)?, &config.instances)?;
         let took = began.elapsed();
         stats.loaded(took);
         self.metrics.version_loaded();
         tracing::info!(model = %config.name, version, seconds = took.as_secs_f64(), "model version is loaded");
-        Ok(Serving { handle, crew, _files: Arc::default() })
+        Ok(Serving { handle, crew, _files: fetched })
     }
 
-    fn crew_settings(&self, handle: &Arc<Handle>) -> Result<CrewSettings> {
+    fn crew_settings(&self, key: &Key, handle: &Arc<Handle>) -> Result<CrewSettings> {
         let (config, version) = (&handle.config, handle.version);
-        let (lost, of) = (self.lost.clone(), (config.name.clone(), Arc::downgrade(&handle.scheduler)));
+        let (lost, of) = (self.lost.clone(), (key.clone(), Arc::downgrade(&handle.scheduler)));
         let failed = move |error: Error| {
-            tracing::error!(model = &*of.0, version, %error, "no instance of the model version is left");
+            tracing::error!(model = %of.0, version, %error, "no instance of the model version is left");
             if let Some(lost) = lost.get() {
-                lost(Lost { model: of.0.clone(), version, scheduler: of.1.clone(), error });
+                lost(Lost { key: of.0.clone(), version, scheduler: of.1.clone(), error });
             }
         };
         Ok(CrewSettings {
@@ -297,16 +187,6 @@ impl Loader {
             instances: config.instances.iter().map(|group| group.count).sum(),
             responses: config.decoupled.then_some(self.responses),
         }
-    }
-}
-
-/// Whoever opens a pipe or a device as a model waits for ever.
-fn check_regular(files: &VersionFiles) -> Result<()> {
-    match &files.model_file {
-        Some(file) if file.exists() && !file.is_file() => {
-            Err(Error::invalid(format!("model file '{}' is not a regular file", file.display())))
-        }
-        _ => Ok(()),
     }
 }
 

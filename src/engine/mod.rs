@@ -3,26 +3,41 @@
 //! The manager task owns which versions are wanted and which are there; loader threads open them; the [`Catalog`] shows
 //! readers the result with one atomic read. [`Engine`] is what the rooms above see. Knows no protocol.
 
+mod agents;
+mod attempt;
 mod catalog;
 pub mod check;
 mod handle;
-mod lifecycle;
+mod key;
+pub mod lifecycle;
+mod load;
 mod loader;
 mod manager;
+pub mod models;
+#[cfg(test)]
+mod models_tests;
+pub mod order;
 mod overrides;
 mod poll;
+pub mod progress;
+mod reconcile;
+mod repositories;
 mod serving;
 mod warmup;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use self::catalog::Catalog;
 use self::loader::Loader;
 use self::manager::Manager;
+use self::order::{Load, Unload, What};
+use self::poll::Watched;
+use self::repositories::{Look, Repositories};
 use crate::backend::Backend;
 use crate::error::{Error, Kind, Result};
 use crate::infer::{Infer, Instant, Request, Responses};
@@ -32,6 +47,7 @@ use crate::telemetry::metrics::Metrics;
 
 pub use catalog::IndexEntry;
 pub use handle::Handle;
+pub use key::Key;
 pub use lifecycle::State;
 pub use loader::facts;
 pub use overrides::Overrides;
@@ -67,16 +83,23 @@ pub struct InstanceSettings {
     pub lost_max: usize,
 }
 
+/// Finds out what configurations are held against; called once, by the first load.
+pub type FindFacts = Box<dyn FnOnce() -> Facts + Send>;
+
 /// What the engine is told once.
 pub struct Settings {
     /// Where models come from.
     pub roots: Roots,
+    /// Whether each of them is a namespace, in which names may be those of others.
+    pub namespacing: bool,
     /// Who decides what is loaded.
     pub control: Control,
     /// Models that load at the same time.
     pub load_threads: usize,
     /// How often a failed load is tried again.
     pub load_retries: u32,
+    /// Above which used fraction of a CUDA device's memory no model is loaded on it, by its index.
+    pub gpu_limits: BTreeMap<u32, f64>,
     /// The most bytes of files that a load request may bring.
     pub override_bytes_max: usize,
     /// Whether configurations are completed from the model files.
@@ -92,7 +115,7 @@ pub struct Settings {
     /// What schedulers wait for before they run anything.
     pub hold: Hold,
     /// What configurations are held against.
-    pub facts: Facts,
+    pub facts: FindFacts,
     /// The backends by their names.
     pub backends: Vec<Arc<dyn Backend>>,
 }
@@ -102,7 +125,8 @@ pub struct Engine {
     catalog: Arc<Catalog>,
     manager: Manager,
     metrics: Metrics,
-    roots: Roots,
+    repositories: Arc<Repositories>,
+    namespacing: bool,
     control: Control,
     override_bytes_max: usize,
 }
@@ -112,51 +136,69 @@ impl Engine {
     ///
     /// Must be called inside a tokio runtime.
     pub fn new(settings: Settings, metrics: Metrics) -> Self {
+        let (namespacing, load_threads) = (settings.namespacing, settings.load_threads);
+        let (control, override_bytes_max) = (settings.control.clone(), settings.override_bytes_max);
         let catalog = Arc::new(Catalog::new(settings.strict_readiness));
-        let loader = Loader::new(&settings, metrics.clone());
-        let manager = Manager::start(loader, catalog.clone(), settings.load_threads);
-        Self {
-            catalog,
-            manager,
-            metrics,
-            roots: settings.roots,
-            control: settings.control,
-            override_bytes_max: settings.override_bytes_max,
-        }
+        let repositories = Arc::new(Repositories::new(&settings.roots, namespacing));
+        let loader = Arc::new(Loader::new(settings, repositories.clone(), catalog.clone(), metrics.clone()));
+        let manager = Manager::start(loader, catalog.clone(), load_threads);
+        Self { catalog, manager, metrics, repositories, namespacing, control, override_bytes_max }
     }
 
-    /// Loads what the control mode asks for at the start, and waits until that is done. Then begins to poll, if told.
+    /// Loads what the control mode asks for at the start, and waits until that is done. Begins to poll, if told.
     ///
     /// Returns the models that could not be loaded, each with its reason.
     ///
     /// # Errors
     /// If a repository cannot be read.
     pub async fn start(&self) -> Result<Vec<(String, Error)>> {
-        let scan = self.scan(Duration::ZERO).await?;
-        for warning in &scan.warnings {
+        let look = self.scan(Duration::ZERO).await?;
+        for warning in &look.warnings {
             tracing::warn!("{warning}");
         }
-        let names: Vec<String> = match &self.control {
-            Control::None | Control::Poll(_) | Control::Explicit(None) => {
-                scan.models.keys().chain(scan.unavailable.keys()).cloned().collect()
+        let mut keys: Vec<Key> = match &self.control {
+            Control::None | Control::Poll(_) | Control::Explicit(None) => look.keys().cloned().collect(),
+            Control::Explicit(Some(names)) => {
+                let mut keys = Vec::new();
+                for name in names {
+                    keys.extend(self.keys(name).await?);
+                }
+                keys
             }
-            Control::Explicit(Some(names)) => names.clone(),
         };
-        let loads = names.into_iter().map(|name| async move {
-            let loaded = self.manager.load(&name, Overrides::default()).await;
-            loaded.err().map(|error| (name, error))
-        });
-        let failed = join_all(loads).await.into_iter().flatten().collect();
-        self.catalog.start_finished();
-        if let Control::Poll(interval) = self.control {
-            self.manager.poll(self.roots.clone(), interval, scan);
+        keys.sort();
+        let (mut loads, mut ends, mut watched) = (Vec::new(), Vec::new(), Vec::new());
+        for key in keys {
+            let (caller, end) = oneshot::channel();
+            let (watcher, seen) = oneshot::channel();
+            loads.push((key.clone(), vec![caller, watcher]));
+            watched.push((key.clone(), seen));
+            ends.push(async move {
+                let end = end.await.unwrap_or_else(|_| Err(stopped()));
+                end.err().map(|error| (key.name.to_string(), error))
+            });
         }
+        self.manager.begin(loads).await?;
+        if let Control::Poll(interval) = self.control {
+            self.manager.poll(self.repositories.clone(), Watched::new(interval, &look), watched);
+        }
+        let failed = join_all(ends).await.into_iter().flatten().collect();
+        self.catalog.start_finished();
         Ok(failed)
     }
 
-    async fn scan(&self, age_max: Duration) -> Result<repository::Scan> {
-        let roots = self.roots.clone();
-        loader::on_thread("nereid-scan", move || roots.scan_not_older(age_max)).await?
+    async fn scan(&self, age_max: Duration) -> Result<Look> {
+        let repositories = self.repositories.clone();
+        loader::on_thread("nereid-scan", move || repositories.scan(age_max)).await?
+    }
+
+    /// The models that a command for `name` is about.
+    async fn keys(&self, name: &str) -> Result<Vec<Key>> {
+        if !self.namespacing {
+            return Ok(vec![Key::of(name)]);
+        }
+        let (repositories, name) = (self.repositories.clone(), name.to_owned());
+        loader::on_thread("nereid-scan", move || repositories.keys(&name)).await
     }
 
     /// The version that a request for `name` gets: the wanted one, or the highest that is ready.
@@ -193,11 +235,11 @@ impl Engine {
     pub async fn index(&self, ready_only: bool) -> Vec<IndexEntry> {
         let mut index = self.catalog.index(ready_only);
         if matches!(self.control, Control::Explicit(_)) && !ready_only {
-            let names = self.scan(INDEX_AGE_MAX).await.map(|scan| scan.models).unwrap_or_default();
-            for name in names.into_keys().filter(|name| !self.catalog.knows(name)) {
-                index.push(IndexEntry { name, version: None, state: None, reason: String::new() });
+            let look = self.scan(INDEX_AGE_MAX).await.unwrap_or_default();
+            for key in look.models.into_keys().filter(|key| !self.catalog.knows_key(key)) {
+                index.push(IndexEntry { key, version: None, state: None, reason: String::new() });
             }
-            index.sort_by(|one, other| (&one.name, one.version).cmp(&(&other.name, other.version)));
+            index.sort_by(|one, other| (&one.key, one.version).cmp(&(&other.key, other.version)));
         }
         index
     }
@@ -233,22 +275,32 @@ impl Engine {
         self.check_explicit()?;
         repository::check_name(name)?;
         overrides.check_size(self.override_bytes_max)?;
-        let loaded = self.manager.load(name, overrides).await;
+        let keys = if overrides.files.is_empty() { self.keys(name).await? } else { vec![Key::of(name)] };
+        let loads = keys.into_iter().map(|key| {
+            let load = Load { overrides: overrides.clone(), again: false };
+            self.manager.ask(key, What::Load(load))
+        });
         // The reference server's status for a name that is in no repository.
-        loaded.map_err(|error| match error.kind() {
+        join_all(loads).await.into_iter().collect::<Result<()>>().map_err(|error| match error.kind() {
             Kind::NotFound => Error::internal(error.message().to_owned()),
             _ => error,
         })
     }
 
-    /// Takes a model out of service; returns once it gets no more requests, memory is freed later.
+    /// Takes a model out of service; returns once it gets no more requests, memory is freed later. With `dependents` also
+    /// the models that only this one is made of.
     ///
     /// # Errors
     /// [`Kind::Unavailable`] unless the control mode is explicit.
-    pub async fn unload(&self, name: &str, _dependents: bool) -> Result<()> {
+    pub async fn unload(&self, name: &str, dependents: bool) -> Result<()> {
         self.check_explicit()?;
         repository::check_name(name)?;
-        self.manager.unload(name).await
+        let keys = if self.namespacing { self.catalog.keys(name) } else { vec![Key::of(name)] };
+        let unloads = keys.into_iter().map(|key| {
+            let unload = Unload { dependents, because: None };
+            self.manager.ask(key, What::Unload(unload))
+        });
+        join_all(unloads).await.into_iter().collect()
     }
 
     fn check_explicit(&self) -> Result<()> {
@@ -267,7 +319,7 @@ impl Engine {
 
     /// Ends loads that wait for an object store; callers who wait for such a load hear of it.
     pub fn end_fetches(&self) {
-        self.roots.stop();
+        self.repositories.end_fetches();
     }
 
     /// Refuses new requests, finishes what was accepted, unloads everything, and ends the manager.

@@ -40,12 +40,12 @@ impl Serving {
 
     /// Whether this configuration asks for nothing that is not served already, but for other instances on the devices
     /// that have some. A sequence stays where its state is, so its instances stay what they are.
-    #[allow(dead_code, reason = "reloads ask it once they keep what is served")]
     pub(super) fn can_resize(&self, config: &ModelConfig) -> bool {
         let own = &self.handle.config;
         let without = |config: &ModelConfig| {
             let mut schema = (*config.schema).clone();
             schema.instance_group.clear();
+            schema.version_policy = None;
             schema
         };
         let devices = |config: &ModelConfig| {
@@ -66,7 +66,6 @@ impl Serving {
     ///
     /// # Errors
     /// Why an instance could not be started; then nothing has changed.
-    #[allow(dead_code, reason = "as above")]
     pub(super) fn resize(&self, config: &Arc<ModelConfig>) -> Result<Self> {
         if config.instances != self.handle.config.instances {
             self.crew.resize(&config.instances)?;

@@ -72,7 +72,10 @@ fn each_mistake_names_the_file_the_line_and_the_key() {
 fn the_example_models_are_right() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("model_repository");
     let scan = super::scan(&[root]).expect("the examples are part of the package");
-    assert!(!scan.models.is_empty() && scan.warnings.is_empty() && scan.unavailable.is_empty(), "{scan:?}");
+    assert!(
+        !scan.models.is_empty() && scan.warnings.is_empty() && scan.unreadable.is_empty() && scan.duplicates.is_empty(),
+        "{scan:?}"
+    );
     for model in scan.models.values() {
         let finished = read(model, Source::File, &facts()).and_then(|written| written.finish(&facts()));
         let warnings = finished.unwrap_or_else(|mistakes| panic!("{mistakes}")).warnings;

@@ -39,6 +39,6 @@ pub use facts::{BackendFacts, CheckParameters, Facts, LATENCY_BUDGET};
 pub use mistakes::{Mistake, Mistakes, Position, Positions};
 pub use remote::{Cloud, Files, Place, Progress, RemoteSettings, Store};
 pub use roots::{Found, Root, Roots};
-pub use scan::{Changes, ModelDir, Scan, Stamp, changes, check_name, find, look, scan};
+pub use scan::{ModelDir, Scan, Stamp, check_name, find, look, scan};
 pub use version_policy::{Selected, select};
 pub use written::{CONFIG_BYTES_MAX, Finished, Source, Written, read};

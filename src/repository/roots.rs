@@ -25,13 +25,16 @@ pub enum Root {
 pub struct Roots {
     /// Where each repository is, or is shown.
     paths: Arc<[PathBuf]>,
+    /// How each of them is named in the settings.
+    names: Arc<[String]>,
     remotes: Arc<[Arc<Remote>]>,
 }
 
 impl From<Vec<PathBuf>> for Roots {
     /// Directories only.
     fn from(paths: Vec<PathBuf>) -> Self {
-        Self { paths: paths.into(), remotes: Arc::new([]) }
+        let names = paths.iter().map(|path| path.display().to_string()).collect();
+        Self { paths: paths.into(), names, remotes: Arc::new([]) }
     }
 }
 
@@ -68,7 +71,21 @@ impl Roots {
                 }
             });
         }
-        Ok(Self { paths: paths.into(), remotes: remotes.into() })
+        let name = |root: &Root| match root {
+            Root::Directory(path) => path.display().to_string(),
+            Root::Remote(place) => place.to_string(),
+        };
+        Ok(Self { paths: paths.into(), names: roots.iter().map(name).collect(), remotes: remotes.into() })
+    }
+
+    /// Each repository by itself, with its name.
+    pub fn each(&self) -> Vec<(String, Self)> {
+        let one = |(path, name): (&PathBuf, &String)| {
+            let remotes = self.remotes.iter().filter(|remote| remote.root == *path).cloned().collect();
+            let (paths, names) = (Arc::new([path.clone()]), Arc::new([name.clone()]));
+            (name.clone(), Self { paths, names, remotes })
+        };
+        self.paths.iter().zip(self.names.iter()).map(one).collect()
     }
 
     /// Looks at everything anew. Blocking.

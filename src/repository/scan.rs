@@ -1,12 +1,12 @@
-//! Looks at the model repositories: which models are there, which versions, and what changed.
+//! Looks at the model repositories: which models are there, which versions, and what was touched.
 //!
-//! Reads names, sizes and times, never contents. Begin with [`scan`]; [`changes`] compares two looks.
+//! Reads names, sizes and times, never contents. Begin with [`scan`].
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::remote;
 use crate::error::{Error, Result};
@@ -26,8 +26,10 @@ const FILES_MAX: usize = 10_000;
 pub struct Scan {
     /// The models by name.
     pub models: BTreeMap<String, ModelDir>,
-    /// Models that cannot be loaded, by name, each with the reason.
-    pub unavailable: BTreeMap<String, String>,
+    /// Models that are there and cannot be read, by name, each with the reason.
+    pub unreadable: BTreeMap<String, String>,
+    /// Models that are in more than one root, by name, each with the reason why that cannot be.
+    pub duplicates: BTreeMap<String, String>,
     /// What was ignored and may be a mistake, one sentence each.
     pub warnings: Vec<String>,
 }
@@ -58,17 +60,6 @@ struct FileStamp {
     inode: (u64, u64),
 }
 
-/// What a new look found different.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Changes {
-    /// Models that were not there before.
-    pub added: Vec<String>,
-    /// Models with a changed file.
-    pub changed: Vec<String>,
-    /// Models that are gone.
-    pub removed: Vec<String>,
-}
-
 /// Looks at every root; a model that is in two of them is unavailable.
 ///
 /// # Errors
@@ -88,13 +79,13 @@ pub fn scan(roots: &[PathBuf]) -> Result<Scan> {
                     found.models.insert(name, model);
                 }
                 Err(error) => {
-                    found.unavailable.insert(name, format!("cannot read '{}': {error}", path.display()));
+                    found.unreadable.insert(name, format!("cannot read '{}': {error}", path.display()));
                 }
             }
         } else {
             let paths: Vec<_> = paths.iter().map(|path| format!("'{}'", path.display())).collect();
             let reason = format!("model '{name}' is in more than one repository: {}", paths.join(", "));
-            found.unavailable.insert(name, reason);
+            found.duplicates.insert(name, reason);
         }
     }
     Ok(found)
@@ -160,21 +151,36 @@ pub fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// How the models of `scan` differ from those with the stamps `before`.
-pub fn changes(before: &BTreeMap<String, Stamp>, scan: &Scan) -> Changes {
-    let mut changes = Changes::default();
-    for (name, model) in &scan.models {
-        match before.get(name) {
-            None => changes.added.push(name.clone()),
-            Some(stamp) if *stamp != model.stamp => changes.changed.push(name.clone()),
-            Some(_) => {}
-        }
-    }
-    changes.removed.extend(before.keys().filter(|name| !scan.models.contains_key(*name)).cloned());
-    changes
-}
-
 impl Stamp {
+    /// Whether the files that all versions read are the same; configurations do not count.
+    pub fn same_common_files(&self, other: &Stamp) -> bool {
+        let is_common = |path: &Path| match path.components().next() {
+            Some(Component::Normal(first)) => {
+                let first = first.to_string_lossy();
+                version(&first).is_none() && first != "config.pbtxt" && first != "configs"
+            }
+            _ => false,
+        };
+        self.files_where(is_common).eq(other.files_where(is_common))
+    }
+
+    /// Whether the files of a version are the same.
+    pub fn same_version(&self, other: &Stamp, version: Version) -> bool {
+        let directory = version.to_string();
+        let is_inside = |path: &Path| path.starts_with(&directory);
+        self.files_where(is_inside).eq(other.files_where(is_inside))
+    }
+
+    /// How many bytes the files of a version hold.
+    pub fn bytes(&self, version: Version) -> u64 {
+        let directory = version.to_string();
+        self.files_where(|path| path.starts_with(&directory)).map(|(_, file)| file.bytes).sum()
+    }
+
+    fn files_where(&self, is_meant: impl Fn(&Path) -> bool) -> impl Iterator<Item = (&PathBuf, &FileStamp)> {
+        self.files.iter().filter(move |(path, _)| is_meant(path))
+    }
+
     fn add(&mut self, directory: &Path, relative: &Path, depth: usize) {
         // What cannot be read is left out; it comes in, as a change, once it can be.
         let Ok(entries) = fs::read_dir(directory) else { return };

@@ -14,15 +14,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BINARY = Path(os.environ.get("NEREID_BIN", ROOT / "target" / "debug" / "nereid"))
-READY = re.compile(r"^nereid ready: (?P<addresses>.+)$")
+STATE = re.compile(r"^nereid (?P<state>live|ready): (?P<addresses>.+)$")
 START_MAX_S = 60
 STOP_MAX_S = 30
 
 
 class Nereid:
-    """A running server; a context manager."""
+    """A running server; a context manager. Its models are loaded, or only its ports open if `until` is "live"."""
 
-    def __init__(self, repository, *flags, environment=None):
+    def __init__(self, repository, *flags, until="ready", environment=None):
         self.repository = Path(repository)
         self.log = tempfile.NamedTemporaryFile("w+", prefix="nereid-", suffix=".log")
         command = [BINARY, "serve", "--model-repository", repository]
@@ -33,7 +33,7 @@ class Nereid:
         variables = inherited | (environment or {})
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True, env=variables)
         try:
-            self.addresses = self._wait_until_ready()
+            self.addresses = self.wait(until)
         except BaseException:
             self.process.kill()
             self.process.wait()
@@ -54,6 +54,20 @@ class Nereid:
         """The URL of the metrics."""
         return f"http://{self.addresses['metrics']}/metrics"
 
+    def wait(self, state):
+        """Waits until it is "live" or "ready"; returns its addresses by name."""
+        selector = selectors.DefaultSelector()
+        selector.register(self.process.stdout, selectors.EVENT_READ)
+        deadline = time.monotonic() + START_MAX_S
+        while selector.select(max(0, deadline - time.monotonic())):
+            line = self.process.stdout.readline()
+            if not line:
+                raise AssertionError(f"the server ended with {self.process.wait()}\n{self._log_end()}")
+            reached = STATE.match(line)
+            if reached and reached["state"] == state:
+                return dict(pair.split("=", 1) for pair in reached["addresses"].split())
+        raise AssertionError(f"the server was not {state} in {START_MAX_S} s\n{self._log_end()}")
+
     def stop(self):
         """Asks the server to end, and returns its exit status."""
         if self.process.poll() is None:
@@ -70,19 +84,6 @@ class Nereid:
 
     def __exit__(self, *_):
         self.stop()
-
-    def _wait_until_ready(self):
-        selector = selectors.DefaultSelector()
-        selector.register(self.process.stdout, selectors.EVENT_READ)
-        deadline = time.monotonic() + START_MAX_S
-        while selector.select(max(0, deadline - time.monotonic())):
-            line = self.process.stdout.readline()
-            if not line:
-                raise AssertionError(f"the server ended with {self.process.wait()}\n{self._log_end()}")
-            ready = READY.match(line)
-            if ready:
-                return dict(pair.split("=", 1) for pair in ready["addresses"].split())
-        raise AssertionError(f"the server was not ready in {START_MAX_S} s\n{self._log_end()}")
 
     def _log_end(self):
         return "".join(Path(self.log.name).read_text().splitlines(keepends=True)[-30:])

@@ -1,9 +1,11 @@
 """Loading and unloading in explicit mode, and the end of the process."""
 
 import json
+import re
 import signal
 import threading
 import urllib.request
+from pathlib import Path
 
 import pytest
 import tritonclient.grpc as grpcclient
@@ -33,6 +35,11 @@ def client(request, controlled):
 def ones(client):
     """A right input of each model."""
     return client.tensor("INPUT0", "FP32", sample("FP32", [1, 2]))
+
+
+IDENTITY = {"backend": "identity", "max_batch_size": 8}
+for direction in ("input", "output"):
+    IDENTITY[direction] = [{"name": f"{direction.upper()}0", "data_type": "TYPE_FP32", "dims": [-1]}]
 
 
 def fp32():
@@ -116,15 +123,89 @@ def test_reloading_under_load_fails_no_request(controlled, client):
 
     asker = threading.Thread(target=keep_asking)
     asker.start()
-    config = {"backend": "identity", "input": [], "output": []}
-    for way in ("input", "output"):
-        config[way] = [{"name": f"{way.upper()}0", "data_type": "TYPE_FP32", "dims": [-1]}]
     for rows in (4, 5, 6, 7):
-        client.load_model("late", config=json.dumps({**config, "max_batch_size": rows}))
+        client.load_model("late", config=json.dumps({**IDENTITY, "max_batch_size": rows}))
     stop.set()
     asker.join(30)
     assert failures == []
     assert client.get_model_config("late").config.max_batch_size == 7
+
+
+def test_a_model_that_never_ends_to_load_is_seen_while_the_rest_serves(tmp_path):
+    warmup = (
+        'parameters { key: "identity.delay_us" value { string_value: "3600000000" } }\n'
+        'model_warmup { name: "w" batch_size: 1 inputs { key: "INPUT0" '
+        "value { data_type: TYPE_FP32 dims: 2 zero_data: true } } }"
+    )
+    write_model(tmp_path, "endless", identity_config(["FP32"], extra=warmup))
+    write_model(tmp_path, "quick", identity_config(["FP32"]))
+    with Nereid(tmp_path, "--exit-timeout-secs", "0", until="live") as server:
+        for protocol in PROTOCOLS:
+            with connect(protocol, server) as client:
+                assert client.is_server_live()
+                assert not client.is_server_ready()
+                wait_until(lambda client=client: states(client).get("quick") == ("READY", ""))
+                wait_until(lambda client=client: re.fullmatch(r"loading: \d+\.\d s", states(client)["endless"][1]))
+                assert states(client)["endless"][0] == "LOADING"
+                assert not client.is_server_ready()
+                assert client.infer("quick", [ones(client)]).as_numpy("OUTPUT0").shape == (1, 2)
+                with pytest.raises(InferenceServerException) as refused:
+                    client.infer("endless", [ones(client)])
+                assert refused.value.status() == client.status("UNAVAILABLE")
+                assert "'endless' is not at ready state: loading: " in refused.value.message()
+
+
+@pytest.mark.parametrize("fatal", [False, True])
+def test_a_model_that_fails_at_the_start_ends_the_process_only_if_told(tmp_path, fatal):
+    write_model(tmp_path, "good", identity_config(["FP32"]))
+    write_model(tmp_path, "broken", identity_config(["FP32"]) + "\nmax_batch_sise: 3\n")
+    with Nereid(tmp_path, f"--exit-on-error={fatal}", until="live") as server:
+        if fatal:
+            assert server.process.wait(30) == 1
+            assert "failed to load all models: broken" in Path(server.log.name).read_text()
+            return
+        server.wait("ready")
+        with connect("http", server) as client:
+            assert client.is_server_live() and not client.is_server_ready()
+            assert client.infer("good", [ones(client)]).as_numpy("OUTPUT0").shape == (1, 2)
+
+
+def test_without_strict_readiness_the_server_is_ready_when_every_model_was_tried(tmp_path):
+    write_model(tmp_path, "broken", "max_batch_sise: 3\n")
+    with Nereid(tmp_path, "--strict-readiness=false") as server, connect("grpc", server) as client:
+        wait_until(client.is_server_ready)
+        assert states(client)["broken"][0] == "UNAVAILABLE"
+
+
+def test_loads_and_unloads_of_one_model_at_the_same_time_have_one_answer_each(controlled, client):
+    answers = []
+
+    def ask(number):
+        with connect_like(client, controlled) as own:
+            try:
+                if number % 3:
+                    own.load_model("late", config=json.dumps({**IDENTITY, "max_batch_size": 1 + number % 4}))
+                else:
+                    own.unload_model("late")
+                answers.append(None)
+            except InferenceServerException as error:
+                answers.append(error.message())
+
+    askers = [threading.Thread(target=ask, args=(number,)) for number in range(24)]
+    for asker in askers:
+        asker.start()
+    for asker in askers:
+        asker.join(60)
+    assert len(answers) == 24
+    outdated = "operation is out-dated."
+    assert all(answer is None or outdated in answer for answer in answers), answers
+    client.load_model("late")
+    assert client.infer("late", [ones(client)]).as_numpy("OUTPUT0").shape == (1, 2)
+
+
+def connect_like(client, server):
+    """Another connection by the same protocol."""
+    return connect(client.protocol, server)
 
 
 def test_termination_waits_for_accepted_requests(tmp_path):

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use nereid::engine::{Amount, Control, Engine, HostPolicy, InstanceSettings, Overrides, Settings, State};
 use nereid::error::Kind;
 use nereid::infer::{self, Infer as _, Request, Response};
+use nereid::repository::Facts;
 use nereid::tensor::{DataType, NamedTensor, Shape, Tensor};
 
 use crate::support::{engine_with, identity_config, until, within, write_model};
@@ -39,7 +40,7 @@ fn hanging(more: &str) -> String {
 
 async fn reason(engine: &Engine, model: &str) -> (State, String) {
     let index = engine.index(false).await;
-    let entry = index.into_iter().find(|entry| entry.name == model).expect("it is listed");
+    let entry = index.into_iter().find(|entry| &*entry.key.name == model).expect("it is listed");
     (entry.state.expect("it was loaded"), entry.reason)
 }
 
@@ -170,7 +171,9 @@ async fn a_model_that_asks_for_more_than_there_is_does_not_load() {
     write_model(root.path(), "h", &limited("resources [ { name: \"S\" count: 1 } ]", ""), &[1]);
     let amounts = vec![Amount { name: "r".to_owned(), count: 4, device: None }];
     let on = |settings: &mut Settings| {
-        settings.facts.rate_limits = Some(amounts.clone());
+        let facts = std::mem::replace(&mut settings.facts, Box::new(Facts::default));
+        let of_server = amounts.clone();
+        settings.facts = Box::new(move || Facts { rate_limits: Some(of_server), ..facts() });
         settings.instances.rate_limits = Some(amounts);
         settings.load_threads = 1;
     };

@@ -26,7 +26,7 @@ async fn version_that_answers(engine: &Engine, model: &str) -> u64 {
 async fn index(engine: &Engine) -> BTreeMap<(String, u64), (State, String)> {
     let entry = |entry: IndexEntry| {
         let state = entry.state.expect("it was loaded");
-        ((entry.name, entry.version.unwrap_or(0)), (state, entry.reason))
+        ((entry.key.name.to_string(), entry.version.unwrap_or(0)), (state, entry.reason))
     };
     engine.index(false).await.into_iter().map(entry).collect()
 }
@@ -88,7 +88,7 @@ async fn explicit_mode_loads_and_unloads_by_command() {
     let (engine, _) = engine(root.path(), Control::Explicit(Some(vec!["a".to_owned()]))).await;
     assert!(engine.ready());
     assert_eq!(engine.find("b", None).err().expect("not loaded").kind(), Kind::NotFound);
-    let names: Vec<String> = engine.index(false).await.into_iter().map(|entry| entry.name).collect();
+    let names: Vec<String> = engine.index(false).await.into_iter().map(|entry| entry.key.name.to_string()).collect();
     assert_eq!(names, ["a", "b"], "a model that was never loaded is listed by name");
 
     engine.load("b", Overrides::default()).await.expect("b loads");
@@ -113,7 +113,7 @@ async fn what_cannot_be_loaded_says_so() {
     let unknown = engine.load("nowhere", Overrides::default()).await.expect_err("there is no such model");
     assert_eq!(unknown.kind(), Kind::Internal);
     assert_eq!(unknown.message(), "failed to load 'nowhere', failed to poll from model repository");
-    assert!(engine.ready() && engine.index(false).await.iter().all(|entry| entry.name != "nowhere"));
+    assert!(engine.ready() && engine.index(false).await.iter().all(|entry| &*entry.key.name != "nowhere"));
     let outside = engine.load("../m", Overrides::default()).await.expect_err("a path is no name");
     assert_eq!(outside.kind(), Kind::InvalidArgument);
     engine.stop().await;

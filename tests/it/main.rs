@@ -1,10 +1,12 @@
 //! The integration tests: one binary, one module for each area.
 
+mod gate;
 mod grpc;
 mod http;
 mod instances;
 mod libtorch_missing;
 mod lifecycle;
+mod loading;
 mod oracle;
 mod process;
 mod secure;

@@ -34,7 +34,12 @@ impl Process {
         let mut child = command.spawn().expect("the executable starts");
         let mut greeting = String::new();
         let mut stdout = BufReader::new(child.stdout.take().expect("it is a pipe"));
-        stdout.read_line(&mut greeting).expect("it writes text");
+        while !greeting.starts_with("nereid ready:") {
+            greeting.clear();
+            if stdout.read_line(&mut greeting).expect("it writes text") == 0 {
+                break;
+            }
+        }
         let server = Self { child, greeting, _stdout: stdout, stderr };
         assert!(server.greeting.starts_with("nereid ready:"), "{}", server.log());
         server

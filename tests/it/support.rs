@@ -1,5 +1,6 @@
 //! What the integration tests share: repositories on disk, engines and servers to use them.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::future::Future;
 use std::os::unix::fs::FileExt as _;
@@ -49,12 +50,22 @@ pub async fn engine_with(
     control: Control,
     change: impl FnOnce(&mut engine::Settings),
 ) -> (Arc<Engine>, Vec<(String, Error)>) {
+    let engine = Arc::new(new_engine(root, control, change));
+    let failed = engine.start().await.expect("the repository can be read");
+    (engine, failed)
+}
+
+/// An engine that is not started yet.
+pub fn new_engine(root: &Path, control: Control, change: impl FnOnce(&mut engine::Settings)) -> Engine {
     let backends = nereid::server::backends();
+    let known = backends.clone();
     let mut settings = engine::Settings {
         roots: vec![root.to_owned()].into(),
+        namespacing: false,
         control,
         load_threads: 2,
         load_retries: 0,
+        gpu_limits: BTreeMap::new(),
         override_bytes_max: 1000,
         auto_complete: true,
         config_name: None,
@@ -62,13 +73,11 @@ pub async fn engine_with(
         responses: engine::ResponseLimits::default(),
         instances: engine::InstanceSettings::default(),
         hold: engine::Hold::default(),
-        facts: engine::facts(&backends, Vec::new(), 1000),
+        facts: Box::new(move || engine::facts(&known, Vec::new(), 1000)),
         backends,
     };
     change(&mut settings);
-    let engine = Arc::new(Engine::new(settings, Metrics::new()));
-    let failed = engine.start().await.expect("the repository can be read");
-    (engine, failed)
+    Engine::new(settings, Metrics::new())
 }
 
 /// Writes the models that most tests use: `pair` (FP32 and INT32 of 4 elements), `text` (strings), `slow` (one at a

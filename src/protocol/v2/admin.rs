@@ -27,7 +27,7 @@ const FILE_NAME_BYTES_MAX: usize = 255;
 pub async fn index(gateway: &Gateway, request: &RepositoryIndexRequest) -> Result<RepositoryIndexResponse> {
     unnamed(&request.repository_name)?;
     let entries = gateway.index(request.ready).await.into_iter().map(|entry| ModelIndex {
-        name: entry.name,
+        name: entry.key.name.to_string(),
         version: entry.version.as_ref().map(Version::to_string).unwrap_or_default(),
         state: entry.state.map(|state| state.to_string()).unwrap_or_default(),
         reason: entry.reason,

@@ -3,6 +3,7 @@
 //! The texts keep the fragments of the reference server's, because people search for them. What this server version
 //! does not do yet is checked by the same rules and then refused, in `unsupported`.
 
+mod agents;
 mod extras;
 mod instances;
 mod parameters;
@@ -51,6 +52,7 @@ pub(in crate::repository) fn validate(
     parameters::check(&mut check);
     warmup::check(&mut check);
     extras::check(&mut check);
+    agents::check(&mut check);
     unsupported::check(&mut check);
     check.found
 }

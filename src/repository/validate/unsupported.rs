@@ -29,11 +29,6 @@ pub(super) fn check(check: &mut Check<'_>) {
                 && matches!(config.scheduling_choice, Some(SchedulingChoice::DynamicBatching(_))),
         ),
         (
-            "model_repository_agents",
-            "a repository agent",
-            config.model_repository_agents.as_ref().is_some_and(|agents| !agents.agents.is_empty()),
-        ),
-        (
             "model_operations",
             "a custom operation library",
             config.model_operations.as_ref().is_some_and(|operations| !operations.op_library_filename.is_empty()),

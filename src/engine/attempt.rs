@@ -1,0 +1,97 @@
+//! One load operation: it waits for its turn, tries, and tries again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc};
+
+use super::loader::{Loader, on_thread};
+use super::manager::Event;
+use super::models::{Job, Loaded};
+use super::order::{What, outdated};
+use super::serving::Serving;
+use super::stopped;
+use crate::error::Result;
+
+/// How long the first failure is left alone; each further one twice as long.
+const RETRY_DELAY: Duration = Duration::from_millis(100);
+/// The longest that a failure is left alone.
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(10);
+
+/// A load and what it takes.
+pub(super) struct Attempt {
+    pub(super) loader: Arc<Loader>,
+    /// Only so many load at the same time.
+    pub(super) permits: Arc<Semaphore>,
+    pub(super) events: mpsc::WeakSender<Event>,
+    pub(super) job: Arc<Job<Serving>>,
+}
+
+impl Attempt {
+    /// Loads, or finds out why not.
+    pub(super) async fn run(self) -> Event {
+        let result = self.result().await;
+        Event::Loaded { key: self.job.key.clone(), result }
+    }
+
+    async fn result(&self) -> Result<Loaded<Serving>> {
+        let (key, progress) = (&self.job.key, &self.job.progress);
+        let outdated = || Err(outdated(&What::Load(self.job.load.clone())));
+        let mut failures = 0;
+        loop {
+            let permit = tokio::select! {
+                biased;
+                () = progress.overtaken.cancelled() => return outdated(),
+                permit = self.permits.acquire() => permit,
+            };
+            let Ok(permit) = permit else { return Err(stopped()) };
+            progress.begin();
+            tracing::info!(model = %key, "loading model");
+            let result = self.once().await;
+            drop(permit);
+            match result {
+                Err(error) if failures < self.loader.retries && !progress.overtaken.is_cancelled() => {
+                    failures += 1;
+                    tracing::warn!(model = %key, failures, %error, "load failed, trying again");
+                    progress.wait();
+                    tokio::select! {
+                        () = progress.overtaken.cancelled() => return outdated(),
+                        () = tokio::time::sleep(retry_delay(failures)) => {}
+                    }
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Tries once, on a thread of its own.
+    async fn once(&self) -> Result<Loaded<Serving>> {
+        let (loader, job, events) = (self.loader.clone(), self.job.clone(), self.events.clone());
+        let work = move || {
+            loader.load(&job, |versions| {
+                if let Some(events) = events.upgrade() {
+                    let (key, progress) = (job.key.clone(), job.progress.clone());
+                    let _ = events.blocking_send(Event::Resolved { key, versions: versions.to_vec(), progress });
+                }
+            })
+        };
+        on_thread("nereid-loader", work).await.unwrap_or_else(Err)
+    }
+}
+
+/// How long to wait after so many failures.
+fn retry_delay(failures: u32) -> Duration {
+    let doubled = 1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
+    RETRY_DELAY.saturating_mul(doubled).min(RETRY_DELAY_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_failure_is_left_alone_twice_as_long_within_a_limit() {
+        let delays: Vec<u128> = [1, 2, 3, 7, 8, 1000].map(|failures| retry_delay(failures).as_millis()).into();
+        assert_eq!(delays, [100, 200, 400, 6400, 10_000, 10_000]);
+    }
+}

@@ -1,0 +1,251 @@
+//! What a load does, step by step: find the model, read its configuration, decide what can stay, open the rest.
+//!
+//! Runs on a loader thread, and blocks. All or nothing: if one version fails, none is served. Begin with [`Loader::load`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::loader::Loader;
+use super::models::{Job, Loaded, Origin};
+use super::order::{What, outdated};
+use super::overrides::{OverrideDir, Overrides};
+use super::serving::Serving;
+use super::{Key, agents, reconcile};
+use crate::backend::libtorch;
+use crate::error::{Error, Result};
+use crate::model::{Device, ModelConfig, Scheduling, Version, VersionFiles};
+use crate::repository::{self, Files, Found, ModelDir, Source};
+
+/// The label of metrics that says in which repository a model lies.
+const NAMESPACE_TAG: &str = "_namespace";
+
+/// A configuration, and what it asks for.
+struct Configured {
+    config: Arc<ModelConfig>,
+    files: BTreeMap<Version, VersionFiles>,
+    /// Keeps fetched files in their cache.
+    fetched: Arc<Files>,
+}
+
+/// The files of the versions to serve.
+struct Opened {
+    files: BTreeMap<Version, VersionFiles>,
+    fetched: Arc<Files>,
+}
+
+impl Loader {
+    /// Opens all versions of a model that its policy asks for; `resolved` is told them as soon as they are known.
+    ///
+    /// # Errors
+    /// Why the model cannot be served, or that it need not be any more.
+    pub(super) fn load(&self, job: &Job<Serving>, resolved: impl Fn(&[Version])) -> Result<Loaded<Serving>> {
+        let overrides = &job.load.overrides;
+        let override_dir = match overrides.files.is_empty() {
+            true => None,
+            false => Some(OverrideDir::write(&job.key.name, &overrides.files)?),
+        };
+        let found = self.find(&job.key, override_dir.as_ref())?;
+        if overrides.is_empty() && !job.load.again && is_served(job, &found.dir) {
+            return Ok(Loaded::Unchanged);
+        }
+        let Configured { config, files, fetched } = self.configure_for(job, &found)?;
+        let members = self.members(&config, &job.key);
+        if !job.members_tried && members.iter().any(|member| !self.catalog.is_ready(member)) {
+            return Ok(Loaded::Needs(members));
+        }
+        resolved(&files.keys().copied().collect::<Vec<_>>());
+        agents::check(&config.schema.model_repository_agents, &found.dir.path)?;
+        let origin = Origin {
+            stamp: found.dir.stamp,
+            config,
+            config_overridden: overrides.config.is_some(),
+            files_overridden: override_dir.is_some(),
+        };
+        let kept = kept(job, &origin, files.keys().copied().collect());
+        let versions = self.open_versions(job, &origin, Opened { files, fetched }, &kept)?;
+        Ok(Loaded::New { origin: Some(origin), versions, kept, members })
+    }
+
+    fn find(&self, key: &Key, override_dir: Option<&OverrideDir>) -> Result<Found> {
+        let mut warnings = Vec::new();
+        let found = match override_dir {
+            Some(dir) => repository::look(&key.name, dir.path(), &mut warnings)
+                .map(Found::from)
+                .map_err(|error| Error::internal(format!("cannot read override files: {error}"))),
+            None => self.repositories.find(key, &mut warnings),
+        };
+        for warning in warnings {
+            tracing::warn!(model = %key, "{warning}");
+        }
+        found
+    }
+
+    fn configure_for(&self, job: &Job<Serving>, found: &Found) -> Result<Configured> {
+        if let Some(roots) = self.repositories.roots_of(&job.key) {
+            job.progress.fetch(roots, &job.key.name);
+        }
+        let Overrides { config, .. } = &job.load.overrides;
+        let file = self.config_name.as_deref().map_or(Source::File, Source::Named);
+        let source = config.as_deref().map_or(file, Source::Json);
+        let configured = self.configure(found, source, &job.key).map_err(|error| match config {
+            // Clients of the reference server look for the first words.
+            Some(_) => error.context(format_args!("failed to load '{}'", job.key.name)),
+            None => error,
+        });
+        job.progress.begin();
+        configured
+    }
+
+    /// Reads, completes and checks the configuration; fetches the files of each version to serve.
+    fn configure(&self, found: &Found, source: Source<'_>, key: &Key) -> Result<Configured> {
+        let dir = &found.dir;
+        let mut fetched = found.fetch_shared()?;
+        let mut written = repository::read(dir, source, &self.facts)?;
+        let selected = written.versions(&dir.versions)?;
+        for version in &selected.missing {
+            tracing::warn!(model = dir.name, version, "a version that the policy asks for does not exist");
+        }
+        fetched.extend(found.fetch_versions(&selected.versions)?);
+        let mut files = BTreeMap::new();
+        for &version in &selected.versions {
+            let of_version = written.files(version, &self.facts)?;
+            check_regular(&of_version)?;
+            files.insert(version, of_version);
+        }
+        if let Some((_, latest)) = files.last_key_value()
+            && self.auto_complete
+        {
+            self.backend(&written.schema.backend)?.complete(latest, &mut written.schema)?;
+        }
+        let mut finished = written.finish(&self.facts)?;
+        for warning in finished.warnings {
+            tracing::warn!(model = dir.name, "{warning}");
+        }
+        if !key.namespace.is_empty() {
+            finished.config.metric_tags.insert(NAMESPACE_TAG.to_owned(), key.namespace.to_string());
+        }
+        Ok(Configured { config: Arc::new(finished.config), files, fetched: Arc::new(fetched) })
+    }
+
+    /// The models that an ensemble is made of; of several of one name the one of its own namespace.
+    fn members(&self, config: &ModelConfig, ensemble: &Key) -> Vec<Key> {
+        let Scheduling::Ensemble(plan) = &config.scheduling else { return Vec::new() };
+        let names: BTreeSet<&str> = plan.steps.iter().map(|step| &*step.model).collect();
+        let key = |name: &str| {
+            let keys = self.repositories.keys(name);
+            let own = keys.iter().find(|key| key.namespace == ensemble.namespace);
+            own.or(keys.first()).cloned().unwrap_or_else(|| Key::of(name))
+        };
+        names.into_iter().map(key).collect()
+    }
+
+    /// Opens the versions that are not kept, then adapts those that are.
+    fn open_versions(
+        &self,
+        job: &Job<Serving>,
+        origin: &Origin,
+        Opened { files, fetched }: Opened,
+        kept: &BTreeSet<Version>,
+    ) -> Result<BTreeMap<Version, Serving>> {
+        let opened: Vec<_> = files.into_iter().filter(|(version, _)| !kept.contains(version)).collect();
+        if !opened.is_empty() {
+            self.check_devices(&origin.config)?;
+        }
+        job.progress.read_here(opened.iter().map(|(version, _)| origin.stamp.bytes(*version)).sum());
+        let mut servings = BTreeMap::new();
+        for (version, files) in opened {
+            let result = match job.progress.overtaken.is_cancelled() {
+                true => Err(outdated(&What::Load(job.load.clone()))),
+                false => self.open(&job.key, &origin.config, (version, &files), fetched.clone()),
+            };
+            match result {
+                Ok(serving) => servings.insert(version, serving),
+                Err(error) => {
+                    servings.into_values().for_each(Serving::retire);
+                    self.metrics.version_load_failed();
+                    let name = &job.key.name;
+                    return Err(Error::invalid(format!(
+                        "load failed for model '{name}': version {version} is at UNAVAILABLE state: {error};"
+                    )));
+                }
+            };
+        }
+        let served = job.served.iter().flat_map(|(_, served)| served);
+        let stay = served.filter(|(version, _)| kept.contains(version));
+        for (version, serving) in stay {
+            match serving.resize(&origin.config) {
+                Ok(serving) => servings.insert(*version, serving),
+                Err(error) => {
+                    let opened = servings.into_iter().filter(|(version, _)| !kept.contains(version));
+                    opened.for_each(|(_, serving)| serving.retire());
+                    return Err(error);
+                }
+            };
+        }
+        Ok(servings)
+    }
+
+    /// Refuses to load on a device of which more is used than `--model-load-gpu-limit` allows.
+    fn check_devices(&self, config: &ModelConfig) -> Result<()> {
+        for (&index, &fraction) in &self.gpu_limits {
+            if !config.instances.iter().any(|group| group.device == Device::Cuda(index)) {
+                continue;
+            }
+            let (free, total) = libtorch::cuda_memory(index)?;
+            if is_over(free, total, fraction) {
+                return Err(Error::unavailable(format!(
+                    "can not create model '{}': memory limit set for KIND_GPU {index} has exceeded, model loading is rejected.",
+                    config.name
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether more than this fraction is used.
+fn is_over(free: u64, total: u64, fraction: f64) -> bool {
+    let used = total.saturating_sub(free);
+    used as f64 > total as f64 * fraction
+}
+
+/// Whether the repository's own files are what is served.
+fn is_served(job: &Job<Serving>, dir: &ModelDir) -> bool {
+    job.served
+        .as_ref()
+        .is_some_and(|(origin, _)| !origin.config_overridden && !origin.files_overridden && origin.stamp == dir.stamp)
+}
+
+/// The versions that need not be opened again.
+fn kept(job: &Job<Serving>, after: &Origin, wanted: BTreeSet<Version>) -> BTreeSet<Version> {
+    match &job.served {
+        Some((before, served))
+            if !job.load.again && served.values().all(|serving| serving.can_resize(&after.config)) =>
+        {
+            reconcile::kept(before, after, served.keys().copied(), &wanted)
+        }
+        _ => BTreeSet::new(),
+    }
+}
+
+/// Whoever opens a pipe or a device as a model waits for ever.
+fn check_regular(files: &VersionFiles) -> Result<()> {
+    match &files.model_file {
+        Some(file) if file.exists() && !file.is_file() => {
+            Err(Error::invalid(format!("model file '{}' is not a regular file", file.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_full_above_its_fraction() {
+        assert!(!is_over(20, 100, 0.8));
+        assert!(is_over(19, 100, 0.8));
+        assert!(!is_over(0, 100, 1.0));
+    }
+}
