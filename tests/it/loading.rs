@@ -61,9 +61,9 @@ async fn a_model_that_loads_is_seen_in_the_index_and_refused_as_not_ready() {
     until(|| gate.waiting() == ["m"]).await;
 
     // The manager hears of the loader's progress a moment later.
-    until_index(&engine, |index| index.first().is_some_and(|entry| entry.state == Some(State::Loading))).await;
+    until_index(&engine, |index| index.first().is_some_and(|entry| entry.version == Some(1))).await;
     let index = engine.index(false).await;
-    assert_eq!(index[0].version, Some(1));
+    assert_eq!(index[0].state, Some(State::Loading));
     let reason = &index[0].reason;
     assert!(reason.starts_with("loading: ") && reason.ends_with(" 3 MB"), "{reason}");
     assert!(engine.index(true).await.is_empty());
