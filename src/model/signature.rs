@@ -370,6 +370,19 @@ mod tests {
     }
 
     #[test]
+    fn an_input_with_negative_dimensions_is_not_one_that_was_left_out() {
+        let mut config = config(&[("a", &[1]), ("b", &[1])]);
+        config.inputs[1].optional = true;
+        let tensor = |name: &str| NamedTensor { name: name.to_owned(), tensor: Tensor::absent() };
+        for inputs in [vec!["a"], vec!["a", "b"], vec!["b", "a"]] {
+            let inputs = inputs.into_iter().map(tensor).collect();
+            let error = Signature::new(&config).check(inputs, std::iter::empty()).expect_err("no dimension is known");
+            let expected = "All input dimensions should be specified for input '";
+            assert!(error.message().starts_with(expected), "{error}");
+        }
+    }
+
+    #[test]
     fn a_mask_that_is_given_is_as_long_as_what_it_masks() {
         let mut config = config(&[("ids", &[-1]), ("mask", &[-1])]);
         config.padding = Some(ServerPadding {
