@@ -65,7 +65,11 @@ impl Place {
     fn of_rest(store: Store, rest: &str) -> Result<Self, String> {
         let inner = ["http://", "https://"].iter().find(|scheme| rest.starts_with(**scheme));
         let (endpoint, path) = match inner {
-            None => (None, rest),
+            // As Triton has it, a bucket of `host:port` is an address without TLS.
+            None => match rest.split_once('/').filter(|(host, _)| is_address(host)) {
+                Some((host, path)) => (Some(format!("http://{host}")), path),
+                None => (None, rest),
+            },
             Some(scheme) => {
                 let (host, path) = rest[scheme.len()..].split_once('/').unwrap_or((&rest[scheme.len()..], ""));
                 if host.is_empty() || host.contains('@') {
@@ -102,6 +106,12 @@ impl Place {
     }
 }
 
+/// Whether this is `host:port`.
+fn is_address(text: &str) -> bool {
+    let name = |host: &str| !host.is_empty() && !host.contains(['@', '?', '#', ':']);
+    text.rsplit_once(':').is_some_and(|(host, port)| name(host) && port.parse::<u16>().is_ok())
+}
+
 impl fmt::Display for Place {
     /// The URL, in one form only.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -128,6 +138,7 @@ mod tests {
             ("s3://b//a///c/", None, "", "b", "a/c"),
             ("s3://http://127.0.0.1:9000/b/models", Some("http://127.0.0.1:9000"), "", "b", "models"),
             ("s3://https://minio.example:443/b", Some("https://minio.example:443"), "", "b", ""),
+            ("s3://minio:9000/b/models", Some("http://minio:9000"), "", "b", "models"),
             ("gs://b/models", None, "", "b", "models"),
             ("as://account/container/a/b", None, "account", "container", "a/b"),
             ("as://account.blob.core.windows.net/container", None, "account", "container", ""),
@@ -157,6 +168,7 @@ mod tests {
             ("as://account", "names no container"),
             ("s3://key:secret@b/m", "has more than names"),
             ("s3://http://key:secret@host/b", "names no host"),
+            ("s3://key:secret/b", "has more than names"),
             ("s3://b/../c", "has '.' or '..'"),
         ] {
             let error = place(text).expect_err(text);
