@@ -3,9 +3,11 @@
 //! [`Config::read`] is a pure function of the command line, the environment and the file; [`Config::from_process`] is
 //! the only place that looks at the process's environment. All mistakes are reported at once. Begin with [`flags`].
 
+mod cache;
 pub mod flags;
 mod front_ends;
 mod instances;
+mod metrics;
 mod port;
 mod restricted;
 mod trace;
@@ -22,7 +24,7 @@ pub use self::port::Port;
 
 use self::flags::Value;
 use self::typed::{Environment, File, Given, Origin, Typed};
-use crate::engine::{Cloud, Place, RemoteSettings, Root};
+use crate::engine::{CacheSettings, Cloud, Place, RemoteSettings, Root};
 use crate::telemetry::{self, logging};
 
 /// Everything that `nereid serve` can be told.
@@ -42,6 +44,8 @@ pub struct Config {
     pub repository: Repository,
     /// What instances may take and where they run.
     pub instances: crate::engine::InstanceSettings,
+    /// The response cache; `None` for none.
+    pub cache: Option<CacheSettings>,
     /// Regions of shared memory that clients may register; `None` if they may not.
     pub client_regions_max: Option<usize>,
     /// Whether gRPC is served on HTTP's port.
@@ -186,6 +190,7 @@ impl Config {
             threads: threads(reader.number("threads")),
             repository: Repository::read(&mut reader),
             instances: instances::read(&mut reader),
+            cache: cache::read(&mut reader),
             client_regions_max: client_regions_max(&reader),
             single_port: reader.truth("single-port"),
             grpc: Grpc::read(&mut reader),
@@ -505,6 +510,36 @@ mod tests {
             let mistakes = read(&format!("--model-repository=DIR --{flag}=(")).expect_err("no pattern");
             assert!(mistakes[0].starts_with(&format!("--{flag}: ")), "{mistakes:?}");
         }
+    }
+
+    #[test]
+    fn a_response_cache_has_a_size() {
+        let cache = |line: &str| read(&format!("--model-repository=DIR {line}")).map(|config| config.cache);
+        let of = |bytes_max, ttl| Ok(Some(CacheSettings { bytes_max, ttl }));
+        let ttl = Some(Duration::from_secs(60));
+        assert_eq!(cache("--cache-config local,size=4096 --cache-config local,ttl-ms=60000"), of(4096, ttl));
+        assert_eq!(cache("--response-cache-byte-size=4096 --cache-directory=/caches"), of(4096, None));
+        assert_eq!(cache("--cache-config=local,size=0"), Ok(None));
+        let mistakes = |line| cache(line).expect_err("it is wrong");
+        assert_eq!(
+            mistakes("--cache-config=redis,host=x"),
+            [
+                "--cache-config: there is no cache 'redis': local is the only one",
+                "--cache-config: needs a size: local,size=<bytes>"
+            ]
+        );
+        assert_eq!(
+            mistakes("--cache-config=local,size=9 --cache-config=local,ttl-ms=0 --cache-config=local,colour=red"),
+            [
+                "--cache-config: ttl-ms '0' is not a whole number from 1 to 31622400000",
+                "--cache-config: 'colour' is not a setting of cache local: size or ttl-ms",
+                "--cache-config: a cache of 9 bytes holds nothing, it needs at least 1024",
+            ]
+        );
+        assert_eq!(
+            mistakes("--cache-config=local,size=4096 --response-cache-byte-size=4096"),
+            ["--response-cache-byte-size: says the same as --cache-config; give one of them"]
+        );
     }
 
     #[test]

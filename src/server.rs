@@ -112,7 +112,8 @@ impl Server {
     /// If a port or the log file cannot be opened, or traces cannot be sent where they should.
     pub fn bind(config: &Config) -> Result<Self> {
         // Without a front end nobody would ever take the samples away.
-        let metrics = if config.metrics.is_some() { Metrics::new() } else { Metrics::off() };
+        let metrics =
+            config.metrics.as_ref().map_or_else(Metrics::off, |metrics| Metrics::of(metrics.settings.clone()));
         let engine = Arc::new(Engine::new(engine_settings(config)?, metrics.clone()));
         let (tracer, traces) = Tracer::start(config.trace.clone(), metrics.clone())?;
         let log = logging::install(&config.log)?;
@@ -234,6 +235,7 @@ fn engine_settings(config: &Config) -> Result<engine::Settings> {
         },
         hold: engine::Hold { queued: repository.delay_scheduler, backlog: repository.backlog_delay_scheduler },
         instances: config.instances.clone(),
+        cache: config.cache.clone(),
         facts: Box::new(move || Facts {
             rate_limits,
             host_policies,

@@ -42,6 +42,7 @@ const SHARED_MEMORY: &str = "Shared memory";
 const GRPC: &str = "gRPC";
 const HTTP: &str = "HTTP";
 const METRICS: &str = "Metrics";
+const CACHE: &str = "Response cache";
 const LOG: &str = "Log";
 const TRACE: &str = "Trace";
 
@@ -92,6 +93,9 @@ pub const FLAGS: &[Flag] = &[
     flag(INSTANCES, "host-policy", Value::Phrases("NAME,SETTING=VALUE"), "", "Where instances run whose group names this policy, repeatable: numa-node=NUMBER, cpu-cores=FIRST-LAST; groups that name none have the policy cpu or gpu_NUMBER"),
     flag(INSTANCES, "execution-timeout-ms", Value::Number(0, MILLISECONDS_MAX), "0", "Milliseconds until an execution is given up and its instance replaced, unless a model's execution.timeout_us says otherwise; 0 for never"),
     flag(INSTANCES, "lost-instances-max", Value::Number(0, 1024), "3", "Instances of a model version that are replaced after they were given up; once no instance is left the version is unavailable"),
+    flag(CACHE, "cache-config", Value::Phrases("local,NAME=VALUE"), "", "Response cache for the models that ask for one, repeatable: local,size=BYTES; local,ttl-ms=MILLISECONDS until an entry is too old"),
+    flag(CACHE, "response-cache-byte-size", Value::Number(0, 1 << 48), "", "The older way to write --cache-config=local,size=BYTES"),
+    flag(CACHE, "cache-directory", Value::Text("DIR"), "", "Without effect: the cache is part of this server"),
 
     flag(SHARED_MEMORY, "allow-client-shm", Value::Bool, "false", "Let clients on this machine pass tensors in shared memory; all of them can reach all regions"),
     flag(SHARED_MEMORY, "client-shm-max-regions", Value::Number(1, 65536), "1024", "Regions of shared memory that clients may register"),
@@ -157,6 +161,7 @@ pub const FLAGS: &[Flag] = &[
     flag(METRICS, "metrics-server-key", Value::Text("FILE"), "", "The certificate's private key, in PEM; read again when it changes"),
     flag(METRICS, "metrics-root-cert", Value::Text("FILE"), "", "The certificates of who may sign clients' certificates, in PEM; read again when it changes"),
     flag(METRICS, "metrics-interval-ms", Value::Number(10, MILLISECONDS_MAX), "2000", "Milliseconds between samples of the host"),
+    flag(METRICS, "metrics-config", Value::Phrases("NAME=VALUE"), "", "How times are counted, repeatable: counter_latencies, histogram_latencies and summary_latencies are true or false; summary_quantiles are QUANTILE:ERROR,..."),
 
     flag(TRACE, "trace-config", Value::Phrases("[MODE,]NAME=VALUE"), "", "Trace setting, repeatable: level, rate, count, mode; triton,file; triton,log-frequency; opentelemetry,url; README.md has all"),
     flag(TRACE, "trace-queue-size", Value::Number(1, 10_000_000), "2048", "Traces that wait to be written to files; more are dropped"),
@@ -182,11 +187,11 @@ pub const UNSUPPORTED: &[&str] = &[
     "grpc-infer-response-compression-level", "grpc-keepalive-permit-without-calls", "grpc-http2-max-pings-without-data",
     "grpc-http2-min-recv-ping-interval-without-data", "grpc-http2-max-ping-strikes", 
     "allow-sagemaker", "sagemaker-port", "sagemaker-safe-port-range", "sagemaker-thread-count", "allow-vertex-ai",
-    "vertex-ai-port", "vertex-ai-thread-count", "vertex-ai-default-model", "allow-gpu-metrics", "metrics-config",
-    "cache-config", "cache-directory", "pinned-memory-pool-byte-size",
+    "vertex-ai-port", "vertex-ai-thread-count", "vertex-ai-default-model", "allow-gpu-metrics",
+    "pinned-memory-pool-byte-size",
     "cuda-memory-pool-byte-size", "cuda-virtual-address-size", "min-supported-compute-capability",
     "buffer-manager-thread-count", "backend-directory",
-    "backend-config", "repoagent-directory", "strict-model-config", "response-cache-byte-size", "trace-file",
+    "backend-config", "repoagent-directory", "strict-model-config", "trace-file",
     "trace-level", "trace-rate", "trace-count", "trace-log-frequency",
 ];
 
@@ -227,7 +232,7 @@ mod tests {
     #[test]
     fn an_unknown_name_is_answered_with_the_nearest() {
         assert_eq!(why_unknown("grpc-prot"), "is unknown; did you mean grpc-port?");
-        assert!(why_unknown("cache_config").contains("not supported"));
+        assert!(why_unknown("sagemaker_port").contains("not supported"));
         assert!(why_unknown("xyzzy").contains("--help"));
     }
 }

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use http::HeaderValue;
 
-use super::{Config, Port, Reader, restricted};
+use super::{Config, Port, Reader, metrics, restricted};
 use crate::protocol::restricted::Restrictions;
 use crate::protocol::transport::{Address, Settings};
 use crate::protocol::v2::forward::Forward;
+use crate::telemetry;
 
 /// The gRPC front end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,12 +45,14 @@ pub struct Http {
 }
 
 /// The metrics front end.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Metrics {
     /// Where to listen, within which limits.
     pub port: Port,
     /// Time between samples of the host; `None` for no samples.
     pub host_interval: Option<Duration>,
+    /// How times are counted.
+    pub settings: telemetry::metrics::Settings,
 }
 
 impl Grpc {
@@ -88,7 +91,13 @@ impl Metrics {
         let own_address = reader.optional("metrics-address").is_some();
         let address = if own_address { "metrics-address" } else { "http-address" };
         let interval = Duration::from_millis(reader.number("metrics-interval-ms"));
+        let (settings, mistakes) = metrics::read(&reader.list("metrics-config"));
+        let origin = reader.typed.origin("metrics-config");
+        for mistake in mistakes {
+            reader.mistake(&origin, mistake);
+        }
         let metrics = Self {
+            settings,
             port: Port::read(reader, address, Settings::metrics()),
             host_interval: reader.truth("allow-cpu-metrics").then_some(interval),
         };

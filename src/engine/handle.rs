@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::cache::{Caller, ModelCache, Own};
 use crate::backend::Model;
 use crate::error::{Error, Result};
 use crate::infer::{Instant, Output, Parameters, Request, Response, Responses};
@@ -24,6 +25,8 @@ pub struct Handle {
     pub stats: Arc<ModelStats>,
     pub(super) scheduler: Arc<dyn Scheduler>,
     pub(super) model: Arc<dyn Model>,
+    /// `None` if its answers are not kept.
+    pub(super) cache: Option<Arc<ModelCache>>,
 }
 
 impl Handle {
@@ -37,7 +40,18 @@ impl Handle {
         self.scheduler.waiting()
     }
 
-    pub(super) fn infer(&self, request: Request, in_flight: InFlight, now: Instant) -> Responses {
+    pub(super) fn infer(self: &Arc<Self>, request: Request, in_flight: InFlight, now: Instant) -> Responses {
+        match &self.cache {
+            Some(cache) if cache.takes(&request) => {
+                let handle = self.clone();
+                let start = move |request, in_flight| handle.execute(request, in_flight, Instant::now());
+                Box::pin(Caller::new(cache.clone(), Own { request, in_flight, start }))
+            }
+            _ => self.execute(request, in_flight, now),
+        }
+    }
+
+    fn execute(&self, request: Request, in_flight: InFlight, now: Instant) -> Responses {
         let id = request.id.clone();
         match self.start(request, in_flight, now) {
             Ok(responses) => responses,

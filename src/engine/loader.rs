@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock, OnceLock, Weak};
 
+use super::cache::{Cache, ModelCache};
 use super::catalog::Catalog;
 use super::repositories::Repositories;
 use super::serving::{Serving, Shared};
@@ -16,7 +17,7 @@ use crate::infer::Instant;
 use crate::model::{ModelConfig, Scheduling, Signature, TensorSpec, Version, VersionFiles};
 use crate::repository::{BackendFacts, Facts, Files};
 use crate::scheduler::{Crew, CrewSettings, Hold, Levels, Limits, Queue, QueueSettings, ResponseLimits, Scheduler};
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{MODEL_HISTOGRAMS, Metrics};
 use crate::telemetry::stats::ModelStats;
 
 /// What configurations are held against, for these backends on this machine.
@@ -34,7 +35,13 @@ pub fn facts(backends: &[Arc<dyn Backend>], cuda_devices: Vec<u32>, queue_reques
             check_parameters: Arc::new(move |config| checker.check_parameters(config)),
         }
     });
-    Facts { cuda_devices, backends: backends.collect(), queue_requests_max, ..Facts::default() }
+    Facts {
+        cuda_devices,
+        backends: backends.collect(),
+        histograms: &MODEL_HISTOGRAMS,
+        queue_requests_max,
+        ..Facts::default()
+    }
 }
 
 /// Runs blocking `work` on a thread with this name and waits for its result.
@@ -80,6 +87,7 @@ pub(super) struct Loader {
     instances: Shared,
     /// Who hears of a version that has lost its instances; set once, by the manager.
     pub(super) lost: Arc<OnceLock<OnLost>>,
+    cache: Option<Arc<Cache>>,
     pub(super) metrics: Metrics,
 }
 
@@ -103,6 +111,7 @@ impl Loader {
             hold: settings.hold,
             instances: Shared::new(&settings.instances, &metrics),
             lost: Arc::default(),
+            cache: settings.cache.as_ref().map(|settings| Arc::new(Cache::new(settings, &metrics))),
             metrics,
         }
     }
@@ -124,16 +133,17 @@ impl Loader {
         let began = Instant::now();
         let of_file = config.of_file();
         let model = self.backend(&config.backend)?.open(files, &of_file)?;
-        let stats = Arc::new(ModelStats::new(&self.metrics, &config.name, version, &config.metric_tags));
+        let stats = Arc::new(ModelStats::new(&self.metrics, config, version));
         let scheduler: Arc<dyn Scheduler> = Arc::new(Queue::new(self.queue_settings(config), stats.clone()));
         let signature = Arc::new(Signature::new(config));
-        let handle =
-            Arc::new(Handle { config: config.clone(), version, signature, stats: stats.clone(), scheduler, model });
-        let crew = Crew::start(self.crew_settings(key, &handle)?, &config.instances)?;
+        let cache = ModelCache::new(self.cache.as_ref(), config, &stats);
+        let config = config.clone();
+        let handle = Arc::new(Handle { config, version, signature, stats, scheduler, model, cache });
+        let crew = Crew::start(self.crew_settings(key, &handle)?, &handle.config.instances)?;
         let took = began.elapsed();
-        stats.loaded(took);
+        handle.stats.loaded(took);
         self.metrics.version_loaded();
-        tracing::info!(model = %config.name, version, seconds = took.as_secs_f64(), "model version is loaded");
+        tracing::info!(model = %handle.config.name, version, seconds = took.as_secs_f64(), "model version is loaded");
         Ok(Serving { handle, crew, _files: fetched })
     }
 

@@ -5,6 +5,7 @@
 
 mod agents;
 mod attempt;
+mod cache;
 mod catalog;
 pub mod check;
 mod handle;
@@ -45,6 +46,7 @@ use crate::model::Version;
 use crate::repository::{self, Facts, Roots};
 use crate::telemetry::metrics::Metrics;
 
+pub use cache::Settings as CacheSettings;
 pub use catalog::IndexEntry;
 pub use handle::Handle;
 pub use key::Key;
@@ -114,6 +116,8 @@ pub struct Settings {
     pub instances: InstanceSettings,
     /// What schedulers wait for before they run anything.
     pub hold: Hold,
+    /// The response cache; `None` for none.
+    pub cache: Option<CacheSettings>,
     /// What configurations are held against.
     pub facts: FindFacts,
     /// The backends by their names.

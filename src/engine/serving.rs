@@ -33,6 +33,10 @@ impl Serving {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
+        // Whoever waits for the request of another may still have to make it in the other's place.
+        while self.handle.cache.as_ref().is_some_and(|cache| !cache.is_idle()) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         self.crew.retire();
         drop(self);
         libtorch::release_unused();

@@ -18,6 +18,8 @@ pub struct Request {
     pub id: String,
     /// The inputs in the caller's order.
     pub inputs: Vec<NamedTensor>,
+    /// Whether inputs lie in memory that the caller can still write.
+    pub inputs_shared: bool,
     /// The wanted outputs; empty for all.
     pub outputs: Vec<RequestedOutput>,
     /// When the server had read the request.
@@ -42,6 +44,7 @@ impl Request {
             version: None,
             id: String::new(),
             inputs: Vec::new(),
+            inputs_shared: false,
             outputs: Vec::new(),
             arrived: now,
             deadline: None,

@@ -50,6 +50,8 @@ pub struct ModelConfig {
     pub histogram_buckets: BTreeMap<String, Vec<f64>>,
     /// Whether equal requests may be answered from the response cache.
     pub response_cache: bool,
+    /// How long they may; `None` for as long as the server says.
+    pub response_cache_ttl: Option<Duration>,
     /// What every instance runs before it takes requests.
     pub warmup: Vec<WarmupSample>,
     /// The normalised configuration as clients read it.
@@ -83,6 +85,7 @@ impl ModelConfig {
             metric_tags: BTreeMap::new(),
             histogram_buckets: BTreeMap::new(),
             response_cache: false,
+            response_cache_ttl: None,
             warmup: Vec::new(),
             schema: Arc::default(),
         }

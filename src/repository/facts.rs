@@ -18,6 +18,8 @@ pub const PRIORITY_WEIGHTS: &str = "priority.weights";
 /// The parameter that lets a request count as one priority level higher each time that it has waited so long, in
 /// microseconds.
 pub const PRIORITY_AGEING: &str = "priority.ageing_us";
+/// The parameter that says how long the response cache may answer for the model, in milliseconds.
+pub const CACHE_TTL: &str = "cache.ttl_ms";
 
 /// What the server has and allows.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +30,8 @@ pub struct Facts {
     pub backends: Vec<BackendFacts>,
     /// Keys of `parameters{}` that the server itself understands, besides those above.
     pub parameter_keys: Vec<String>,
+    /// The histograms whose bounds a model may set.
+    pub histograms: &'static [&'static str],
     /// The bound of a queue whose configuration gives none.
     pub queue_requests_max: usize,
     /// What the rate limiter gives out, as far as the operator says; `None` if it is off.

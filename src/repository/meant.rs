@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::facts::{EXECUTION_TIMEOUT, LATENCY_BUDGET};
+use super::facts::{CACHE_TTL, EXECUTION_TIMEOUT, LATENCY_BUDGET};
 use super::{Facts, files, padding};
 use crate::model::Device;
 use crate::model::schema::model_instance_group::Kind;
@@ -54,6 +54,7 @@ pub(super) fn config(
         metric_tags: schema.metric_tags.iter().map(|(key, value)| (format!("_{key}"), value.clone())).collect(),
         histogram_buckets: histogram_buckets(schema),
         response_cache: schema.response_cache.is_some_and(|cache| cache.enable),
+        response_cache_ttl: cache_ttl(schema),
         warmup: warmup(schema, directory),
         schema: Arc::new(schema.clone()),
     })
@@ -144,6 +145,11 @@ fn histogram_buckets(schema: &schema::ModelConfig) -> BTreeMap<String, Vec<f64>>
         Some((control.metric_identifier.as_ref()?.family.clone(), options.buckets.clone()))
     });
     buckets.collect()
+}
+
+fn cache_ttl(schema: &schema::ModelConfig) -> Option<Duration> {
+    let millis = schema.parameters.get(CACHE_TTL)?.string_value.parse().ok()?;
+    Some(Duration::from_millis(millis))
 }
 
 fn budget(schema: &schema::ModelConfig) -> Option<LatencyBudget> {

@@ -29,6 +29,7 @@ pub(super) fn facts() -> Facts {
             backend("pytorch", Some("model.pt"), true, &["INFERENCE_MODE"]),
         ],
         parameter_keys: vec![],
+        histograms: &["nereid_batch_rows"],
         queue_requests_max: 1000,
         ..Facts::default()
     }

@@ -280,7 +280,8 @@ impl Crew {
         // If it had yet to say whether it is ready, who waits for that hears this.
         watch.report(Err(error.clone()));
         settings.metrics.lost();
-        let Charge { entries, permit, class } = charge;
+        let Charge { entries, permit, class, running } = charge;
+        drop(running);
         drop(permit);
         tracing::error!(
             instance = format!("{}/{index}", settings.name),

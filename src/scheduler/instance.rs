@@ -271,7 +271,8 @@ impl Hands<'_> {
         let mut run = Run::of(&mut entries);
         run.began = self.began.unwrap_or(run.began);
         let callers = Callers::of(&entries, self.watch);
-        let mut charge = Charge { entries, permit, class };
+        let running = self.scheduler.stats().execution_began(entries.len());
+        let mut charge = Charge { entries, permit, class, running: Some(running) };
         if let Some(watch) = self.watch {
             watch.begin(std::mem::take(&mut charge));
         }
@@ -295,6 +296,7 @@ impl Hands<'_> {
             busy.add(took);
         }
         let renewed = charge.permit.is_some_and(|permit| self.give_back(permit));
+        drop(charge.running);
         let entries = charge.entries;
         let verdicts = self.scheduler.executed(Execution {
             instance: self.index,

@@ -15,6 +15,7 @@ use super::estimate::SizeClass;
 use super::limiter::Permit;
 use crate::error::Result;
 use crate::infer::Instant;
+use crate::telemetry::metrics::Running;
 
 /// One instance's watch; shared by its thread and its crew.
 #[derive(Debug, Default)]
@@ -59,6 +60,8 @@ pub(super) struct Charge {
     pub(super) entries: Vec<Entry>,
     pub(super) permit: Option<Permit>,
     pub(super) class: SizeClass,
+    /// Counts it as running.
+    pub(super) running: Option<Running>,
 }
 
 /// What a look at an instance's watch tells.

@@ -4,20 +4,31 @@
 //! It does not know who counts: [`super::stats`] does for models, `server.rs` for the host. Names that start with
 //! `nv_` are those of the reference server, with its meanings and units; ours start with `nereid_` and use seconds.
 
+mod cache;
+mod histogram;
 mod instances;
+mod model;
+mod regions;
+mod series;
+mod settings;
+mod traffic;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
-use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, NoopRecorder, Recorder};
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use metrics::{Counter, Gauge, Label};
 
+use self::series::{Registry, Series};
 use crate::error::Kind;
-use crate::model::Version;
+use crate::model::{ModelConfig, Version};
 
-pub use instances::{BusyTime, InstancesMetrics, LimiterMetrics, ResourceMetrics};
+pub use self::cache::{CacheMetrics, Evicted};
+pub use self::instances::{BusyTime, InstancesMetrics, LimiterMetrics, ResourceMetrics};
+pub(super) use self::model::ModelMetrics;
+pub use self::model::{MODEL_HISTOGRAMS, Running};
+pub use self::regions::RegionMetrics;
+pub use self::settings::Settings;
+pub use self::traffic::{Answers, OpenConnection, PortMetrics};
 
 /// A metric's name and what it counts.
 struct Family(&'static str, &'static str);
@@ -37,11 +48,39 @@ const INFER_US: Family =
 const OUTPUT_US: Family =
     Family("nv_inference_compute_output_duration_us", "Time to hand over responses, in microseconds");
 const PENDING: Family = Family("nv_inference_pending_request_count", "Requests that wait for execution");
+const RUNNING: Family = Family("nereid_requests_running", "Requests that are being executed");
 const LOAD_SECS: Family = Family("nv_model_load_duration_secs", "Duration of the version's last load, in seconds");
 const FIRST_RESPONSE_MS: Family = Family(
     "nv_inference_first_response_histogram_ms",
     "Time from arrival to the first response of requests to decoupled models, in milliseconds",
 );
+const REQUEST_SUMMARY: Family = Family(
+    "nv_inference_request_summary_us",
+    "Quantiles of the time from arrival to response of answered requests, in microseconds",
+);
+const QUEUE_SUMMARY: Family =
+    Family("nv_inference_queue_summary_us", "Quantiles of the time answered requests waited, in microseconds");
+const INPUT_SUMMARY: Family =
+    Family("nv_inference_compute_input_summary_us", "Quantiles of the time to prepare inputs, in microseconds");
+const INFER_SUMMARY: Family =
+    Family("nv_inference_compute_infer_summary_us", "Quantiles of the time to execute, in microseconds");
+const OUTPUT_SUMMARY: Family =
+    Family("nv_inference_compute_output_summary_us", "Quantiles of the time to hand over responses, in microseconds");
+const CACHE_HITS: Family = Family("nv_cache_num_hits_per_model", "Requests answered from the response cache");
+const CACHE_MISSES: Family =
+    Family("nv_cache_num_misses_per_model", "Requests executed because the response cache had no answer");
+const CACHE_HIT_US: Family =
+    Family("nv_cache_hit_duration_per_model", "Time of lookups in the response cache that hit, in microseconds");
+const CACHE_MISS_US: Family = Family(
+    "nv_cache_miss_duration_per_model",
+    "Time of lookups in the response cache that missed and of putting the answers in, in microseconds",
+);
+const CACHE_HIT_SUMMARY: Family =
+    Family("nv_cache_hit_summary_per_model", "Quantiles of the time of lookups that hit, in microseconds");
+const CACHE_MISS_SUMMARY: Family =
+    Family("nv_cache_miss_summary_per_model", "Quantiles of the time of lookups that missed, in microseconds");
+const CACHE_SHARED: Family =
+    Family("nereid_cache_shared_total", "Requests answered by the execution of an equal one that was under way");
 const REQUEST_SECONDS: Family =
     Family("nereid_request_duration_seconds", "Time from arrival to response of answered requests");
 const QUEUE_SECONDS: Family = Family("nereid_queue_duration_seconds", "Time answered requests waited");
@@ -71,6 +110,17 @@ const REGION_BYTES: Family = Family(
     "nereid_shared_memory_bytes_total",
     "Bytes of tensors in shared memory: inputs read in place (viewed) or copied, outputs placed",
 );
+const CACHE_ENTRIES: Family = Family("nereid_cache_entries", "Responses in the response cache");
+const CACHE_BYTES: Family = Family("nereid_cache_bytes", "Bytes that the response cache holds, bookkeeping included");
+const CACHE_LIMIT: Family = Family("nereid_cache_limit_bytes", "Bytes that the response cache may hold");
+const CACHE_EVICTIONS: Family =
+    Family("nereid_cache_evictions_total", "Responses that left the response cache, by reason");
+const CONNECTIONS: Family = Family("nereid_connections", "Open connections, by port");
+const CONNECTIONS_TOTAL: Family = Family("nereid_connections_total", "Connections that were accepted, by port");
+const NETWORK_BYTES: Family =
+    Family("nereid_network_bytes_total", "Bytes of HTTP that came and went, by port and direction");
+const GRPC_ANSWERS: Family = Family("nereid_grpc_responses_total", "Ended gRPC calls, by method and status code");
+const HTTP_ANSWERS: Family = Family("nereid_http_responses_total", "HTTP responses, by route and status code");
 const LOADS: Family = Family("nereid_model_loads_total", "Loads of model versions, by result");
 const UNLOADS: Family = Family("nereid_model_unloads_total", "Unloads of model versions");
 const TRACES: Family = Family("nereid_traces_total", "Traces of requests, by what became of them");
@@ -132,7 +182,8 @@ pub struct Metrics {
 
 struct Shared {
     /// `None` counts nowhere.
-    registry: Option<(PrometheusRecorder, PrometheusHandle)>,
+    registry: Option<Registry>,
+    settings: Settings,
     received: Counter,
     in_flight: Gauge,
     /// One for each of [`Kind::ALL`].
@@ -159,25 +210,21 @@ impl Default for Metrics {
 impl Metrics {
     /// A registry of its own with the server's counters at zero. Needs [`Metrics::upkeep`] from time to time.
     pub fn new() -> Self {
-        let recorder = PrometheusBuilder::new()
-            .set_buckets(&SECONDS)
-            .and_then(|builder| builder.set_buckets_for_metric(Matcher::Full(BATCH_ROWS.0.to_owned()), &ROWS))
-            .and_then(|builder| {
-                builder.set_buckets_for_metric(Matcher::Full(FIRST_RESPONSE_MS.0.to_owned()), &FIRST_RESPONSE)
-            })
-            .expect("no list of bounds is empty")
-            .build_recorder();
-        let handle = recorder.handle();
-        Self::with(Some((recorder, handle)))
+        Self::of(Settings::default())
+    }
+
+    /// The same with these settings.
+    pub fn of(settings: Settings) -> Self {
+        Self::with(Some(Registry::new(&settings)), settings)
     }
 
     /// Counts nowhere and holds nothing: for a server that serves no metrics, so that no samples heap up.
     pub fn off() -> Self {
-        Self::with(None)
+        Self::with(None, Settings::default())
     }
 
-    fn with(registry: Option<(PrometheusRecorder, PrometheusHandle)>) -> Self {
-        let server = Series::new(recorder_of(registry.as_ref()), Vec::new());
+    fn with(registry: Option<Registry>, settings: Settings) -> Self {
+        let server = Series::new(registry.as_ref(), Vec::new());
         server.with("version", env!("CARGO_PKG_VERSION")).gauge(&BUILD).set(1.0);
         let shared = Shared {
             received: server.counter(&RECEIVED),
@@ -187,6 +234,7 @@ impl Metrics {
             load_failures: server.with("result", "failure").counter(&LOADS),
             unloads: server.counter(&UNLOADS),
             traces: Traced::ALL.map(|traced| server.with("result", traced.label()).counter(&TRACES)),
+            settings,
             registry,
         };
         Self { shared: Arc::new(shared) }
@@ -194,7 +242,7 @@ impl Metrics {
 
     /// Everything in the Prometheus text format, version 0.0.4.
     pub fn render(&self) -> String {
-        self.shared.registry.as_ref().map(|(_, handle)| handle.render()).unwrap_or_default()
+        self.shared.registry.as_ref().map(Registry::render).unwrap_or_default()
     }
 
     /// What became of all requests so far, for the log of a stop; `None` if nothing is counted.
@@ -208,10 +256,11 @@ impl Metrics {
         Some(Outcomes { received: sum(&RECEIVED), answered: sum(&SUCCESS), refused: sum(&FAILURES) + sum(&UNROUTED) })
     }
 
-    /// Moves recorded samples into their histograms; call it about once a second, whether anybody scrapes or not.
+    /// Moves the samples of summaries to where they take no room; call it about once a second, whether anybody scrapes
+    /// or not.
     pub fn upkeep(&self) {
-        if let Some((_, handle)) = &self.shared.registry {
-            handle.run_upkeep();
+        if let Some(registry) = &self.shared.registry {
+            registry.upkeep();
         }
     }
 
@@ -251,14 +300,7 @@ impl Metrics {
 
     /// The series of the clients' shared memory.
     pub fn regions(&self) -> RegionMetrics {
-        let server = self.series(Vec::new());
-        let bytes = |way| server.with("way", way).counter(&REGION_BYTES);
-        RegionMetrics {
-            registered: server.gauge(&REGIONS),
-            viewed: bytes("viewed"),
-            copied: bytes("copied"),
-            placed: bytes("placed"),
-        }
+        RegionMetrics::register(&self.series(Vec::new()))
     }
 
     /// How many traces were counted so.
@@ -284,22 +326,35 @@ impl Metrics {
     }
 
     /// The series of one model version; the same series again after a reload, so that counters never go back.
-    pub(super) fn model(&self, model: &str, version: Version, tags: &BTreeMap<String, String>) -> ModelMetrics {
-        let own = [("model".to_owned(), model.to_owned()), ("version".to_owned(), version.to_string())];
-        let tags = tags.iter().map(|(name, value)| (name.clone(), value.clone()));
+    pub(super) fn model(&self, config: &ModelConfig, version: Version) -> ModelMetrics {
+        let own = [("model".to_owned(), config.name.to_string()), ("version".to_owned(), version.to_string())];
+        let tags = config.metric_tags.iter().map(|(name, value)| (name.clone(), value.clone()));
         let labels = own.into_iter().chain(tags).map(|(name, value)| Label::new(name, value)).collect();
-        ModelMetrics::register(&self.series(labels))
+        ModelMetrics::register(&self.series(labels), &self.shared.settings, config)
+    }
+
+    /// The series of the response cache.
+    pub fn cache(&self) -> CacheMetrics {
+        CacheMetrics::register(&self.series(Vec::new()))
+    }
+
+    /// The series of the port of this name.
+    pub fn port(&self, name: &'static str) -> PortMetrics {
+        PortMetrics::register(&self.series(vec![Label::from_static_parts("port", name)]))
+    }
+
+    /// What gRPC calls end with; `methods` are all that are told apart.
+    pub fn grpc_answers(&self, methods: impl Iterator<Item = &'static str>) -> Answers {
+        Answers::new(self.clone(), &GRPC_ANSWERS, ("method", "code"), methods)
+    }
+
+    /// What HTTP requests are answered with; `routes` are all that are told apart.
+    pub fn http_answers(&self, routes: impl Iterator<Item = &'static str>) -> Answers {
+        Answers::new(self.clone(), &HTTP_ANSWERS, ("route", "code"), routes)
     }
 
     fn series(&self, labels: Vec<Label>) -> Series<'_> {
-        Series::new(recorder_of(self.shared.registry.as_ref()), labels)
-    }
-}
-
-fn recorder_of(registry: Option<&(PrometheusRecorder, PrometheusHandle)>) -> &dyn Recorder {
-    match registry {
-        Some((recorder, _)) => recorder,
-        None => &NoopRecorder,
+        Series::new(self.shared.registry.as_ref(), labels)
     }
 }
 
@@ -354,43 +409,6 @@ impl Drop for InFlight {
     }
 }
 
-/// What is counted of the clients' shared memory.
-#[derive(Clone)]
-pub struct RegionMetrics {
-    registered: Gauge,
-    viewed: Counter,
-    copied: Counter,
-    placed: Counter,
-}
-
-impl fmt::Debug for RegionMetrics {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RegionMetrics").finish_non_exhaustive()
-    }
-}
-
-impl RegionMetrics {
-    /// Sets how many regions are registered.
-    pub fn registered(&self, regions: usize) {
-        self.registered.set(regions as f64);
-    }
-
-    /// Counts input bytes that are read where they are.
-    pub fn viewed(&self, bytes: usize) {
-        self.viewed.increment(bytes as u64);
-    }
-
-    /// Counts input bytes that were copied, because they have a structure to check.
-    pub fn copied(&self, bytes: usize) {
-        self.copied.increment(bytes as u64);
-    }
-
-    /// Counts output bytes that were written into a region.
-    pub fn placed(&self, bytes: usize) {
-        self.placed.increment(bytes as u64);
-    }
-}
-
 /// The gauges that [`super::host`] sets.
 pub(super) struct HostGauges {
     pub cpu_utilization: Gauge,
@@ -399,114 +417,6 @@ pub(super) struct HostGauges {
     pub process_resident: Gauge,
     pub process_fds: Gauge,
     pub process_threads: Gauge,
-}
-
-/// The handles of one model version's series; [`super::stats`] counts with them.
-pub(super) struct ModelMetrics {
-    pub success: Counter,
-    pub inferences: Counter,
-    pub executions: Counter,
-    pub request_us: Counter,
-    pub queue_us: Counter,
-    pub input_us: Counter,
-    pub infer_us: Counter,
-    pub output_us: Counter,
-    pub pending: Gauge,
-    pub request_seconds: Histogram,
-    pub queue_seconds: Histogram,
-    pub compute_seconds: Histogram,
-    pub batch_rows: Histogram,
-    pub first_response_ms: Histogram,
-    load_secs: Gauge,
-    coarse_failures: [Counter; 4],
-    failures: [Counter; Kind::ALL.len()],
-}
-
-impl fmt::Debug for ModelMetrics {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ModelMetrics").finish_non_exhaustive()
-    }
-}
-
-impl Default for ModelMetrics {
-    /// Handles that count nowhere.
-    fn default() -> Self {
-        Self::register(&Series::new(&NoopRecorder, Vec::new()))
-    }
-}
-
-impl ModelMetrics {
-    fn register(series: &Series<'_>) -> Self {
-        Self {
-            success: series.counter(&SUCCESS),
-            inferences: series.counter(&INFERENCES),
-            executions: series.counter(&EXECUTIONS),
-            request_us: series.counter(&REQUEST_US),
-            queue_us: series.counter(&QUEUE_US),
-            input_us: series.counter(&INPUT_US),
-            infer_us: series.counter(&INFER_US),
-            output_us: series.counter(&OUTPUT_US),
-            pending: series.gauge(&PENDING),
-            request_seconds: series.histogram(&REQUEST_SECONDS),
-            queue_seconds: series.histogram(&QUEUE_SECONDS),
-            compute_seconds: series.histogram(&COMPUTE_SECONDS),
-            batch_rows: series.histogram(&BATCH_ROWS),
-            first_response_ms: series.histogram(&FIRST_RESPONSE_MS),
-            load_secs: series.gauge(&LOAD_SECS),
-            coarse_failures: COARSE_REASONS.map(|reason| series.with("reason", reason).counter(&FAILURE)),
-            failures: Kind::ALL.map(|kind| series.with("reason", reason(kind)).counter(&FAILURES)),
-        }
-    }
-
-    /// Counts one refused or failed request, once by its exact kind and once by the reference server's reason.
-    pub fn failed(&self, kind: Kind) {
-        self.coarse_failures[coarse_reason(kind)].increment(1);
-        self.failures[index(kind)].increment(1);
-    }
-
-    /// Sets the duration of the last load.
-    pub fn loaded(&self, took: Duration) {
-        self.load_secs.set(took.as_secs_f64());
-    }
-}
-
-/// Where to register, and the labels that all series of one owner have.
-struct Series<'a> {
-    recorder: &'a dyn Recorder,
-    labels: Vec<Label>,
-}
-
-impl<'a> Series<'a> {
-    const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, None);
-
-    fn new(recorder: &'a dyn Recorder, labels: Vec<Label>) -> Self {
-        Self { recorder, labels }
-    }
-
-    fn with(&self, name: &'static str, value: &'static str) -> Self {
-        let mut labels = self.labels.clone();
-        labels.push(Label::from_static_parts(name, value));
-        Self { recorder: self.recorder, labels }
-    }
-
-    fn key(&self, family: &Family) -> Key {
-        Key::from_parts(family.0, self.labels.clone())
-    }
-
-    fn counter(&self, family: &Family) -> Counter {
-        self.recorder.describe_counter(family.0.into(), None, family.1.into());
-        self.recorder.register_counter(&self.key(family), &Self::METADATA)
-    }
-
-    fn gauge(&self, family: &Family) -> Gauge {
-        self.recorder.describe_gauge(family.0.into(), None, family.1.into());
-        self.recorder.register_gauge(&self.key(family), &Self::METADATA)
-    }
-
-    fn histogram(&self, family: &Family) -> Histogram {
-        self.recorder.describe_histogram(family.0.into(), None, family.1.into());
-        self.recorder.register_histogram(&self.key(family), &Self::METADATA)
-    }
 }
 
 /// The position of the kind in [`Kind::ALL`], which is in declaration order.
@@ -554,7 +464,7 @@ mod tests {
     #[test]
     fn outcomes_are_summed_over_models_and_reasons() {
         let metrics = Metrics::new();
-        let models = ["a", "b"].map(|name| metrics.model(name, 1, &BTreeMap::new()));
+        let models = ["a", "b"].map(|name| metrics.model(&ModelConfig::new(name, "identity"), 1));
         for model in &models {
             drop(metrics.request_received());
             model.success.increment(1);
@@ -578,12 +488,18 @@ mod tests {
 
     #[test]
     fn every_series_has_help_and_type() {
-        let metrics = Metrics::new();
-        let _host = metrics.host();
-        let _regions = metrics.regions();
+        let metrics =
+            Metrics::of(Settings { summary_latencies: true, histogram_latencies: true, ..Settings::default() });
+        let _server = (metrics.host(), metrics.regions(), metrics.cache(), metrics.port("grpc"));
         let _limiter = metrics.limiter().resource("r", "global");
-        let _busy = metrics.instances("m", 1, &BTreeMap::new()).busy(0, "cpu");
-        let _model = metrics.model("m", 1, &BTreeMap::from([("_team".to_owned(), "search".to_owned())]));
+        let tags = std::collections::BTreeMap::from([("_team".to_owned(), "search".to_owned())]);
+        let _busy = metrics.instances("m", 1, &tags).busy(0, "cpu");
+        let config = ModelConfig::new("m", "identity");
+        let config = ModelConfig { metric_tags: tags, response_cache: true, decoupled: true, ..config };
+        let model = metrics.model(&config, 1);
+        model.summaries.as_ref().expect("they are on").queue.record(1.0);
+        metrics.grpc_answers(["M"].into_iter()).good(0, || "OK".to_owned());
+        metrics.http_answers(["/"].into_iter()).other(0, 404, || "404".to_owned());
         let text = metrics.render();
         for line in text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
             let name = line.split(['{', ' ']).next().unwrap_or_default();
@@ -593,5 +509,7 @@ mod tests {
             assert!(described(name) || family.is_some_and(described), "{line}");
         }
         assert!(text.contains("_team=\"search\""));
+        assert!(text.contains("nereid_grpc_responses_total{method=\"M\",code=\"OK\"} 1"), "{text}");
+        assert!(text.contains("nereid_http_responses_total{route=\"/\",code=\"404\"} 1"), "{text}");
     }
 }

@@ -9,9 +9,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
-use super::metrics::{Metrics, ModelMetrics};
+use super::metrics::{Metrics, ModelMetrics, Running};
 use crate::error::Kind;
-use crate::model::Version;
+use crate::model::{ModelConfig, Version};
 
 /// How often and for how long in all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,6 +52,19 @@ pub struct RequestTimes {
     pub queue: Duration,
     /// From arrival until the response was handed over.
     pub total: Duration,
+}
+
+/// One request that the response cache answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheHit {
+    /// How long it took to look.
+    pub lookup: Duration,
+    /// How long it waited for the execution of an equal request; zero if the answer was there.
+    pub waited: Duration,
+    /// From arrival until the response was there.
+    pub total: Duration,
+    /// Whether it is the answer of an equal request that was under way.
+    pub shared: bool,
 }
 
 /// The most responses of one request that the statistics tell apart; later ones are not counted by index.
@@ -133,6 +146,11 @@ pub struct Snapshot {
     pub compute_infer: Total,
     /// `compute_output` of answered requests.
     pub compute_output: Total,
+    /// Requests answered without an execution of their own: by the response cache, or by that of an equal request. By
+    /// the time of looking up.
+    pub cache_hit: Total,
+    /// Requests executed after the response cache had no answer, by the time of looking up and of putting in.
+    pub cache_miss: Total,
     /// By row count of the execution.
     pub batches: BTreeMap<usize, BatchTotals>,
     /// By position of the response from 0, for a decoupled model.
@@ -151,9 +169,9 @@ pub struct ModelStats {
 }
 
 impl ModelStats {
-    /// Statistics at zero that also count in the series of `model`'s `version`; `tags` are further labels.
-    pub fn new(metrics: &Metrics, model: &str, version: Version, tags: &BTreeMap<String, String>) -> Self {
-        Self { totals: Mutex::default(), metrics: metrics.model(model, version, tags) }
+    /// Statistics at zero that also count in the series of this model's `version`.
+    pub fn new(metrics: &Metrics, config: &ModelConfig, version: Version) -> Self {
+        Self { totals: Mutex::default(), metrics: metrics.model(config, version) }
     }
 
     /// Records how long the load took, from the command to the first instance that could run.
@@ -169,6 +187,11 @@ impl ModelStats {
     /// Records that `count` requests wait no longer: taken for execution, or taken back.
     pub fn requests_left(&self, count: usize) {
         self.metrics.pending.decrement(count as f64);
+    }
+
+    /// Records that an execution of so many requests began, which goes on until the result is dropped.
+    pub fn execution_began(&self, requests: usize) -> Running {
+        Running::of(&self.metrics.running, requests)
     }
 
     /// Records one execution and the requests that it answered.
@@ -219,10 +242,57 @@ impl ModelStats {
             totals.queue.add(1, request.queue);
             self.metrics.request_seconds.record(request.total.as_secs_f64());
             self.metrics.queue_seconds.record(request.queue.as_secs_f64());
+            if let Some(summaries) = &self.metrics.summaries {
+                summaries.request.record(micros(request.total));
+                summaries.queue.record(micros(request.queue));
+                summaries.input.record(micros(batch.compute_input));
+                summaries.infer.record(micros(batch.compute_infer));
+                summaries.output.record(micros(batch.compute_output));
+            }
         }
         totals.compute_input.add(answered, batch.compute_input);
         totals.compute_infer.add(answered, batch.compute_infer);
         totals.compute_output.add(answered, batch.compute_output);
+    }
+
+    /// Records a request that the response cache answered.
+    pub fn cache_hit(&self, hit: &CacheHit) {
+        let metrics = &self.metrics;
+        let mut totals = self.totals.lock();
+        let before = Sums::of(&totals);
+        totals.success.add(1, hit.total);
+        totals.queue.add(1, hit.waited);
+        totals.cache_hit.add(1, hit.lookup);
+        let after = Sums::of(&totals);
+        drop(totals);
+
+        metrics.request_seconds.record(hit.total.as_secs_f64());
+        metrics.queue_seconds.record(hit.waited.as_secs_f64());
+        if let Some(summaries) = &metrics.summaries {
+            summaries.request.record(micros(hit.total));
+            summaries.queue.record(micros(hit.waited));
+        }
+        if let Some((hits, _)) = &metrics.cache.summaries {
+            hits.record(micros(hit.lookup));
+        }
+        metrics.cache.hits.increment(1);
+        metrics.cache.shared.increment(u64::from(hit.shared));
+        after.count_since(&before, metrics);
+    }
+
+    /// Records that a request was not in the response cache; `took` is what it has cost to look and to put its answer in.
+    pub fn cache_missed(&self, took: Duration) {
+        let metrics = &self.metrics;
+        let mut totals = self.totals.lock();
+        let before = Sums::of(&totals);
+        totals.cache_miss.add(1, took);
+        let after = Sums::of(&totals);
+        drop(totals);
+        if let Some((_, misses)) = &metrics.cache.summaries {
+            misses.record(micros(took));
+        }
+        metrics.cache.misses.increment(1);
+        after.count_since(&before, metrics);
     }
 
     /// Records the responses of one request to a decoupled model; the request itself is recorded as any other.
@@ -276,28 +346,35 @@ impl ModelStats {
 struct Sums {
     success: u64,
     rows: u64,
-    times_us: [u64; 5],
+    times_us: [u64; 7],
 }
 
 impl Sums {
     fn of(totals: &Snapshot) -> Self {
-        let times = [totals.success, totals.queue, totals.compute_input, totals.compute_infer, totals.compute_output];
+        let Snapshot { success, queue, compute_input, compute_infer, compute_output, cache_hit, cache_miss, .. } =
+            totals;
+        let times = [success, queue, compute_input, compute_infer, compute_output, cache_hit, cache_miss];
         Self { success: totals.success.count, rows: totals.inference_count, times_us: times.map(|time| time.ns / 1000) }
     }
 
     fn count_since(&self, before: &Sums, metrics: &ModelMetrics) {
         metrics.success.increment(self.success - before.success);
         metrics.inferences.increment(self.rows - before.rows);
-        let counters =
-            [&metrics.request_us, &metrics.queue_us, &metrics.input_us, &metrics.infer_us, &metrics.output_us];
+        let ModelMetrics { request_us, queue_us, input_us, infer_us, output_us, cache, .. } = metrics;
+        let counters = [request_us, queue_us, input_us, infer_us, output_us, &cache.hit_us, &cache.miss_us];
         for (counter, (after, before)) in counters.into_iter().zip(self.times_us.iter().zip(before.times_us)) {
             counter.increment(after - before);
         }
     }
 }
 
+fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::metrics::Settings;
     use super::*;
 
     /// The values of all series whose line starts with `prefix`.
@@ -315,7 +392,7 @@ mod tests {
     #[test]
     fn counters_go_on_through_a_reload_while_statistics_start_again() {
         let metrics = Metrics::new();
-        let stats = || ModelStats::new(&metrics, "m", 1, &BTreeMap::new());
+        let stats = || ModelStats::new(&metrics, &ModelConfig::new("m", "identity"), 1);
         answer_one(&stats(), Duration::from_millis(1));
         let reloaded = stats();
         answer_one(&reloaded, Duration::from_millis(1));
@@ -324,9 +401,65 @@ mod tests {
     }
 
     #[test]
+    fn a_hit_is_an_answered_request_without_an_inference() {
+        let metrics = Metrics::new();
+        let config = ModelConfig { response_cache: true, ..ModelConfig::new("m", "identity") };
+        let stats = ModelStats::new(&metrics, &config, 1);
+        let ms = Duration::from_millis;
+        stats.cache_missed(ms(2));
+        answer_one(&stats, ms(9));
+        stats.cache_hit(&CacheHit { lookup: ms(1), waited: ms(3), total: ms(4), shared: true });
+        let now = stats.snapshot();
+        assert_eq!((now.success.count, now.queue, now.compute_infer.count), (2, Total { count: 2, ns: 3_000_000 }, 1));
+        assert_eq!((now.inference_count, now.execution_count), (1, 1));
+        assert_eq!((now.cache_hit.ns, now.cache_miss.ns), (1_000_000, 2_000_000));
+        for (series, value) in [
+            ("nv_cache_num_hits_per_model{", 1.0),
+            ("nv_cache_num_misses_per_model{", 1.0),
+            ("nv_cache_hit_duration_per_model{", 1000.0),
+            ("nv_cache_miss_duration_per_model{", 2000.0),
+            ("nereid_cache_shared_total{", 1.0),
+            ("nv_inference_request_success{", 2.0),
+            ("nv_inference_count{", 1.0),
+            ("nereid_request_duration_seconds_count{", 2.0),
+        ] {
+            assert_eq!(values(&metrics, series), [value], "{series}");
+        }
+    }
+
+    #[test]
+    fn times_can_be_summed_summarised_both_or_neither() {
+        let texts = [(true, false), (false, true)].map(|(counter_latencies, summary_latencies)| {
+            let metrics = Metrics::of(Settings { counter_latencies, summary_latencies, ..Settings::default() });
+            let stats = ModelStats::new(&metrics, &ModelConfig::new("m", "identity"), 1);
+            answer_one(&stats, Duration::from_millis(5));
+            metrics.upkeep();
+            // Counting goes on whatever becomes of times.
+            assert_eq!(values(&metrics, "nv_inference_request_success{"), [1.0]);
+            metrics.render()
+        });
+        assert!(texts[0].contains("nv_inference_request_duration_us{") && !texts[0].contains("summary_us"));
+        assert!(!texts[1].contains("duration_us{"), "{}", texts[1]);
+        let line = "nv_inference_request_summary_us{model=\"m\",version=\"1\",quantile=\"0.99\"} ";
+        let value = texts[1].lines().find_map(|text| text.strip_prefix(line)).and_then(|text| text.parse().ok());
+        assert!(value.is_some_and(|micros: f64| (micros - 5000.0).abs() < 10.0), "{}", texts[1]);
+        assert!(texts[1].contains("nv_inference_queue_summary_us_count{model=\"m\",version=\"1\"} 1"));
+    }
+
+    #[test]
+    fn a_model_may_have_its_own_bounds() {
+        let metrics = Metrics::new();
+        let buckets = [("nereid_batch_rows".to_owned(), vec![3.0, 5.0])].into();
+        let config = ModelConfig { histogram_buckets: buckets, ..ModelConfig::new("m", "identity") };
+        let stats = ModelStats::new(&metrics, &config, 1);
+        stats.batch_finished(&BatchTimes { rows: 4, ..BatchTimes::default() }, [RequestTimes::default()]);
+        assert_eq!(values(&metrics, "nereid_batch_rows_bucket{"), [0.0, 1.0, 1.0]);
+    }
+
+    #[test]
     fn times_below_a_microsecond_add_up() {
         let metrics = Metrics::new();
-        let stats = ModelStats::new(&metrics, "m", 1, &BTreeMap::new());
+        let stats = ModelStats::new(&metrics, &ModelConfig::new("m", "identity"), 1);
         for _ in 0..1000 {
             answer_one(&stats, Duration::from_nanos(300));
         }
@@ -336,7 +469,7 @@ mod tests {
     #[test]
     fn every_request_ends_in_exactly_one_counter() {
         let metrics = Metrics::new();
-        let stats = ModelStats::new(&metrics, "m", 1, &BTreeMap::new());
+        let stats = ModelStats::new(&metrics, &ModelConfig::new("m", "identity"), 1);
         answer_one(&stats, Duration::from_millis(1));
         for kind in Kind::ALL {
             stats.request_failed(kind, Duration::from_millis(1));
@@ -351,7 +484,7 @@ mod tests {
     #[test]
     fn histograms_have_each_request_and_each_execution() {
         let metrics = Metrics::new();
-        let stats = ModelStats::new(&metrics, "m", 1, &BTreeMap::new());
+        let stats = ModelStats::new(&metrics, &ModelConfig::new("m", "identity"), 1);
         let request = RequestTimes { rows: 2, ..RequestTimes::default() };
         stats.batch_finished(&BatchTimes { rows: 4, ..BatchTimes::default() }, [request, request]);
         assert_eq!(values(&metrics, "nereid_request_duration_seconds_count{"), [2.0]);
@@ -361,8 +494,8 @@ mod tests {
 
     #[test]
     fn responses_count_by_their_position_and_the_end_at_the_next() {
-        let metrics = Metrics::new();
-        let stats = ModelStats::new(&metrics, "m", 1, &BTreeMap::new());
+        let metrics = Metrics::of(Settings { histogram_latencies: true, ..Settings::default() });
+        let stats = ModelStats::new(&metrics, &ModelConfig { decoupled: true, ..ModelConfig::new("m", "identity") }, 1);
         let ms = Duration::from_millis;
         let two = Responses { first: Some(ms(200)), count: 2, times: vec![(ms(3), ms(1)); 2], ..Responses::default() };
         stats.request_responded(&Responses { end: ResponsesEnd::Empty(ms(5)), ..two.clone() });

@@ -66,6 +66,7 @@ pub fn new_engine(root: &Path, control: Control, change: impl FnOnce(&mut engine
         load_threads: 2,
         load_retries: 0,
         gpu_limits: BTreeMap::new(),
+        cache: None,
         override_bytes_max: 1000,
         auto_complete: true,
         config_name: None,

@@ -99,7 +99,6 @@ pub fn statistics(gateway: &Gateway, request: &ModelStatisticsRequest) -> Result
 
 fn version_statistics(handle: &Handle) -> ModelStatistics {
     let totals = handle.stats.snapshot();
-    let none = Some(StatisticDuration::default());
     let inference = InferStatistics {
         success: duration(totals.success),
         fail: duration(totals.fail),
@@ -107,8 +106,8 @@ fn version_statistics(handle: &Handle) -> ModelStatistics {
         compute_input: duration(totals.compute_input),
         compute_infer: duration(totals.compute_infer),
         compute_output: duration(totals.compute_output),
-        cache_hit: none,
-        cache_miss: none,
+        cache_hit: duration(totals.cache_hit),
+        cache_miss: duration(totals.cache_miss),
     };
     let batches = totals.batches.iter().map(|(&rows, batch)| InferBatchStatistics {
         batch_size: rows as u64,

@@ -140,6 +140,11 @@ impl Exchange {
         Ok(data)
     }
 
+    /// Whether inputs are read where the client can still write them.
+    pub fn reads_in_place(&self) -> bool {
+        !self.inputs.is_empty()
+    }
+
     /// Notes where an output is to go.
     ///
     /// # Errors

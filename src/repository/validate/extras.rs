@@ -5,6 +5,9 @@ use super::super::tree::shorten;
 use super::Check;
 use crate::model::schema::model_metrics::metric_control::MetricOptions;
 
+/// More buckets of one histogram than this are a mistake.
+const BUCKETS_MAX: usize = 200;
+
 pub(super) fn check(check: &mut Check<'_>) {
     model_files(check);
     metrics(check);
@@ -43,14 +46,17 @@ fn metrics(check: &mut Check<'_>) {
             check.mistake(format!("metric_tags[{tag}]"), message);
         }
     }
-    if config.model_metrics.is_some() {
-        check.warn("model_metrics", "'model_metrics' has no effect in this server version");
-    }
     let controls = config.model_metrics.as_ref().map_or([].as_slice(), |metrics| metrics.metric_control.as_slice());
     for (index, control) in controls.iter().enumerate() {
         let key = format!("model_metrics.metric_control[{index}]");
-        if control.metric_identifier.as_ref().is_none_or(|identifier| identifier.family.is_empty()) {
-            check.mistake(format!("{key}.metric_identifier"), "metric control must specify 'family'");
+        match control.metric_identifier.as_ref().map_or("", |identifier| identifier.family.as_str()) {
+            "" => check.mistake(format!("{key}.metric_identifier"), "metric control must specify 'family'"),
+            family if check.facts.histograms.contains(&family) => {}
+            family => {
+                let suggestion = super::super::suggest::nearest(family, check.facts.histograms.iter().copied());
+                let message = format!("'{}' is no histogram of a model", shorten(family));
+                check.mistake_near(&format!("{key}.metric_identifier.family"), message, suggestion);
+            }
         }
         let buckets = match &control.metric_options {
             Some(MetricOptions::HistogramOptions(options)) => options.buckets.as_slice(),
@@ -58,6 +64,9 @@ fn metrics(check: &mut Check<'_>) {
         };
         if buckets.is_empty() {
             check.mistake(format!("{key}.histogram_options"), "metric control must specify 'buckets'");
+        } else if buckets.len() > BUCKETS_MAX {
+            let message = format!("more than {BUCKETS_MAX} 'buckets', each of which is a series");
+            check.mistake(format!("{key}.histogram_options.buckets"), message);
         } else if !buckets.is_sorted_by(|a, b| a < b) || buckets.iter().any(|bucket| !bucket.is_finite()) {
             check.mistake(format!("{key}.histogram_options.buckets"), "'buckets' must be finite and ascending");
         }

@@ -4,6 +4,7 @@
 //! does not do yet is checked by the same rules and then refused, in `unsupported`.
 
 mod agents;
+mod cache;
 mod extras;
 mod instances;
 mod parameters;
@@ -51,6 +52,7 @@ pub(in crate::repository) fn validate(
     }
     parameters::check(&mut check);
     warmup::check(&mut check);
+    cache::check(&mut check);
     extras::check(&mut check);
     agents::check(&mut check);
     unsupported::check(&mut check);

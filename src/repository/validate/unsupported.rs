@@ -19,7 +19,6 @@ pub(super) fn check(check: &mut Check<'_>) {
     }
     let decoupled = config.model_transaction_policy.is_some_and(|policy| policy.decoupled);
     let whole = [
-        ("response_cache", "a response cache", config.response_cache.is_some_and(|cache| cache.enable)),
         // One caller that takes its responses slowly would hold back all others of its batch.
         (
             "dynamic_batching",

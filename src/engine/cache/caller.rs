@@ -1,0 +1,229 @@
+//! One request to a model that uses the cache: finds its answer, waits for that of an equal request, or leads.
+//!
+//! Each caller has its own deadline and outcome, whatever becomes of the others. Begin with [`Caller::new`].
+
+use std::future::Future as _;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_core::Stream;
+use tokio::time::Sleep;
+
+use super::flight::{Flight, Outcome};
+use super::{FlightKey, ModelCache, key, timeout};
+use crate::error::{Error, Kind, Result};
+use crate::infer::{Instant, Request, Response, Responses};
+use crate::telemetry::metrics::InFlight;
+use crate::telemetry::stats::CacheHit;
+
+/// A request that was not started, and the way to start it.
+pub struct Own<F> {
+    /// The request.
+    pub request: Request,
+    /// Counts it as in flight until its outcome.
+    pub in_flight: InFlight,
+    /// Starts it.
+    pub start: F,
+}
+
+impl<F: FnOnce(Request, InFlight) -> Responses> Own<F> {
+    fn start(self) -> Responses {
+        (self.start)(self.request, self.in_flight)
+    }
+}
+
+/// The responses of one request.
+pub struct Caller<F> {
+    cache: Arc<ModelCache>,
+    key: FlightKey,
+    stage: Stage<F>,
+}
+
+enum Stage<F> {
+    /// The outcome is there.
+    Done(Result<Response>),
+    /// An equal request is under way.
+    Waits(Waits<F>),
+    /// Its own request is under way, and others may wait for it.
+    Leads { flight: Arc<Flight>, token: u64 },
+    /// Its own request is under way for itself.
+    Alone(Responses),
+    /// The outcome was given.
+    Ended,
+}
+
+struct Waits<F> {
+    flight: Arc<Flight>,
+    token: u64,
+    own: Own<F>,
+    since: Instant,
+    /// How long it had looked.
+    looked: Duration,
+    /// When and why it waits no longer.
+    give_up: Option<(Pin<Box<Sleep>>, Kind)>,
+}
+
+impl<F: FnOnce(Request, InFlight) -> Responses + Unpin> Caller<F> {
+    /// Looks for an answer to a request, and if there is none begins to wait or to lead.
+    pub fn new(cache: Arc<ModelCache>, mut own: Own<F>) -> Self {
+        let began = Instant::now();
+        if own.request.inputs_shared {
+            // The caller can change the bytes between this look at them and the model's, and others would get the answer.
+            for input in &mut own.request.inputs {
+                input.tensor.data = Bytes::copy_from_slice(&input.tensor.data);
+            }
+        }
+        let (level, _) = cache.level(own.request.priority);
+        let key = (key::of(cache.owner, &own.request), level);
+        let mut caller = Self { cache, key, stage: Stage::Ended };
+        caller.stage = caller.enter(own, began);
+        caller
+    }
+
+    fn enter(&self, own: Own<F>, began: Instant) -> Stage<F> {
+        let cache = &self.cache;
+        let mut flights = cache.flights.lock();
+        if let Some(flight) = flights.get(&self.key).cloned() {
+            let (_, policy) = cache.level(own.request.priority);
+            if cache.waiting.fetch_add(1, Relaxed) >= policy.requests_max {
+                cache.waiting.fetch_sub(1, Relaxed);
+                drop(flights);
+                cache.stats.request_refused(Kind::QueueFull);
+                return Stage::Done(Err(Error::new(Kind::QueueFull, "Exceeds maximum queue size")));
+            }
+            drop(flights);
+            let start_by = timeout(policy, own.request.timeout).map(|timeout| own.request.arrived + timeout);
+            return Stage::Waits(Waits::new(flight, own, began, start_by));
+        }
+        let now = Instant::now();
+        if let Some(entry) = cache.cache.find(&self.key.0, now) {
+            drop(flights);
+            let (lookup, total) = (now - began, now.saturating_duration_since(own.request.arrived));
+            cache.stats.cache_hit(&CacheHit { lookup, total, waited: Duration::ZERO, shared: false });
+            return Stage::Done(Ok(entry.answer(own.request.id)));
+        }
+        let flight = Arc::new(Flight::default());
+        flights.insert(self.key, flight.clone());
+        drop(flights);
+        let looked = began.elapsed();
+        flight.begin(own.start(), looked);
+        Stage::Leads { token: flight.token(), flight }
+    }
+
+    /// What a caller that waited does with the outcome.
+    fn landed(&self, waits: Waits<F>, outcome: Outcome) -> Stage<F> {
+        self.cache.waiting.fetch_sub(1, Relaxed);
+        let Waits { own, since, looked, .. } = waits;
+        match outcome {
+            Outcome::Answered(entry) => {
+                let now = Instant::now();
+                self.cache.stats.cache_hit(&CacheHit {
+                    lookup: looked,
+                    waited: now - since,
+                    total: now.saturating_duration_since(own.request.arrived),
+                    shared: true,
+                });
+                Stage::Done(Ok(entry.answer(own.request.id)))
+            }
+            Outcome::Open => self.enter(own, Instant::now()),
+            Outcome::Apart => {
+                self.cache.stats.cache_missed(looked);
+                Stage::Alone(own.start())
+            }
+        }
+    }
+
+    fn poll_flight(&self, flight: &Flight, token: u64, ctx: &mut Context<'_>) -> Poll<Outcome> {
+        flight.poll(token, ctx, |response, looked| self.cache.land(&self.key, response, looked))
+    }
+}
+
+impl<F> Waits<F> {
+    fn new(flight: Arc<Flight>, own: Own<F>, began: Instant, start_by: Option<Instant>) -> Self {
+        let since = Instant::now();
+        let deadline = own.request.deadline.map(|at| (at, Kind::DeadlineExceeded));
+        let timeout = start_by.map(|at| (at, Kind::TimedOut));
+        let give_up = [deadline, timeout].into_iter().flatten().min_by_key(|(at, _)| *at);
+        let give_up = give_up.map(|(at, kind)| (Box::pin(tokio::time::sleep_until(at)), kind));
+        Self { token: flight.token(), flight, own, since, looked: since - began, give_up }
+    }
+
+    /// Why it waits no longer, if its time is up.
+    fn poll_give_up(&mut self, ctx: &mut Context<'_>) -> Poll<Kind> {
+        match &mut self.give_up {
+            None => Poll::Pending,
+            Some((timer, kind)) => timer.as_mut().poll(ctx).map(|()| *kind),
+        }
+    }
+
+    /// It waits no longer, and its request was never started.
+    fn given_up(self, cache: &ModelCache, kind: Kind) -> Error {
+        cache.waiting.fetch_sub(1, Relaxed);
+        self.flight.leave(self.token);
+        cache.stats.request_failed(kind, Instant::now().saturating_duration_since(self.own.request.arrived));
+        match kind {
+            Kind::TimedOut => Error::new(kind, "Request timeout expired"),
+            Kind::DeadlineExceeded => Error::new(kind, "the deadline passed while an equal request was executed"),
+            _ => Error::new(kind, "the caller is gone"),
+        }
+    }
+}
+
+impl<F: FnOnce(Request, InFlight) -> Responses + Unpin> Stream for Caller<F> {
+    type Item = Result<Response>;
+
+    fn poll_next(mut self: Pin<&mut Self>, ctx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        loop {
+            match &mut this.stage {
+                Stage::Ended => return Poll::Ready(None),
+                Stage::Alone(responses) => return responses.as_mut().poll_next(ctx),
+                Stage::Leads { flight, token } => {
+                    let (flight, token) = (flight.clone(), *token);
+                    ready!(this.poll_flight(&flight, token, ctx));
+                    let share = flight.share();
+                    // What is behind an answer that was shared is nothing.
+                    this.stage = match share.rest {
+                        Some(rest) if !matches!(&share.first, Some(Ok(first)) if first.last) => Stage::Alone(rest),
+                        _ => Stage::Ended,
+                    };
+                    return Poll::Ready(share.first);
+                }
+                Stage::Waits(waits) => {
+                    let (flight, token) = (waits.flight.clone(), waits.token);
+                    let outcome = match this.poll_flight(&flight, token, ctx) {
+                        Poll::Ready(outcome) => Ok(outcome),
+                        Poll::Pending => {
+                            let Stage::Waits(waits) = &mut this.stage else { return Poll::Pending };
+                            Err(ready!(waits.poll_give_up(ctx)))
+                        }
+                    };
+                    let Stage::Waits(waits) = std::mem::replace(&mut this.stage, Stage::Ended) else { continue };
+                    this.stage = match outcome {
+                        Ok(outcome) => this.landed(waits, outcome),
+                        Err(kind) => Stage::Done(Err(waits.given_up(&this.cache, kind))),
+                    };
+                }
+                Stage::Done(_) => {
+                    let Stage::Done(outcome) = std::mem::replace(&mut this.stage, Stage::Ended) else { continue };
+                    return Poll::Ready(Some(outcome));
+                }
+            }
+        }
+    }
+}
+
+impl<F> Drop for Caller<F> {
+    fn drop(&mut self) {
+        match std::mem::replace(&mut self.stage, Stage::Ended) {
+            Stage::Leads { flight, .. } => self.cache.abandon(&self.key, &flight),
+            Stage::Waits(waits) => drop(waits.given_up(&self.cache, Kind::Cancelled)),
+            // A request of its own is cancelled by dropping it.
+            Stage::Alone(_) | Stage::Done(_) | Stage::Ended => {}
+        }
+    }
+}
