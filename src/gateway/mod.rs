@@ -17,6 +17,7 @@ use crate::error::{Error, Kind, Result};
 use crate::infer::{Infer, Request, RequestedOutput, Responses};
 use crate::model::Version;
 use crate::telemetry::logging;
+use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::Tracer;
 
 pub use crate::engine::{Handle, IndexEntry, Overrides, State};
@@ -120,6 +121,11 @@ impl Gateway {
         let metrics = self.engine.metrics();
         let _received = metrics.request_received();
         metrics.request_unrouted(kind);
+    }
+
+    /// The counters of this server.
+    pub fn metrics(&self) -> &Metrics {
+        self.engine.metrics()
     }
 
     /// All metrics in Prometheus' text format; empty if nothing is counted.

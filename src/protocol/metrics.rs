@@ -73,6 +73,7 @@ mod tests {
 
     use super::super::transport::{Settings, Workers};
     use super::*;
+    use crate::telemetry::metrics::PortMetrics;
 
     /// A server, and what ends it when dropped.
     async fn start() -> (std::net::SocketAddr, oneshot::Sender<()>, JoinHandle<Result<()>>) {
@@ -85,6 +86,7 @@ mod tests {
             workers,
             settings: Settings::metrics(),
             tls: None,
+            metrics: PortMetrics::default(),
         };
         let server = tokio::spawn(serve(port, Metrics::new(), async { drop(stopped.await) }));
         (address, stop, server)

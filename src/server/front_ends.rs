@@ -67,26 +67,26 @@ impl FrontEnds {
         let rest = |settings: &config::Http| Rest::new(gateway.clone(), http_settings(config, settings));
         match (&config.grpc, &config.http) {
             (Some(grpc), Some(http)) if config.single_port => {
-                let port = front_ends.port("http", &http.port, &workers)?;
+                let port = front_ends.port("http", &http.port, &workers, metrics)?;
                 front_ends.addresses.push(("grpc", port.listener.address().clone()));
                 let both = SinglePort { grpc: dispatch(grpc)?, rest: rest(http) };
                 front_ends.serve("http", |shutdown| port.serve(both, shutdown.cancelled_owned()));
             }
             (grpc, http) => {
                 if let Some(grpc) = grpc {
-                    let port = front_ends.port("grpc", &grpc.port, &workers)?;
+                    let port = front_ends.port("grpc", &grpc.port, &workers, metrics)?;
                     let dispatch = dispatch(grpc)?;
                     front_ends.serve("grpc", |shutdown| port.serve(dispatch, shutdown.cancelled_owned()));
                 }
                 if let Some(http) = http {
-                    let port = front_ends.port("http", &http.port, &workers)?;
+                    let port = front_ends.port("http", &http.port, &workers, metrics)?;
                     let rest = rest(http);
                     front_ends.serve("http", |shutdown| port.serve(rest, shutdown.cancelled_owned()));
                 }
             }
         }
         if let Some(settings) = &config.metrics {
-            let port = front_ends.port("metrics", &settings.port, &workers)?;
+            let port = front_ends.port("metrics", &settings.port, &workers, metrics)?;
             let metrics = metrics.clone();
             front_ends.metrics =
                 Some(FrontEnd::start("metrics", |shutdown| metrics::serve(port, metrics, shutdown.cancelled_owned())));
@@ -99,12 +99,19 @@ impl FrontEnds {
         self.addresses.iter().find(|(each, _)| *each == name).map(|(_, address)| address)
     }
 
-    fn port(&mut self, name: &'static str, port: &config::Port, workers: &Arc<Workers>) -> Result<Port> {
+    fn port(
+        &mut self,
+        name: &'static str,
+        port: &config::Port,
+        workers: &Arc<Workers>,
+        metrics: &Metrics,
+    ) -> Result<Port> {
         let listener = Listener::bind(&port.address, Options { reuse_port: port.reuse })?;
         self.addresses.push((name, listener.address().clone()));
         let tls = port.tls.clone().map(|files| Tls::load(files, port.settings.protocols));
         let tls = tls.transpose().map_err(|error| error.context(format!("TLS of {name}")))?;
-        Ok(Port { listener, workers: workers.clone(), settings: port.settings.clone(), tls })
+        let (workers, settings, metrics) = (workers.clone(), port.settings.clone(), metrics.port(name));
+        Ok(Port { listener, workers, settings, tls, metrics })
     }
 
     fn serve<F: Future<Output = Result<()>> + Send + 'static>(

@@ -2,10 +2,11 @@
 
 import json
 import re
+import subprocess
 import urllib.request
 
 import pytest
-from nereid import ROOT
+from nereid import BINARY, ROOT, Nereid, identity_config, write_model
 from traffic import infer
 
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "nereid.json").read_text())
@@ -29,8 +30,19 @@ def labels_of(expression):
 
 
 @pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A server that has everything that panels show: a response cache, too."""
+    folder = tmp_path_factory.mktemp("shown")
+    extra = "dynamic_batching { }\nresponse_cache { enable: true }"
+    write_model(folder, "echo", identity_config(["FP32"], dims="4", extra=extra))
+    with Nereid(folder, "--cache-config", "local,size=65536", "--metrics-interval-ms=100") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
 def samples(server):
     """The labels that the series of each metric have, once requests were answered, refused and not routed."""
+    assert subprocess.run([BINARY, "health", "--grpc", server.grpc], check=False).returncode == 0
     assert infer(server, "echo") == 200
     assert infer(server, "nobody") == 404
     assert infer(server, "echo", rows=1000) == 400

@@ -25,6 +25,7 @@ use tonic::{Code, Status};
 use tower::ServiceExt as _;
 
 use super::codec::InferCodec;
+use super::ending::{self, BodyEnding, Ending};
 use super::health::HealthService;
 use super::health_wire::health_server::HealthServer;
 use super::service::InferenceService;
@@ -44,6 +45,7 @@ use crate::protocol::v2::forward::Forward;
 use crate::protocol::v2::infer;
 use crate::protocol::v2::unread::Unread;
 use crate::protocol::v2::wire::grpc_inference_service_server::{GrpcInferenceService as _, GrpcInferenceServiceServer};
+use crate::telemetry::metrics::Answers;
 use crate::telemetry::trace::Protocol;
 
 const MODEL_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
@@ -64,6 +66,7 @@ pub struct Dispatch {
     response_bytes_max: usize,
     restrictions: Restrictions,
     services: Routes,
+    answers: Answers,
     /// One token for each inference whose request was read and whose answer was not yet handed to the transport.
     inferences: TaskTracker,
 }
@@ -90,6 +93,7 @@ impl Dispatch {
             .add_service(reflection().build_v1alpha().map_err(broken)?)
             .prepare();
         Ok(Self {
+            answers: ending::answers(gateway.metrics()),
             gateway,
             inference,
             forward: settings.forward.clone(),
@@ -102,12 +106,24 @@ impl Dispatch {
     }
 
     async fn answer(&self, request: Request<transport::Body>) -> Response<Body> {
+        let ending = Ending::of(&self.answers, request.uri().path());
         if let Err(refused) = self.permit(request.uri().path(), request.headers()) {
+            ending.with(refused.code());
             return refused.into_http();
         }
         let context = RequestContext::of(&self.gateway, Protocol::Grpc, request.headers());
         let id = context.header_given();
         let mut response = self.route(request, context).await;
+        let is_framed = matches!(response.body(), Body::Framed { .. });
+        match is_framed {
+            true => ending.with(Code::Ok),
+            false => {
+                let ending = ending.with_body(response.headers());
+                if let Body::Boxed { ending: of_body, .. } = response.body_mut() {
+                    *of_body = ending;
+                }
+            }
+        }
         if let Some(id) = id {
             response.headers_mut().insert(REQUEST_ID, id);
         }
@@ -149,7 +165,7 @@ impl Dispatch {
         let is_stream = request.uri().path().starts_with(REFLECTION);
         let request = request.map(|body| readable(if is_stream { body.patient() } else { body }));
         match self.services.clone().oneshot(request).await {
-            Ok(response) => response.map(|body| Body::Boxed { body, _inference: None }),
+            Ok(response) => response.map(|body| Body::Boxed { body, _inference: None, ending: None }),
             Err(never) => match never {},
         }
     }
@@ -181,7 +197,7 @@ impl Dispatch {
         if let Some(unread) = unread.lock().take() {
             unread.refuse(Kind::InvalidArgument);
         }
-        response.map(|body| Body::Boxed { body, _inference: None })
+        response.map(|body| Body::Boxed { body, _inference: None, ending: None })
     }
 
     /// A stream that is refused as a whole counts as one request, whatever it would have held; one that is taken counts
@@ -197,7 +213,7 @@ impl Dispatch {
         if let Some(status) = Status::from_header_map(response.headers()) {
             self.gateway.refused(kind(status.code()));
         }
-        response.map(|body| Body::Boxed { body, _inference: Some(token) })
+        response.map(|body| Body::Boxed { body, _inference: Some(token), ending: None })
     }
 
     /// A response beyond the limit counts as answered: the model did its work.
@@ -280,7 +296,7 @@ pub enum Body {
     /// One message of our own framing; in flight, and being sent, as long as this is.
     Framed { body: framing::Body, _inference: TaskTrackerToken, _context: RequestContext },
     /// What a generated service answers, and for an inference that it is in flight.
-    Boxed { body: tonic::body::Body, _inference: Option<TaskTrackerToken> },
+    Boxed { body: tonic::body::Body, _inference: Option<TaskTrackerToken>, ending: Option<BodyEnding> },
 }
 
 impl http_body::Body for Body {
@@ -291,7 +307,15 @@ impl http_body::Body for Body {
         match self.get_mut() {
             Body::Empty => Poll::Ready(None),
             Body::Framed { body, .. } => Pin::new(body).poll_frame(ctx).map_err(|never| match never {}),
-            Body::Boxed { body, .. } => Pin::new(body).poll_frame(ctx),
+            Body::Boxed { body, ending, .. } => {
+                let frame = Pin::new(body).poll_frame(ctx);
+                if let (Poll::Ready(Some(Ok(frame))), Some(ending)) = (&frame, ending)
+                    && let Some(trailers) = frame.trailers_ref()
+                {
+                    ending.trailers(trailers);
+                }
+                frame
+            }
         }
     }
 

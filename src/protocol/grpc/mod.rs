@@ -8,6 +8,7 @@ mod bounds;
 mod codec;
 mod dispatch;
 mod encode;
+mod ending;
 mod framing;
 mod health;
 mod methods;

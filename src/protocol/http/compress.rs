@@ -18,6 +18,7 @@ use tower_http::CompressionLevel;
 use tower_http::compression::Compression;
 use tower_http::decompression::Decompression;
 
+use super::counted::Counted;
 use super::{App, reply};
 use crate::error::Kind;
 
@@ -29,6 +30,8 @@ const ACCEPTED: &str = "gzip, deflate, zstd";
 pub struct Coded {
     /// The front end.
     pub app: Arc<App>,
+    /// Its place in the table.
+    pub route: Counted,
     /// Whether its requests are counted as inference.
     pub inference: bool,
     /// Whether its answers may be compressed.
@@ -37,6 +40,12 @@ pub struct Coded {
 
 /// Lets a route read what the sender has written, and answer what the client reads.
 pub async fn both_ways(State(coded): State<Coded>, request: Request, next: Next) -> Response {
+    let mut response = coded_ways(&coded, request, next).await;
+    coded.route.count(&coded.app.answers, &mut response);
+    response
+}
+
+async fn coded_ways(coded: &Coded, request: Request, next: Next) -> Response {
     let wanted = request.headers().get(ACCEPT_ENCODING).filter(|_| coded.answers).cloned();
     let request = match request.headers().get(CONTENT_ENCODING) {
         None => request,

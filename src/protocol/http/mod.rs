@@ -10,6 +10,7 @@ mod chunks;
 mod compress;
 mod console;
 mod cors;
+mod counted;
 pub mod decode;
 mod encode;
 mod generate;
@@ -40,16 +41,20 @@ pub use routes::router;
 pub use settings::Settings;
 
 use crate::gateway::Gateway;
+use crate::telemetry::metrics::Answers;
 
 /// What every handler may use.
 pub struct App {
     gateway: Arc<Gateway>,
+    /// By the route's place in [`routes::ROUTES`], and behind them all for what has none.
+    answers: Answers,
     settings: Settings,
 }
 
 impl App {
     /// The state of a front end before `gateway`.
     pub fn new(gateway: Arc<Gateway>, settings: Settings) -> Arc<Self> {
-        Arc::new(Self { gateway, settings })
+        let answers = gateway.metrics().http_answers(routes::ROUTES.iter().map(|route| route.path).chain(["other"]));
+        Arc::new(Self { gateway, answers, settings })
     }
 }

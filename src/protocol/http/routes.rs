@@ -10,6 +10,7 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, get, post};
 
 use super::compress::{Coded, both_ways};
+use super::counted::Counted;
 use super::{
     App, console, generate, health, infer, logging, models, openapi, regions, reply, repository, restricted, trace,
 };
@@ -103,16 +104,18 @@ pub const ROUTES: &[Route] = &[
 /// The routes in front of `app`.
 pub fn router(app: Arc<App>) -> Router {
     let mut router = Router::new();
-    for route in ROUTES.iter().filter(|route| app.settings.console || !console::owns(route.path)) {
+    let routes = ROUTES.iter().enumerate();
+    for (at, route) in routes.filter(|(_, route)| app.settings.console || !console::owns(route.path)) {
         let coded = Coded {
             app: app.clone(),
+            route: Counted(at),
             inference: route.category == Some(Inference),
             // Clients decompress what infer answers and nothing else, whatever their headers say.
             answers: route.path.ends_with("/infer"),
         };
         let mut handler = (route.handler)().layer(from_fn_with_state(coded, both_ways));
         if let Some(category) = route.category.filter(|category| app.settings.restrictions.restrict(*category)) {
-            handler = handler.route_layer(from_fn_with_state((app.clone(), category), restricted::permit));
+            handler = handler.route_layer(from_fn_with_state((app.clone(), category, Counted(at)), restricted::permit));
         }
         router = router.route(route.path, handler);
     }

@@ -26,6 +26,7 @@ use super::stream::Stream;
 use super::tls::Tls;
 use super::wire::Wire;
 use super::workers::Place;
+use crate::telemetry::metrics::PortMetrics;
 
 /// How long an idle connection that is to end has to say goodbye.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
@@ -42,15 +43,16 @@ pub struct Shared<S> {
     pub settings: Settings,
     pub tls: Option<Tls>,
     pub stop: CancellationToken,
+    metrics: PortMetrics,
     http1: http1::Builder,
     http2: http2::Builder<TokioExecutor>,
 }
 
 impl<S> Shared<S> {
     /// Connections to `service` within `settings`.
-    pub fn new(service: S, settings: Settings, tls: Option<Tls>) -> Self {
+    pub fn new(service: S, settings: Settings, tls: Option<Tls>, metrics: PortMetrics) -> Self {
         let (http1, http2) = (http1_builder(&settings), http2_builder(&settings));
-        Self { service, settings, tls, stop: CancellationToken::new(), http1, http2 }
+        Self { service, settings, tls, stop: CancellationToken::new(), metrics, http1, http2 }
     }
 }
 
@@ -98,6 +100,7 @@ impl<S: Service> Connection<S> {
     /// Serves the connection until its client has gone, or is sent away, or its last call ended after a stop.
     pub async fn serve(self, accepted: Socket) {
         let settings = &self.shared.settings;
+        let _open = self.shared.metrics.opened();
         let opening = tokio::time::timeout(settings.handshake_timeout, self.open(accepted));
         let opened = tokio::select! {
             opened = opening => opened.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
@@ -145,7 +148,8 @@ impl<S: Service> Connection<S> {
     }
 
     fn io(&self, stream: Stream, beginning: Beginning) -> TokioIo<Wire<Stream>> {
-        TokioIo::new(Wire::new(stream, beginning, self.peer.clone(), self.shared.settings.send_timeout))
+        let Shared { settings, metrics, .. } = &*self.shared;
+        TokioIo::new(Wire::new((stream, beginning), self.peer.clone(), settings.send_timeout, metrics.clone()))
     }
 
     /// Polls `serving` to its end, which `graceful` asks it for when the time has come.

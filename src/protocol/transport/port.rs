@@ -20,6 +20,7 @@ use super::settings::Settings;
 use super::tls::Tls;
 use super::workers::Workers;
 use crate::error::{Error, Result};
+use crate::telemetry::metrics::PortMetrics;
 
 /// How long to wait before the next attempt when nothing can be accepted for now.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
@@ -37,6 +38,8 @@ pub struct Port {
     pub settings: Settings,
     /// Its encryption; `None` for none.
     pub tls: Option<Tls>,
+    /// What counts its connections and bytes.
+    pub metrics: PortMetrics,
 }
 
 impl Port {
@@ -47,8 +50,8 @@ impl Port {
     /// # Errors
     /// [`crate::error::Kind::Internal`] if the listener breaks.
     pub async fn serve<S: Service>(self, service: S, shutdown: impl Future<Output = ()> + Send) -> Result<()> {
-        let Self { listener, workers, settings, tls } = self;
-        let shared = Arc::new(Shared::new(service, settings, tls));
+        let Self { listener, workers, settings, tls, metrics } = self;
+        let shared = Arc::new(Shared::new(service, settings, tls, metrics));
         let mut room = Room { shared: shared.clone(), workers, connections: JoinSet::new(), crowd: Crowd::default() };
         let watching = watch(shared.tls.as_ref());
         tokio::pin!(shutdown, watching);

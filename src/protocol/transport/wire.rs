@@ -13,6 +13,7 @@ use tokio::time::Sleep;
 
 use super::peer::Peer;
 use super::preface::Beginning;
+use crate::telemetry::metrics::PortMetrics;
 
 /// A stream whose writes fail with [`io::ErrorKind::TimedOut`] if the peer takes nothing for some time.
 pub struct Wire<S> {
@@ -20,14 +21,26 @@ pub struct Wire<S> {
     beginning: Beginning,
     peer: Arc<Peer>,
     send_timeout: Option<Duration>,
+    metrics: PortMetrics,
     /// There while the peer takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Wire<S> {
-    /// The rest of `stream` behind its `beginning`.
-    pub fn new(stream: S, beginning: Beginning, peer: Arc<Peer>, send_timeout: Option<Duration>) -> Self {
-        Self { stream, beginning, peer, send_timeout, stalled: None }
+    /// The rest of a stream behind its beginning.
+    pub fn new(
+        (stream, beginning): (S, Beginning),
+        peer: Arc<Peer>,
+        send_timeout: Option<Duration>,
+        metrics: PortMetrics,
+    ) -> Self {
+        Self { stream, beginning, peer, send_timeout, metrics, stalled: None }
+    }
+
+    fn count(&self, written: &Poll<io::Result<usize>>) {
+        if let Poll::Ready(Ok(count)) = written {
+            self.metrics.sent(*count);
+        }
     }
 
     /// The outcome of a write, unless it has been waiting for too long.
@@ -49,11 +62,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
             let count = rest.len().min(buffer.remaining());
             buffer.put_slice(&rest[..count]);
             this.beginning.take(count);
+            this.metrics.received(count);
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
         let polled = Pin::new(&mut this.stream).poll_read(ctx, buffer);
-        if buffer.filled().len() > before {
+        let count = buffer.filled().len() - before;
+        if count > 0 {
+            this.metrics.received(count);
             this.peer.sent_bytes();
         }
         polled
@@ -64,6 +80,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     fn poll_write(self: Pin<&mut Self>, ctx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.stream).poll_write(ctx, data);
+        this.count(&polled);
         this.sent(polled, ctx)
     }
 
@@ -74,6 +91,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.stream).poll_write_vectored(ctx, data);
+        this.count(&polled);
         this.sent(polled, ctx)
     }
 
@@ -104,7 +122,7 @@ mod tests {
     async fn who_takes_nothing_is_given_up_and_who_takes_slowly_is_not() {
         let timeout = Duration::from_secs(10);
         let (mut peer, own) = tokio::io::duplex(64);
-        let mut own = Wire::new(own, Beginning::default(), Peer::new(), Some(timeout));
+        let mut own = Wire::new((own, Beginning::default()), Peer::new(), Some(timeout), PortMetrics::default());
         let slowly = async {
             for _ in 0..10 {
                 tokio::time::sleep(timeout / 2).await;

@@ -83,8 +83,13 @@ impl Served {
         let gateway = Arc::new(Gateway::new(engine.clone()).with_regions(regions));
         let shutdown = CancellationToken::new();
         let workers = Arc::new(Workers::start(0).expect("nothing to start"));
-        let port =
-            Port { listener: Listener::try_from(listener).expect("it is bound"), workers, settings: limits, tls: None };
+        let port = Port {
+            listener: Listener::try_from(listener).expect("it is bound"),
+            workers,
+            settings: limits,
+            tls: None,
+            metrics: Default::default(),
+        };
         let dispatch = Dispatch::new(gateway.clone(), &settings).expect("the descriptors are whole");
         let serving = tokio::spawn(port.serve(dispatch, shutdown.clone().cancelled_owned()));
         Self { address, engine, gateway, root, shutdown, serving }

@@ -70,7 +70,7 @@ impl Served {
         let shutdown = CancellationToken::new();
         let workers = Arc::new(Workers::start(0).expect("nothing to start"));
         let listener = Listener::try_from(listener).expect("it is bound");
-        let port = Port { listener, workers, settings: limits, tls: None };
+        let port = Port { listener, workers, settings: limits, tls: None, metrics: Default::default() };
         let rest = Rest::new(gateway.clone(), settings);
         let serving = tokio::spawn(port.serve(rest, shutdown.clone().cancelled_owned()));
         Self { address, engine, gateway, root, shutdown, serving }

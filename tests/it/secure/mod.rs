@@ -63,7 +63,7 @@ impl Site {
         let listener = Listener::bind(address, Options { reuse_port: true }).expect("a free address");
         let address = listener.address().clone();
         let workers = Arc::new(Workers::start(0).expect("nothing to start"));
-        let port = Port { listener, workers, settings, tls };
+        let port = Port { listener, workers, settings, tls, metrics: Default::default() };
         self.serving.push(tokio::spawn(port.serve(service, self.shutdown.clone().cancelled_owned())));
         address
     }

@@ -1,0 +1,266 @@
+"""The response cache: hits, equal requests at the same time, reloads and refusals, over both protocols."""
+
+import re
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from nereid import Nereid, identity_config, wait_until, write_model
+from protocols import PROTOCOLS, connect
+from tritonclient.utils import InferenceServerException, shared_memory
+
+# How long one execution of the model `slow` takes.
+SLOW_MS = 300
+CACHE = "response_cache { enable: true }"
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cached")
+    slow = f'parameters {{ key: "identity.delay_us" value {{ string_value: "{SLOW_MS * 1000}" }} }}'
+    write_model(folder, "quick", identity_config(["FP32", "INT32"], extra=f"dynamic_batching {{ }}\n{CACHE}"))
+    write_model(folder, "slow", identity_config(["FP32"], extra=f"{CACHE}\n{slow}"))
+    short = 'parameters { key: "cache.ttl_ms" value { string_value: "50" } }'
+    write_model(folder, "short", identity_config(["FP32"], extra=f"{CACHE}\n{short}"))
+    write_model(folder, "uncached", identity_config(["FP32"]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(repository):
+    flags = ["--model-control-mode=explicit", "--load-model=*", "--allow-client-shm=true"]
+    flags += ["--cache-config", "local,size=65536"]
+    with Nereid(repository, *flags) as running:
+        yield running
+
+
+@pytest.fixture(params=PROTOCOLS)
+def client(request, server):
+    with connect(request.param, server) as connected:
+        yield connected
+
+
+# No two tests ask the same.
+numbers = iter(range(1, 1 << 20))
+
+
+def unseen(rows=1):
+    return np.full((rows, 4), next(numbers), dtype=np.float32)
+
+
+def quick(client, floats, integers=None):
+    """The inputs of the model `quick`."""
+    integers = floats.astype(np.int32) if integers is None else integers
+    return [client.tensor("INPUT0", "FP32", floats), client.tensor("INPUT1", "INT32", integers)]
+
+
+def stats(client, model):
+    (found,) = client.get_inference_statistics(model).model_stats
+    counts = found.inference_stats
+    return {
+        "executions": int(getattr(found, "execution_count", 0)),
+        "inferences": int(getattr(found, "inference_count", 0)),
+        "success": int(counts.success.count),
+        "hits": int(counts.cache_hit.count),
+        "misses": int(counts.cache_miss.count),
+        "computed": int(counts.compute_infer.count),
+        "fail": int(counts.fail.count),
+    }
+
+
+def change(client, model, work):
+    """What `work` adds to the statistics."""
+    before = stats(client, model)
+    work()
+    return {name: value - before[name] for name, value in stats(client, model).items() if value != before[name]}
+
+
+def metric(server, name, **labels):
+    with urllib.request.urlopen(server.metrics, timeout=10) as response:
+        lines = response.read().decode().splitlines()
+    wanted = [f'{key}="{value}"' for key, value in labels.items()]
+    found = [line for line in lines if re.match(rf"{name}(\{{|\s)", line) and all(label in line for label in wanted)]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in found)
+
+
+def test_a_request_that_was_answered_is_not_executed_again(client):
+    array = unseen()
+
+    def twice():
+        for number in "ab":
+            result = client.infer("slow", [client.tensor("INPUT0", "FP32", array)], request_id=number)
+            assert result.get_response().id == number
+            np.testing.assert_array_equal(result.as_numpy("OUTPUT0"), array)
+
+    expected = {"executions": 1, "inferences": 1, "success": 2, "hits": 1, "misses": 1, "computed": 1}
+    assert change(client, "slow", twice) == expected
+    began = time.monotonic()
+    client.infer("slow", [client.tensor("INPUT0", "FP32", array)])
+    assert time.monotonic() - began < SLOW_MS / 1000
+
+
+def test_what_differs_in_anything_that_matters_is_executed(client):
+    floats, integers = unseen(), np.arange(4, dtype=np.int32).reshape(1, 4)
+
+    def each_once():
+        for inputs, outputs in [
+            ((floats, integers), None),
+            ((floats, integers + 1), None),
+            ((floats, integers), ["OUTPUT0"]),
+            ((floats, integers), ["OUTPUT1"]),
+            ((floats.repeat(2, axis=0), integers.repeat(2, axis=0)), None),
+        ]:
+            wanted = outputs and [client.wanted(name) for name in outputs]
+            result = client.infer("quick", quick(client, *inputs), outputs=wanted)
+            if outputs != ["OUTPUT1"]:
+                np.testing.assert_array_equal(result.as_numpy("OUTPUT0"), inputs[0])
+            if outputs != ["OUTPUT0"]:
+                np.testing.assert_array_equal(result.as_numpy("OUTPUT1"), inputs[1])
+            # Not only by name: what was not asked for is not there.
+            assert len(result.get_response().outputs) == (1 if outputs else 2)
+
+    assert change(client, "quick", each_once)["misses"] == 5
+    assert change(client, "quick", each_once) == {"success": 5, "hits": 5}
+
+
+def test_equal_requests_at_the_same_time_are_executed_once(client, server):
+    array = unseen()
+
+    def call(number):
+        with connect(client.protocol, server) as own:
+            return own.infer("slow", [own.tensor("INPUT0", "FP32", array)], request_id=str(number))
+
+    def at_once():
+        with ThreadPoolExecutor(8) as pool:
+            results = list(pool.map(call, range(8)))
+        for number, result in enumerate(results):
+            assert result.get_response().id == str(number)
+            np.testing.assert_array_equal(result.as_numpy("OUTPUT0"), array)
+
+    shared = metric(server, "nereid_cache_shared_total", model="slow")
+    counts = change(client, "slow", at_once)
+    assert (counts["executions"], counts["success"], counts["hits"], counts["misses"]) == (1, 8, 7, 1)
+    assert metric(server, "nereid_cache_shared_total", model="slow") > shared
+
+
+def test_who_waits_for_another_has_a_deadline_of_its_own(server):
+    array = unseen()
+    with connect("grpc", server) as client, ThreadPoolExecutor(1) as pool:
+        leader = pool.submit(client.infer, "slow", [client.tensor("INPUT0", "FP32", array)])
+        wait_until(lambda: metric(server, "nereid_requests_in_flight") >= 1)
+        began = time.monotonic()
+        with pytest.raises(InferenceServerException) as refused:
+            client.infer("slow", [client.tensor("INPUT0", "FP32", array)], client_timeout=0.05)
+        assert refused.value.status() == "StatusCode.DEADLINE_EXCEEDED"
+        assert time.monotonic() - began < SLOW_MS / 1000
+        np.testing.assert_array_equal(leader.result().as_numpy("OUTPUT0"), array)
+
+
+def test_a_leader_that_is_cancelled_takes_nobody_with_it(server):
+    array = unseen()
+    with connect("grpc", server) as leader, connect("grpc", server) as other, ThreadPoolExecutor(1) as pool:
+        call = leader.async_infer("slow", [leader.tensor("INPUT0", "FP32", array)], callback=lambda result, error: None)
+        misses = stats(other, "slow")
+        wait_until(lambda: metric(server, "nereid_requests_in_flight") >= 1)
+        follower = pool.submit(other.infer, "slow", [other.tensor("INPUT0", "FP32", array)])
+        wait_until(lambda: metric(server, "nereid_requests_in_flight") >= 2)
+        call.cancel()
+        np.testing.assert_array_equal(follower.result().as_numpy("OUTPUT0"), array)
+        after = stats(other, "slow")
+        assert after["misses"] - misses["misses"] == 2
+        assert after["hits"] == misses["hits"]
+
+
+def test_an_answer_that_is_too_old_is_not_given(client, server):
+    array = unseen()
+    infer = lambda: client.infer("short", [client.tensor("INPUT0", "FP32", array)])
+    infer()
+    expired = metric(server, "nereid_cache_evictions_total", reason="expired")
+    deadline = time.monotonic() + 30
+    while metric(server, "nereid_cache_evictions_total", reason="expired") == expired:
+        assert time.monotonic() < deadline
+        infer()
+        # Asks for something in between, so that time passes.
+        client.is_server_live()
+
+
+def test_a_reload_forgets(client):
+    array = unseen()
+    infer = lambda: client.infer("quick", quick(client, array))
+    infer()
+    assert change(client, "quick", infer)["hits"] == 1
+    client.unload_model("quick")
+    client.load_model("quick")
+    infer()
+    assert stats(client, "quick")["misses"] == 1
+
+
+def test_the_cache_stays_within_its_bytes(client, server):
+    few = np.zeros((1, 4), np.int32)
+    for _ in range(40):
+        client.infer("quick", quick(client, np.full((1, 1024), next(numbers), np.float32), few))
+    assert metric(server, "nereid_cache_limit_bytes") == 65536
+    assert 40_000 < metric(server, "nereid_cache_bytes") <= 65536
+    assert 0 < metric(server, "nereid_cache_entries") < 16
+    assert metric(server, "nereid_cache_evictions_total", reason="full") > 0
+    huge = np.zeros((1, 65536), np.float32) + next(numbers)
+    result = client.infer("quick", quick(client, huge, few))
+    np.testing.assert_array_equal(result.as_numpy("OUTPUT0"), huge)
+
+
+def test_inputs_in_shared_memory_are_what_they_were_when_they_came(server):
+    array = unseen()
+    region = shared_memory.create_shared_memory_region("in", "/nereid_cache_in", array.nbytes)
+    try:
+        with connect("grpc", server) as client:
+            client.register_system_shared_memory("in", "/nereid_cache_in", array.nbytes)
+            place = client.tensor("INPUT0", "FP32", array)
+            place.set_shared_memory("in", array.nbytes)
+
+            def infer(values):
+                shared_memory.set_shared_memory_region(region, [values])
+                return client.infer("slow", [place]).as_numpy("OUTPUT0")
+
+            first = array + 0
+            counts = change(client, "slow", lambda: np.testing.assert_array_equal(infer(first), first))
+            assert counts["misses"] == 1
+            second = unseen()
+            np.testing.assert_array_equal(infer(second), second)
+            counts = change(client, "slow", lambda: np.testing.assert_array_equal(infer(first), first))
+            assert counts["hits"] == 1
+            client.unregister_system_shared_memory("in")
+    finally:
+        shared_memory.destroy_shared_memory_region(region)
+
+
+def test_metrics_agree_with_the_statistics(client, server):
+    infer = lambda array: client.infer("slow", [client.tensor("INPUT0", "FP32", array)])
+    array = unseen()
+    infer(array)
+    infer(array)
+    now = stats(client, "slow")
+    assert metric(server, "nv_cache_num_hits_per_model", model="slow") == now["hits"]
+    assert metric(server, "nv_cache_num_misses_per_model", model="slow") == now["misses"]
+    assert metric(server, "nv_inference_request_success", model="slow") == now["success"]
+    assert metric(server, "nv_inference_exec_count", model="slow") == now["executions"]
+    assert metric(server, "nv_cache_miss_duration_per_model", model="slow") > 0
+
+
+def test_a_model_that_does_not_ask_is_not_cached(client, server):
+    array = unseen()
+    infer = lambda: client.infer("uncached", [client.tensor("INPUT0", "FP32", array)])
+    infer()
+    assert change(client, "uncached", infer) == {"executions": 1, "inferences": 1, "success": 1, "computed": 1}
+    assert metric(server, "nv_cache_num_hits_per_model", model="uncached") == 0
+
+
+def test_without_a_cache_the_model_is_served(repository):
+    with Nereid(repository) as plain, connect("grpc", plain) as client:
+        array = unseen()
+        infer = lambda: client.infer("quick", quick(client, array))
+        infer()
+        assert change(client, "quick", infer)["executions"] == 1
+        plain.log.flush()
+        assert "--cache-config" in open(plain.log.name).read()
