@@ -47,6 +47,11 @@ class GrpcClient(grpcclient.InferenceServerClient):
         """A requested output."""
         return grpcclient.InferRequestedOutput(name)
 
+    @staticmethod
+    def classes(name, count):
+        """A requested output as its best classes."""
+        return grpcclient.InferRequestedOutput(name, class_count=count)
+
     def infer_compressed(self, algorithm, *arguments):
         """As `infer`, with the request compressed."""
         return self.infer(*arguments, compression_algorithm=algorithm)
@@ -82,6 +87,11 @@ class HttpClient(httpclient.InferenceServerClient):
     def wanted(name):
         """A requested output."""
         return httpclient.InferRequestedOutput(name)
+
+    @staticmethod
+    def classes(name, count):
+        """A requested output as its best classes."""
+        return httpclient.InferRequestedOutput(name, class_count=count)
 
     def infer_compressed(self, algorithm, *arguments):
         """As `infer`, with the request compressed."""

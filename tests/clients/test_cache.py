@@ -1,5 +1,6 @@
 """The response cache: hits, equal requests at the same time, reloads and refusals, over both protocols."""
 
+import json
 import re
 import time
 import urllib.request
@@ -197,6 +198,39 @@ def test_a_reload_forgets(client):
     assert stats(client, "quick")["misses"] == 1
 
 
+def test_a_reload_waits_for_those_who_wait_for_others(server, repository):
+    """The leader of the old copy goes away while the model is reloaded; who waited for it is answered all the same."""
+    array = unseen()
+    config = json.dumps({"backend": "identity", "max_batch_size": 8, "response_cache": {"enable": True},
+                         "input": [{"name": "INPUT0", "data_type": "TYPE_FP32", "dims": [-1]}],
+                         "output": [{"name": "OUTPUT0", "data_type": "TYPE_FP32", "dims": [-1]}],
+                         "parameters": {"identity.delay_us": {"string_value": str(SLOW_MS * 1000)}}})
+    with connect("grpc", server) as leader, connect("grpc", server) as other, ThreadPoolExecutor(2) as pool:
+        call = leader.async_infer("slow", [leader.tensor("INPUT0", "FP32", array)], callback=lambda result, error: None)
+        wait_until(lambda: metric(server, "nereid_requests_in_flight") >= 1)
+        follower = pool.submit(other.infer, "slow", [other.tensor("INPUT0", "FP32", array)])
+        wait_until(lambda: metric(server, "nereid_requests_in_flight") >= 2)
+        loads = metric(server, "nereid_model_loads_total", result="success")
+        reload = pool.submit(other.load_model, "slow", config=config)
+        wait_until(lambda: metric(server, "nereid_model_loads_total", result="success") > loads)
+        call.cancel()
+        np.testing.assert_array_equal(follower.result().as_numpy("OUTPUT0"), array)
+        reload.result()
+        other.load_model("slow")
+
+
+def test_classes_are_made_of_what_is_kept(client):
+    array = unseen()
+    array[0, 2] += 1
+    infer = lambda wanted: client.infer("slow", [client.tensor("INPUT0", "FP32", array)], outputs=[wanted])
+    infer(client.wanted("OUTPUT0"))
+    texts = lambda count: infer(client.classes("OUTPUT0", count)).as_numpy("OUTPUT0").tolist()
+    counts = change(client, "slow", lambda: (texts(1), texts(2)))
+    assert counts["hits"] == 2 and "misses" not in counts
+    (best,) = texts(1)[0]
+    assert best.decode().endswith(":2")
+
+
 def test_the_cache_stays_within_its_bytes(client, server):
     few = np.zeros((1, 4), np.int32)
     for _ in range(40):
@@ -236,15 +270,18 @@ def test_inputs_in_shared_memory_are_what_they_were_when_they_came(server):
 
 
 def test_metrics_agree_with_the_statistics(client, server):
-    infer = lambda array: client.infer("slow", [client.tensor("INPUT0", "FP32", array)])
-    array = unseen()
-    infer(array)
-    infer(array)
-    now = stats(client, "slow")
-    assert metric(server, "nv_cache_num_hits_per_model", model="slow") == now["hits"]
-    assert metric(server, "nv_cache_num_misses_per_model", model="slow") == now["misses"]
-    assert metric(server, "nv_inference_request_success", model="slow") == now["success"]
-    assert metric(server, "nv_inference_exec_count", model="slow") == now["executions"]
+    names = {
+        "hits": "nv_cache_num_hits_per_model",
+        "misses": "nv_cache_num_misses_per_model",
+        "success": "nv_inference_request_success",
+        "executions": "nv_inference_exec_count",
+    }
+    counted = lambda: {name: metric(server, family, model="slow") for name, family in names.items()}
+    array, before = unseen(), counted()
+    infer = lambda: client.infer("slow", [client.tensor("INPUT0", "FP32", array)])
+    # Statistics begin again with a reload, which metrics do not.
+    changed = change(client, "slow", lambda: (infer(), infer(), infer()))
+    assert {name: counted()[name] - before[name] for name in names} == {name: changed[name] for name in names}
     assert metric(server, "nv_cache_miss_duration_per_model", model="slow") > 0
 
 

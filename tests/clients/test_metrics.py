@@ -1,5 +1,6 @@
 """What /metrics counts beside the models: connections, bytes, answers; and the ways in which times are counted."""
 
+import queue
 import re
 import urllib.error
 import urllib.request
@@ -18,6 +19,9 @@ def repository(tmp_path_factory):
     control = f"metric_control [ {{ {bounds} }} ]"
     tags = 'metric_tags { key: "team" value: "search" }'
     write_model(folder, "tagged", identity_config(["FP32"], extra=f"model_metrics {{ {control} }}\n{tags}"))
+    policy = "dynamic_batching { default_queue_policy { max_queue_size: 1 } }"
+    slow = 'parameters { key: "identity.delay_us" value { string_value: "400000" } }'
+    write_model(folder, "full", identity_config(["FP32"], max_batch_size=1, extra=f"{policy}\n{slow}"))
     return folder
 
 
@@ -83,9 +87,11 @@ def test_a_model_has_its_own_tags_and_bounds(server):
     with connect("grpc", server) as client:
         infer(client, rows=4)
     found = samples(server)
-    rows = {series: value for series, value in found.items() if series.startswith("nereid_batch_rows_bucket{")}
+    rows = [series for series in found if series.startswith('nereid_batch_rows_bucket{model="tagged"')]
     assert [re.search(r'le="(.*?)"', series)[1] for series in rows] == ["2", "6", "+Inf"]
     assert all('_team="search"' in series for series in rows)
+    others = [series for series in found if series.startswith('nereid_batch_rows_bucket{model="full"')]
+    assert len(others) == 12
     assert any(series.startswith("nv_inference_request_success{") and '_team="search"' in series for series in found)
 
 
@@ -96,6 +102,20 @@ def test_refusals_are_counted_by_reason(server):
     of_model = 'model="tagged",version="1",_team="search"'
     assert found[f'nereid_request_failures_total{{{of_model},reason="invalid"}}'] == 1
     assert found[f'nv_inference_request_failure{{{of_model},reason="REJECTED"}}'] == 1
+
+
+def test_refusals_of_a_full_queue_are_counted(server):
+    answers = queue.Queue()
+    with connect("grpc", server) as client:
+        for _ in range(6):
+            inputs = [client.tensor("INPUT0", "FP32", np.ones((1, 4), np.float32))]
+            client.async_infer("full", inputs, callback=lambda result, error: answers.put(error))
+        errors = [error for error in (answers.get(timeout=30) for _ in range(6)) if error]
+    assert 4 <= len(errors) <= 5
+    assert {error.message() for error in errors} == {"Exceeds maximum queue size"}
+    found = samples(server)
+    assert found['nereid_request_failures_total{model="full",version="1",reason="queue_full"}'] == len(errors)
+    assert found['nv_inference_request_failure{model="full",version="1",reason="REJECTED"}'] == len(errors)
 
 
 def test_times_can_be_summarised(repository):
