@@ -14,7 +14,7 @@ use super::transport::{Body, Port, Service};
 use crate::error::Result;
 use crate::telemetry::metrics::Metrics;
 
-/// How often samples are moved into their histograms.
+/// How often samples of summaries are moved to where they take no room.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Serves `GET /metrics` on `port` until `shutdown` is ready and the responses on their way are sent.

@@ -14,7 +14,9 @@ use futures_core::Stream;
 use tokio::time::Sleep;
 
 use super::flight::{Flight, Outcome};
-use super::{FlightKey, ModelCache, key, timeout};
+use super::key::Search;
+use super::store::Key;
+use super::{FlightKey, ModelCache, timeout};
 use crate::error::{Error, Kind, Result};
 use crate::infer::{Instant, Request, Response, Responses};
 use crate::telemetry::metrics::InFlight;
@@ -30,6 +32,13 @@ pub struct Own<F> {
     pub start: F,
 }
 
+impl<F> Own<F> {
+    /// Its outcome without a start.
+    fn ended(&self, cache: &ModelCache, kind: Kind) {
+        cache.stats.request_failed(kind, Instant::now().saturating_duration_since(self.request.arrived));
+    }
+}
+
 impl<F: FnOnce(Request, InFlight) -> Responses> Own<F> {
     fn start(self) -> Responses {
         (self.start)(self.request, self.in_flight)
@@ -39,17 +48,18 @@ impl<F: FnOnce(Request, InFlight) -> Responses> Own<F> {
 /// The responses of one request.
 pub struct Caller<F> {
     cache: Arc<ModelCache>,
-    key: FlightKey,
     stage: Stage<F>,
 }
 
 enum Stage<F> {
     /// The outcome is there.
     Done(Result<Response>),
+    /// It is read for what it may have in common with others.
+    Looks { search: Box<Search>, own: Own<F>, began: Instant },
     /// An equal request is under way.
     Waits(Waits<F>),
     /// Its own request is under way, and others may wait for it.
-    Leads { flight: Arc<Flight>, token: u64 },
+    Leads { key: FlightKey, flight: Arc<Flight>, token: u64 },
     /// Its own request is under way for itself.
     Alone(Responses),
     /// The outcome was given.
@@ -57,6 +67,7 @@ enum Stage<F> {
 }
 
 struct Waits<F> {
+    key: FlightKey,
     flight: Arc<Flight>,
     token: u64,
     own: Own<F>,
@@ -77,79 +88,129 @@ impl<F: FnOnce(Request, InFlight) -> Responses + Unpin> Caller<F> {
                 input.tensor.data = Bytes::copy_from_slice(&input.tensor.data);
             }
         }
-        let (level, _) = cache.level(own.request.priority);
-        let key = (key::of(cache.owner, &own.request), level);
-        let mut caller = Self { cache, key, stage: Stage::Ended };
-        caller.stage = caller.enter(own, began);
-        caller
+        let mut search = Search::new(cache.owner, &own.request);
+        let stage = match search.step(&own.request) {
+            Some(key) => enter(&cache, key, own, began),
+            None => {
+                cache.looking.fetch_add(1, Relaxed);
+                Stage::Looks { search: Box::new(search), own, began }
+            }
+        };
+        Self { cache, stage }
     }
 
-    fn enter(&self, own: Own<F>, began: Instant) -> Stage<F> {
-        let cache = &self.cache;
-        let mut flights = cache.flights.lock();
-        if let Some(flight) = flights.get(&self.key).cloned() {
-            let (_, policy) = cache.level(own.request.priority);
-            if cache.waiting.fetch_add(1, Relaxed) >= policy.requests_max {
-                cache.waiting.fetch_sub(1, Relaxed);
-                drop(flights);
-                cache.stats.request_refused(Kind::QueueFull);
-                return Stage::Done(Err(Error::new(Kind::QueueFull, "Exceeds maximum queue size")));
-            }
-            drop(flights);
-            let start_by = timeout(policy, own.request.timeout).map(|timeout| own.request.arrived + timeout);
-            return Stage::Waits(Waits::new(flight, own, began, start_by));
+    /// Reads on, and looks for the answer once all was read; else asks to be polled again, when others had their turn.
+    fn look(&mut self, ctx: &mut Context<'_>) -> Poll<()> {
+        let Stage::Looks { search, own, .. } = &mut self.stage else { return Poll::Ready(()) };
+        let Some(key) = search.step(&own.request) else {
+            ctx.waker().wake_by_ref();
+            return Poll::Pending;
+        };
+        if let Stage::Looks { own, began, .. } = std::mem::replace(&mut self.stage, Stage::Ended) {
+            self.stage = enter(&self.cache, key, own, began);
+            self.cache.looking.fetch_sub(1, Relaxed);
         }
-        let now = Instant::now();
-        if let Some(entry) = cache.cache.find(&self.key.0, now) {
-            drop(flights);
-            let (lookup, total) = (now - began, now.saturating_duration_since(own.request.arrived));
-            cache.stats.cache_hit(&CacheHit { lookup, total, waited: Duration::ZERO, shared: false });
-            return Stage::Done(Ok(entry.answer(own.request.id)));
+        Poll::Ready(())
+    }
+
+    /// Has its own request under way, for itself and for others.
+    fn lead(&mut self, ctx: &mut Context<'_>) -> Poll<Option<Result<Response>>> {
+        let Stage::Leads { key, flight, token } = &self.stage else { return Poll::Ready(None) };
+        ready!(self.cache.poll(key, flight, *token, ctx));
+        let share = flight.share();
+        // What is behind an answer that was shared is nothing.
+        self.stage = match share.rest {
+            Some(rest) if !matches!(&share.first, Some(Ok(first)) if first.last) => Stage::Alone(rest),
+            _ => Stage::Ended,
+        };
+        Poll::Ready(share.first)
+    }
+
+    /// Waits for the request of another, as long as its own time allows.
+    fn wait(&mut self, ctx: &mut Context<'_>) -> Poll<()> {
+        let Stage::Waits(waits) = &mut self.stage else { return Poll::Ready(()) };
+        let outcome = match self.cache.poll(&waits.key, &waits.flight, waits.token, ctx) {
+            Poll::Ready(outcome) => Ok(outcome),
+            Poll::Pending => Err(ready!(waits.poll_give_up(ctx))),
+        };
+        if let Stage::Waits(waits) = std::mem::replace(&mut self.stage, Stage::Ended) {
+            self.stage = match outcome {
+                Ok(outcome) => landed(&self.cache, waits, outcome),
+                Err(kind) => Stage::Done(Err(waits.given_up(&self.cache, kind))),
+            };
         }
-        let flight = Arc::new(Flight::default());
-        flights.insert(self.key, flight.clone());
+        Poll::Ready(())
+    }
+}
+
+/// Finds the answer, or begins to wait or to lead.
+fn enter<F>(cache: &Arc<ModelCache>, key: Key, own: Own<F>, began: Instant) -> Stage<F>
+where
+    F: FnOnce(Request, InFlight) -> Responses,
+{
+    let (level, policy) = cache.level(own.request.priority);
+    let flight_key = (key, level);
+    let mut flights = cache.flights.lock();
+    if let Some(flight) = flights.get(&flight_key).cloned() {
+        if cache.waiting.fetch_add(1, Relaxed) >= policy.requests_max {
+            cache.waiting.fetch_sub(1, Relaxed);
+            drop(flights);
+            cache.stats.request_refused(Kind::QueueFull);
+            return Stage::Done(Err(Error::new(Kind::QueueFull, "Exceeds maximum queue size")));
+        }
         drop(flights);
-        let looked = began.elapsed();
-        flight.begin(own.start(), looked);
-        Stage::Leads { token: flight.token(), flight }
+        let start_by = timeout(policy, own.request.timeout).map(|timeout| own.request.arrived + timeout);
+        return Stage::Waits(Waits::new((flight_key, flight), own, began, start_by));
     }
+    let now = Instant::now();
+    if let Some(entry) = cache.cache.find(&key, now) {
+        drop(flights);
+        let (lookup, total) = (now - began, now.saturating_duration_since(own.request.arrived));
+        cache.stats.cache_hit(&CacheHit { lookup, total, waited: Duration::ZERO, shared: false });
+        return Stage::Done(Ok(entry.answer(own.request.id)));
+    }
+    let flight = Arc::new(Flight::default());
+    flights.insert(flight_key, flight.clone());
+    drop(flights);
+    let looked = began.elapsed();
+    flight.begin(own.start(), looked);
+    Stage::Leads { key: flight_key, token: flight.token(), flight }
+}
 
-    /// What a caller that waited does with the outcome.
-    fn landed(&self, waits: Waits<F>, outcome: Outcome) -> Stage<F> {
-        self.cache.waiting.fetch_sub(1, Relaxed);
-        let Waits { own, since, looked, .. } = waits;
-        match outcome {
-            Outcome::Answered(entry) => {
-                let now = Instant::now();
-                self.cache.stats.cache_hit(&CacheHit {
-                    lookup: looked,
-                    waited: now - since,
-                    total: now.saturating_duration_since(own.request.arrived),
-                    shared: true,
-                });
-                Stage::Done(Ok(entry.answer(own.request.id)))
-            }
-            Outcome::Open => self.enter(own, Instant::now()),
-            Outcome::Apart => {
-                self.cache.stats.cache_missed(looked);
-                Stage::Alone(own.start())
-            }
+/// What a caller that waited does with the outcome.
+fn landed<F>(cache: &Arc<ModelCache>, waits: Waits<F>, outcome: Outcome) -> Stage<F>
+where
+    F: FnOnce(Request, InFlight) -> Responses,
+{
+    cache.waiting.fetch_sub(1, Relaxed);
+    let Waits { key: (key, _), own, since, looked, .. } = waits;
+    match outcome {
+        Outcome::Answered(entry) => {
+            let now = Instant::now();
+            cache.stats.cache_hit(&CacheHit {
+                lookup: looked,
+                waited: now - since,
+                total: now.saturating_duration_since(own.request.arrived),
+                shared: true,
+            });
+            Stage::Done(Ok(entry.answer(own.request.id)))
         }
-    }
-
-    fn poll_flight(&self, flight: &Flight, token: u64, ctx: &mut Context<'_>) -> Poll<Outcome> {
-        flight.poll(token, ctx, |response, looked| self.cache.land(&self.key, response, looked))
+        Outcome::Open => enter(cache, key, own, Instant::now()),
+        Outcome::Apart => {
+            cache.stats.cache_missed(looked);
+            Stage::Alone(own.start())
+        }
     }
 }
 
 impl<F> Waits<F> {
-    fn new(flight: Arc<Flight>, own: Own<F>, began: Instant, start_by: Option<Instant>) -> Self {
+    fn new((key, flight): (FlightKey, Arc<Flight>), own: Own<F>, began: Instant, start_by: Option<Instant>) -> Self {
         let since = Instant::now();
         let deadline = own.request.deadline.map(|at| (at, Kind::DeadlineExceeded));
         let timeout = start_by.map(|at| (at, Kind::TimedOut));
         let give_up = [deadline, timeout].into_iter().flatten().min_by_key(|(at, _)| *at);
         let give_up = give_up.map(|(at, kind)| (Box::pin(tokio::time::sleep_until(at)), kind));
-        Self { token: flight.token(), flight, own, since, looked: since - began, give_up }
+        Self { key, token: flight.token(), flight, own, since, looked: since - began, give_up }
     }
 
     /// Why it waits no longer, if its time is up.
@@ -164,7 +225,7 @@ impl<F> Waits<F> {
     fn given_up(self, cache: &ModelCache, kind: Kind) -> Error {
         cache.waiting.fetch_sub(1, Relaxed);
         self.flight.leave(self.token);
-        cache.stats.request_failed(kind, Instant::now().saturating_duration_since(self.own.request.arrived));
+        self.own.ended(cache, kind);
         match kind {
             Kind::TimedOut => Error::new(kind, "Request timeout expired"),
             Kind::DeadlineExceeded => Error::new(kind, "the deadline passed while an equal request was executed"),
@@ -182,32 +243,9 @@ impl<F: FnOnce(Request, InFlight) -> Responses + Unpin> Stream for Caller<F> {
             match &mut this.stage {
                 Stage::Ended => return Poll::Ready(None),
                 Stage::Alone(responses) => return responses.as_mut().poll_next(ctx),
-                Stage::Leads { flight, token } => {
-                    let (flight, token) = (flight.clone(), *token);
-                    ready!(this.poll_flight(&flight, token, ctx));
-                    let share = flight.share();
-                    // What is behind an answer that was shared is nothing.
-                    this.stage = match share.rest {
-                        Some(rest) if !matches!(&share.first, Some(Ok(first)) if first.last) => Stage::Alone(rest),
-                        _ => Stage::Ended,
-                    };
-                    return Poll::Ready(share.first);
-                }
-                Stage::Waits(waits) => {
-                    let (flight, token) = (waits.flight.clone(), waits.token);
-                    let outcome = match this.poll_flight(&flight, token, ctx) {
-                        Poll::Ready(outcome) => Ok(outcome),
-                        Poll::Pending => {
-                            let Stage::Waits(waits) = &mut this.stage else { return Poll::Pending };
-                            Err(ready!(waits.poll_give_up(ctx)))
-                        }
-                    };
-                    let Stage::Waits(waits) = std::mem::replace(&mut this.stage, Stage::Ended) else { continue };
-                    this.stage = match outcome {
-                        Ok(outcome) => this.landed(waits, outcome),
-                        Err(kind) => Stage::Done(Err(waits.given_up(&this.cache, kind))),
-                    };
-                }
+                Stage::Looks { .. } => ready!(this.look(ctx)),
+                Stage::Leads { .. } => return this.lead(ctx),
+                Stage::Waits(_) => ready!(this.wait(ctx)),
                 Stage::Done(_) => {
                     let Stage::Done(outcome) = std::mem::replace(&mut this.stage, Stage::Ended) else { continue };
                     return Poll::Ready(Some(outcome));
@@ -220,7 +258,11 @@ impl<F: FnOnce(Request, InFlight) -> Responses + Unpin> Stream for Caller<F> {
 impl<F> Drop for Caller<F> {
     fn drop(&mut self) {
         match std::mem::replace(&mut self.stage, Stage::Ended) {
-            Stage::Leads { flight, .. } => self.cache.abandon(&self.key, &flight),
+            Stage::Looks { own, .. } => {
+                self.cache.looking.fetch_sub(1, Relaxed);
+                own.ended(&self.cache, Kind::Cancelled);
+            }
+            Stage::Leads { key, flight, .. } => self.cache.abandon(&key, &flight),
             Stage::Waits(waits) => drop(waits.given_up(&self.cache, Kind::Cancelled)),
             // A request of its own is cancelled by dropping it.
             Stage::Alone(_) | Stage::Done(_) | Stage::Ended => {}

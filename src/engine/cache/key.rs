@@ -1,7 +1,7 @@
 //! What decides an answer, as one digest: SHA-256, so that no two requests share one, by chance or on purpose.
 //!
-//! Clients share the cache, and one that could make a request with another's key could choose the other's answer. Begin
-//! with [`of`].
+//! Clients share the cache, and one that could make a request with another's key could choose the other's answer. A large
+//! request is read in steps, so that the thread of a connection is not kept from others. Begin with [`Search::step`].
 
 use ring::digest::{Context, SHA256};
 use smallvec::SmallVec;
@@ -10,31 +10,65 @@ use super::store::Key;
 use crate::infer::{ParameterValue, Request};
 use crate::tensor::NamedTensor;
 
-/// The key of `request` to the model version that `owner` stands for. Inputs may come in any order.
+/// The most bytes of tensors that one step reads.
+const STEP_BYTES: usize = 1 << 20;
+
+/// The key of one request, which is being made.
 ///
-/// Who asks, until when and how urgently is not part of it.
-pub fn of(owner: u64, request: &Request) -> Key {
-    let mut digest = Digest(Context::new(&SHA256));
-    digest.number(owner);
-    let mut inputs: SmallVec<[&NamedTensor; 8]> = request.inputs.iter().collect();
-    inputs.sort_by(|one, other| one.name.cmp(&other.name));
-    digest.number(inputs.len() as u64);
-    for NamedTensor { name, tensor } in inputs {
-        digest.bytes(name.as_bytes());
-        digest.number(tensor.dtype as u64);
-        digest.number(tensor.shape.len() as u64);
-        tensor.shape.iter().for_each(|dim| digest.number(*dim as u64));
-        digest.bytes(&tensor.data);
+/// Who asks, until when and how urgently is not part of it, nor is the order of the inputs.
+pub struct Search {
+    digest: Digest,
+    /// The places of the inputs by their names.
+    order: SmallVec<[usize; 8]>,
+    /// How many inputs were read, and how much of the next.
+    read: (usize, usize),
+}
+
+impl Search {
+    /// Begins the key of `request` to the model version that `owner` stands for.
+    pub fn new(owner: u64, request: &Request) -> Self {
+        let mut digest = Digest(Context::new(&SHA256));
+        digest.number(owner);
+        // Classes are made of the outputs behind the cache.
+        digest.number(request.outputs.len() as u64);
+        request.outputs.iter().for_each(|output| digest.text(&output.name));
+        digest.number(request.parameters.len() as u64);
+        for (name, value) in &request.parameters {
+            digest.text(name);
+            digest.parameter(value);
+        }
+        digest.number(request.inputs.len() as u64);
+        let mut order: SmallVec<[usize; 8]> = (0..request.inputs.len()).collect();
+        order.sort_by(|one, other| request.inputs[*one].name.cmp(&request.inputs[*other].name));
+        Self { digest, order, read: (0, 0) }
     }
-    // Classes are made of the outputs behind the cache.
-    digest.number(request.outputs.len() as u64);
-    request.outputs.iter().for_each(|output| digest.bytes(output.name.as_bytes()));
-    digest.number(request.parameters.len() as u64);
-    for (name, value) in &request.parameters {
-        digest.bytes(name.as_bytes());
-        digest.parameter(value);
+
+    /// Reads on in the same request. Gives the key once all was read.
+    pub fn step(&mut self, request: &Request) -> Option<Key> {
+        let mut left = STEP_BYTES;
+        while let Some(&at) = self.order.get(self.read.0) {
+            let NamedTensor { name, tensor } = &request.inputs[at];
+            let begin = self.read.1;
+            if begin == 0 {
+                self.digest.text(name);
+                self.digest.number(tensor.dtype as u64);
+                self.digest.number(tensor.shape.len() as u64);
+                tensor.shape.iter().for_each(|dim| self.digest.number(*dim as u64));
+                self.digest.number(tensor.data.len() as u64);
+            }
+            let end = tensor.data.len().min(begin + left);
+            self.digest.0.update(&tensor.data[begin..end]);
+            if end < tensor.data.len() {
+                self.read.1 = end;
+                return None;
+            }
+            left -= end - begin;
+            self.read = (self.read.0 + 1, 0);
+        }
+        let mut key = Key::default();
+        key.copy_from_slice(self.digest.0.clone().finish().as_ref());
+        Some(key)
     }
-    digest.finish()
 }
 
 /// Everything goes in with its length or as a number of fixed size, so that no two requests look alike.
@@ -45,9 +79,9 @@ impl Digest {
         self.0.update(&number.to_le_bytes());
     }
 
-    fn bytes(&mut self, bytes: &[u8]) {
-        self.number(bytes.len() as u64);
-        self.0.update(bytes);
+    fn text(&mut self, text: &str) {
+        self.number(text.len() as u64);
+        self.0.update(text.as_bytes());
     }
 
     fn parameter(&mut self, value: &ParameterValue) {
@@ -62,19 +96,13 @@ impl Digest {
             }
             ParameterValue::String(text) => {
                 self.number(2);
-                self.bytes(text.as_bytes());
+                self.text(text);
             }
             ParameterValue::Double(number) => {
                 self.number(3);
                 self.number(number.to_bits());
             }
         }
-    }
-
-    fn finish(self) -> Key {
-        let mut key = Key::default();
-        key.copy_from_slice(self.0.finish().as_ref());
-        key
     }
 }
 
@@ -87,6 +115,15 @@ mod tests {
     use super::*;
     use crate::infer::{Instant, RequestedOutput};
     use crate::tensor::{DataType, Shape, Tensor};
+
+    fn of(owner: u64, request: &Request) -> Key {
+        let mut search = Search::new(owner, request);
+        loop {
+            if let Some(key) = search.step(request) {
+                return key;
+            }
+        }
+    }
 
     fn input(name: &str, dtype: DataType, shape: &[i64], data: &'static [u8]) -> NamedTensor {
         let tensor = Tensor { dtype, shape: Shape::new(shape), data: Bytes::from_static(data) };
@@ -107,6 +144,23 @@ mod tests {
         let mut other = Request { id: "7".to_owned(), priority: 3, deadline: Some(Instant::now()), ..one.clone() };
         other.inputs.reverse();
         assert_eq!(of(1, &one), of(1, &other));
+    }
+
+    #[test]
+    fn a_large_request_is_read_in_steps_to_its_last_byte() {
+        let large = |last: u8| {
+            let mut bytes = vec![1u8; 2 * STEP_BYTES + 3];
+            *bytes.last_mut().expect("it is not empty") = last;
+            let shape = Shape::new(&[bytes.len() as i64]);
+            let tensor = Tensor { dtype: DataType::Uint8, shape, data: Bytes::from(bytes) };
+            let inputs = vec![NamedTensor { name: "a".to_owned(), tensor }, input("b", DataType::Uint8, &[1], b"b")];
+            Request { inputs, ..Request::new("m", Instant::now()) }
+        };
+        assert_ne!(of(1, &large(1)), of(1, &large(2)));
+        let request = large(1);
+        let mut search = Search::new(1, &request);
+        assert!(search.step(&request).is_none() && search.step(&request).is_none());
+        assert_eq!(search.step(&request), Some(of(1, &large(1))));
     }
 
     #[test]

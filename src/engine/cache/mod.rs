@@ -15,12 +15,13 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use self::entry::Entry;
-use self::flight::Flight;
+use self::flight::{Flight, Outcome};
 use self::store::{Found, Kept, Key, Store};
 use crate::infer::{Instant, Request, Response};
 use crate::model::{ModelConfig, QueuePolicy, Scheduling, TimeoutAction};
@@ -101,6 +102,8 @@ pub(super) struct ModelCache {
     flights: Mutex<HashMap<FlightKey, Arc<Flight>>>,
     /// Callers that wait for the requests of others.
     waiting: AtomicUsize,
+    /// Callers whose requests are still read.
+    looking: AtomicUsize,
 }
 
 impl fmt::Debug for ModelCache {
@@ -130,6 +133,7 @@ impl ModelCache {
             stats: stats.clone(),
             flights: Mutex::default(),
             waiting: AtomicUsize::new(0),
+            looking: AtomicUsize::new(0),
         }))
     }
 
@@ -138,9 +142,9 @@ impl ModelCache {
         request.sequence.is_none()
     }
 
-    /// Whether nobody waits for a request of another caller any more.
+    /// Whether nobody is here any more who may still start a request.
     pub(super) fn is_idle(&self) -> bool {
-        self.flights.lock().is_empty()
+        self.looking.load(Relaxed) == 0 && self.flights.lock().is_empty()
     }
 
     /// What holds for waiting at a priority level: its number and its limits.
@@ -154,6 +158,11 @@ impl ModelCache {
             Scheduling::Sequence(batching) => (0, &batching.queue),
             Scheduling::Ensemble(ensemble) => (0, &ensemble.queue),
         }
+    }
+
+    /// Waits for what a flight comes to; whoever sees it first keeps the answer.
+    fn poll(&self, key: &FlightKey, flight: &Flight, token: u64, ctx: &mut Context<'_>) -> Poll<Outcome> {
+        flight.poll(token, ctx, |response, looked| self.land(key, response, looked))
     }
 
     /// The answer to share and to keep, and the end of the flight that brought it.

@@ -1,6 +1,6 @@
 //! Callers of the cache against runs that do nothing until they are told to, in virtual time.
 
-use std::task::{Context, Poll, Waker};
+use std::task::Waker;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -259,6 +259,29 @@ async fn a_queue_timeout_refuses_who_waits_unless_it_only_delays() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_large_request_lets_others_have_their_turn() {
+    let site = Site::new(&config());
+    let large = |id| {
+        let mut request = request(id, 1);
+        request.inputs[0].tensor.data = Bytes::from(vec![1; 3 << 20]);
+        request
+    };
+    let mut first = site.call(large("a"));
+    assert_eq!((got(&mut first), site.started()), (None, 0), "it is not read to its end yet");
+    drop(site.call(large("b")));
+    assert_eq!(site.counts(), (0, 0, 1));
+    assert!(!site.cache.is_idle());
+    let leading = tokio::spawn(crate::infer::only(first));
+    while site.started() == 0 {
+        tokio::task::yield_now().await;
+    }
+    site.run(0).answer(7);
+    assert_eq!(leading.await.expect("no panic").expect("an answer").id, "a");
+    assert_eq!(crate::infer::only(site.call(large("c"))).await.expect("it was kept").id, "c");
+    assert_eq!((site.started(), site.counts(), site.cache.is_idle()), (1, (1, 1, 1), true));
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_stops_waiting_counts_as_cancelled_and_the_leader_goes_on() {
     let site = Site::new(&config());
     let mut leader = site.call(request("a", 1));
@@ -369,6 +392,62 @@ async fn requests_of_a_sequence_pass_by() {
     let sequence = Sequence { id: crate::infer::CorrelationId::Number(1), start: true, end: false };
     assert!(!site.cache.takes(&Request { sequence: Some(sequence), ..request("a", 1) }));
     assert!(site.cache.takes(&request("a", 1)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn on_many_threads_nobody_is_forgotten() {
+    let mut config = config();
+    if let Scheduling::Single(policy) = &mut config.scheduling {
+        policy.requests_max = 1 << 20;
+    }
+    let site = Arc::new(Site::new(&config));
+    let callers = (0..4000u32).map(|number| {
+        let site = site.clone();
+        tokio::spawn(async move {
+            let byte = (number % 7) as u8;
+            let mut request = request(&format!("{byte}.{number}"), byte);
+            // What was answered is not asked for ever, so that there is always somebody who leads.
+            request.inputs[0].name = format!("x{}", number / 50);
+            let mut responses = site.call(request);
+            if number % 5 == 0 {
+                // It goes away after it was asked once, or before.
+                let _ = (number % 10 == 0).then(|| poll(&mut responses));
+                tokio::task::yield_now().await;
+                return None;
+            }
+            Some((byte, crate::infer::only(responses).await))
+        })
+    });
+    let callers: Vec<_> = callers.collect();
+    let runs = site.runs.clone();
+    let all = futures_util::future::join_all(callers);
+    let answering = async {
+        loop {
+            let started = std::mem::take(&mut *runs.lock());
+            for run in started {
+                match run.id.ends_with('3') {
+                    true => run.fail(Kind::DeadlineExceeded),
+                    false => run.answer(run.id.as_bytes()[0] - b'0'),
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let outcomes = tokio::time::timeout(Duration::from_secs(60), async {
+        tokio::select! {
+            outcomes = all => outcomes,
+            never = answering => never,
+        }
+    });
+    for outcome in outcomes.await.expect("nobody waits for ever") {
+        match outcome.expect("no panic") {
+            Some((byte, Ok(response))) => assert_eq!(response.outputs[0].tensor.data[0], byte),
+            Some((_, Err(error))) => assert_eq!(error.kind(), Kind::DeadlineExceeded),
+            None => {}
+        }
+    }
+    assert!(site.cache.is_idle());
+    assert_eq!((site.cache.waiting.load(Relaxed), site.in_flight().as_str()), (0, "0"));
 }
 
 /// What may happen next in a history.
