@@ -16,7 +16,10 @@ use crate::error::{Error, Result};
 use crate::infer::Instant;
 use crate::model::{ModelConfig, Scheduling, Signature, TensorSpec, Version, VersionFiles};
 use crate::repository::{BackendFacts, Facts, Files};
-use crate::scheduler::{Crew, CrewSettings, Hold, Levels, Limits, Queue, QueueSettings, ResponseLimits, Scheduler};
+use crate::scheduler::{
+    Crew, CrewSettings, Hold, Levels, Limits, Queue, QueueSettings, ResponseLimits, Scheduler, SequenceSettings,
+    Sequences,
+};
 use crate::telemetry::metrics::{MODEL_HISTOGRAMS, Metrics};
 use crate::telemetry::stats::ModelStats;
 
@@ -134,7 +137,7 @@ impl Loader {
         let of_file = config.of_file();
         let model = self.backend(&config.backend)?.open(files, &of_file)?;
         let stats = Arc::new(ModelStats::new(&self.metrics, config, version));
-        let scheduler: Arc<dyn Scheduler> = Arc::new(Queue::new(self.queue_settings(config), stats.clone()));
+        let scheduler = self.scheduler(config, stats.clone())?;
         let signature = Arc::new(Signature::new(config));
         let cache = ModelCache::new(self.cache.as_ref(), config, &stats);
         let config = config.clone();
@@ -197,6 +200,18 @@ impl Loader {
             instances: config.instances.iter().map(|group| group.count).sum(),
             responses: config.decoupled.then_some(self.responses),
         }
+    }
+
+    /// What makes executions of a version's requests.
+    fn scheduler(&self, config: &ModelConfig, stats: Arc<ModelStats>) -> Result<Arc<dyn Scheduler>> {
+        Ok(match &config.scheduling {
+            Scheduling::Sequence(batching) => {
+                let mut settings = SequenceSettings::new(config, batching, self.responses)?;
+                settings.hold = self.hold;
+                Sequences::new(settings, stats)
+            }
+            _ => Arc::new(Queue::new(self.queue_settings(config), stats)),
+        })
     }
 }
 

@@ -24,7 +24,7 @@ pub use padding::{Padded, ServerPadding};
 pub use ragged::{BatchInput, BatchOutput};
 pub use rate_limit::{Amount, Place, RateLimit, Resource};
 pub use scheduling::{
-    DynamicBatching, Ensemble, EnsembleStep, Flag, InitialState, Priorities, QueuePolicy, Scheduling, SequenceBatching,
-    SequenceControl, SequenceControlKind, SequenceState, SequenceStrategy, TimeoutAction,
+    DynamicBatching, Ensemble, EnsembleStep, Flag, InitialState, Iterative, Priorities, QueuePolicy, Scheduling,
+    SequenceBatching, SequenceControl, SequenceControlKind, SequenceState, SequenceStrategy, TimeoutAction,
 };
 pub use signature::{Checked, Signature};

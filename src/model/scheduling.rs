@@ -91,10 +91,20 @@ pub struct SequenceBatching {
     pub controls: Vec<SequenceControl>,
     /// What is kept from one request of a sequence to the next.
     pub states: Vec<SequenceState>,
-    /// A request may be executed several times, until the model says that it is done.
-    pub iterative: bool,
+    /// If a request may be executed several times, until the model says that it is done.
+    pub iterative: Option<Iterative>,
     /// The limits of the backlog and of what waits in slots, together.
     pub queue: QueuePolicy,
+}
+
+/// How often a request is executed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Iterative {
+    /// The output, of those that callers get or of the states', whose first element is not zero once a request is done;
+    /// `None` if the first execution is the last.
+    pub done_output: Option<Arc<str>>,
+    /// The most executions of one request.
+    pub steps_max: u32,
 }
 
 /// Which requests of the sequences make a batch.
@@ -109,7 +119,7 @@ pub enum SequenceStrategy {
     },
     /// The oldest requests of the sequences that an instance has.
     Oldest {
-        /// The most sequences of an instance at a time; at least 1.
+        /// The most sequences of an instance at a time; 0 for as many as a batch has rows.
         candidates_max: usize,
         /// As for dynamic batching.
         preferred_rows: Vec<usize>,

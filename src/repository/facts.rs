@@ -21,6 +21,12 @@ pub const PRIORITY_AGEING: &str = "priority.ageing_us";
 /// The parameter that says how long the response cache may answer for the model, in milliseconds.
 pub const CACHE_TTL: &str = "cache.ttl_ms";
 
+/// The parameter that names the output which says that an iterative model is done with a request.
+pub const DONE_OUTPUT: &str = "sequence.done_output";
+
+/// The parameter that bounds the executions of one request of an iterative model.
+pub const STEPS_MAX: &str = "sequence.steps_max";
+
 /// What the server has and allows.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {

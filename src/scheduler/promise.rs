@@ -66,10 +66,15 @@ impl Promise {
         let each = curve.cautious(best_rows).unwrap_or_default();
         let own = curve.cautious(self.rows.max(best_rows)).unwrap_or_default();
         let own = if ahead.idle { curve.cautious(self.rows).unwrap_or_default() } else { own };
-        let end = now + ahead.until_free + each * u32::try_from(batches).unwrap_or(u32::MAX) + own;
-        if end <= due {
-            return Ok(());
-        }
+        self.in_time(now + ahead.until_free + each * u32::try_from(batches).unwrap_or(u32::MAX) + own, now)
+    }
+
+    /// Refuses a request that is predicted to be answered at `end` if that is too late.
+    ///
+    /// # Errors
+    /// [`Kind::DeadlineExceeded`] or [`Kind::BudgetExceeded`], with by how much.
+    pub(super) fn in_time(&self, end: Instant, now: Instant) -> Result<()> {
+        let Some(due) = self.due.filter(|due| end > *due) else { return Ok(()) };
         let kind = self.due_kind();
         let limit = if kind == Kind::DeadlineExceeded { "deadline" } else { "latency budget" };
         let (takes, left) = ((end - now).as_secs_f64() * 1e3, due.saturating_duration_since(now).as_secs_f64() * 1e3);

@@ -35,7 +35,6 @@ pub(super) enum Reply {
     /// To a caller that gets any number.
     Many(responses::Sender),
     /// Nowhere: its row only keeps others in their places.
-    #[allow(dead_code)]
     Nobody,
 }
 

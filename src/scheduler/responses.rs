@@ -53,6 +53,8 @@ struct State {
     /// No other response will be taken.
     abandoned: bool,
     waker: Option<Waker>,
+    /// Who waits for room but not in a thread of its own.
+    room_waker: Option<Waker>,
 }
 
 /// The request's own end; dropping it ends the responses.
@@ -79,13 +81,19 @@ impl Outlet {
     /// [`Kind::DeadlineExceeded`] or [`Kind::Cancelled`] once nobody takes a response any more.
     pub(super) fn wait_for_room(&self, deadline: Option<Instant>) -> Result<()> {
         let limits = self.0.limits;
-        let stalled = Instant::now() + limits.stall_max;
-        let in_time = self.wait(deadline, stalled, |state| state.waiting.len() < limits.waiting_max)?;
-        if in_time {
-            return Ok(());
+        let until = Instant::now() + limits.stall_max;
+        let in_time = self.wait(deadline, until, |state| state.waiting.len() < limits.waiting_max)?;
+        if in_time { Ok(()) } else { Err(stalled(limits.stall_max)) }
+    }
+
+    /// Whether another response has room, or nobody takes any more; if not, `waker` is woken when one of it is true.
+    pub(super) fn has_room(&self, waker: impl FnOnce() -> Waker) -> bool {
+        let mut state = self.0.state.lock();
+        let room = state.abandoned || state.waiting.len() < self.0.limits.waiting_max;
+        if !room && state.room_waker.is_none() {
+            state.room_waker = Some(waker());
         }
-        let seconds = limits.stall_max.as_secs_f64();
-        Err(Error::new(Kind::Cancelled, format!("the caller has taken no response for {seconds} s")))
+        room
     }
 
     /// Blocks for `time`.
@@ -164,8 +172,10 @@ impl Receiver {
     pub(super) fn poll(&mut self, ctx: &mut Context<'_>) -> Poll<Option<Result<Answer>>> {
         let mut state = self.0.state.lock();
         if let Some(answer) = state.waiting.pop_front() {
+            let room_waker = state.room_waker.take();
             drop(state);
             self.0.changed.notify_one();
+            room_waker.into_iter().for_each(Waker::wake);
             return Poll::Ready(Some(answer));
         }
         if state.complete {
@@ -185,10 +195,12 @@ impl Receiver {
         }
         state.abandoned = true;
         let unread = std::mem::take(&mut state.waiting);
+        let room_waker = state.room_waker.take();
         // The tensors are freed only after the lock is released.
         drop(state);
         drop(unread);
         self.0.changed.notify_one();
+        room_waker.into_iter().for_each(Waker::wake);
         None
     }
 }
@@ -197,6 +209,11 @@ impl Drop for Receiver {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+/// Why a caller that took no response for so long gets no more.
+pub(super) fn stalled(time: Duration) -> Error {
+    Error::new(Kind::Cancelled, format!("the caller has taken no response for {} s", time.as_secs_f64()))
 }
 
 /// Why nobody takes the answer to a running request any more.

@@ -42,6 +42,16 @@ impl Steps {
     fn new(began: Instant) -> Self {
         Self { began, before: began, responses: Responses::default() }
     }
+
+    /// What the request was sent, if it ends now without another execution.
+    pub(super) fn ended(mut self, why: Kind, now: Instant) -> Responses {
+        let took = now.saturating_duration_since(self.before);
+        self.responses.end = match why {
+            Kind::Cancelled | Kind::DeadlineExceeded => ResponsesEnd::Cancelled(took),
+            _ => ResponsesEnd::Failed(took),
+        };
+        self.responses
+    }
 }
 
 impl Run {

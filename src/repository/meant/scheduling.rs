@@ -23,7 +23,7 @@ pub(super) fn scheduling(
         None => Scheduling::Single(queue_policy(None, facts)),
         Some(SchedulingChoice::DynamicBatching(batching)) => Scheduling::Dynamic(dynamic(schema, batching, facts)),
         Some(SchedulingChoice::SequenceBatching(batching)) => {
-            Scheduling::Sequence(sequence::batching(batching, directory, queue_policy(None, facts))?)
+            Scheduling::Sequence(sequence::batching(schema, batching, directory, queue_policy(None, facts))?)
         }
         Some(SchedulingChoice::EnsembleScheduling(written)) => Scheduling::Ensemble(ensemble(written, facts)),
     })

@@ -8,22 +8,27 @@ use bytes::Bytes;
 
 use super::data_type;
 use super::scheduling::preferred_rows;
-use crate::model::schema::ModelSequenceBatching;
 use crate::model::schema::model_sequence_batching::control::Kind;
 use crate::model::schema::model_sequence_batching::initial_state::StateData;
 use crate::model::schema::model_sequence_batching::{Control, State, StrategyChoice};
+use crate::model::schema::{self, ModelSequenceBatching};
 use crate::model::{
-    Flag, InitialState, QueuePolicy, SequenceBatching, SequenceControl, SequenceControlKind, SequenceState,
+    Flag, InitialState, Iterative, QueuePolicy, SequenceBatching, SequenceControl, SequenceControlKind, SequenceState,
     SequenceStrategy,
 };
+use crate::repository::facts::{DONE_OUTPUT, STEPS_MAX};
 use crate::repository::files;
 use crate::tensor::{DataType, Shape};
+
+/// The most executions of one request where the configuration does not say.
+const STEPS_MAX_DEFAULT: u32 = 65_536;
 
 /// How long a silent sequence lives where the configuration does not say.
 const IDLE_DEFAULT: Duration = Duration::from_secs(1);
 
 /// Sequence batching; an error is a key and what is wrong with it.
 pub(super) fn batching(
+    schema: &schema::ModelConfig,
     written: &ModelSequenceBatching,
     directory: &Path,
     queue: QueuePolicy,
@@ -42,9 +47,17 @@ pub(super) fn batching(
         idle_max: if idle.is_zero() { IDLE_DEFAULT } else { idle },
         controls: controls.collect(),
         states: states.collect::<Result<_, _>>()?,
-        iterative: written.iterative_sequence,
+        iterative: written.iterative_sequence.then(|| iterative(schema)),
         queue,
     })
+}
+
+fn iterative(schema: &schema::ModelConfig) -> Iterative {
+    let value = |key: &str| schema.parameters.get(key).map(|value| value.string_value.as_str());
+    Iterative {
+        done_output: value(DONE_OUTPUT).map(Into::into),
+        steps_max: value(STEPS_MAX).and_then(|steps| steps.parse().ok()).unwrap_or(STEPS_MAX_DEFAULT),
+    }
 }
 
 fn strategy(written: Option<&StrategyChoice>) -> SequenceStrategy {
@@ -55,7 +68,7 @@ fn strategy(written: Option<&StrategyChoice>) -> SequenceStrategy {
             slot_utilization_min: direct.minimum_slot_utilization,
         },
         Some(StrategyChoice::Oldest(oldest)) => SequenceStrategy::Oldest {
-            candidates_max: usize::try_from(oldest.max_candidate_sequences).unwrap_or(1).max(1),
+            candidates_max: usize::try_from(oldest.max_candidate_sequences).unwrap_or(0),
             preferred_rows: preferred_rows(&oldest.preferred_batch_size),
             queue_delay_max: Duration::from_micros(oldest.max_queue_delay_microseconds),
             preserve_ordering: oldest.preserve_ordering,

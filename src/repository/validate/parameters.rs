@@ -1,6 +1,8 @@
 //! `parameters{}`: known keys, their values, and keys that look like a misspelt known one.
 
-use super::super::facts::{CACHE_TTL, EXECUTION_TIMEOUT, LATENCY_BUDGET, PRIORITY_AGEING, PRIORITY_WEIGHTS};
+use super::super::facts::{
+    CACHE_TTL, DONE_OUTPUT, EXECUTION_TIMEOUT, LATENCY_BUDGET, PRIORITY_AGEING, PRIORITY_WEIGHTS, STEPS_MAX,
+};
 use super::super::suggest::misspelt;
 use super::super::tree::shorten;
 use super::super::{padding, shares};
@@ -21,6 +23,7 @@ pub(super) fn check(check: &mut Check<'_>) {
     }
     execution_timeout(check);
     priorities(check);
+    super::sequence::parameters(check);
     let Some(backend) = check.facts.backend(&check.config.backend) else { return };
     let mut wrong = (backend.check_parameters)(check.config);
     wrong.sort();
@@ -33,7 +36,8 @@ fn keys(check: &mut Check<'_>) {
     let facts = check.facts;
     let backend = facts.backend(&check.config.backend);
     let of_backend = backend.map_or([].as_slice(), |backend| backend.parameter_keys.as_slice());
-    let of_server = [LATENCY_BUDGET, EXECUTION_TIMEOUT, CACHE_TTL, PRIORITY_WEIGHTS, PRIORITY_AGEING].into_iter();
+    let of_server = [LATENCY_BUDGET, EXECUTION_TIMEOUT, CACHE_TTL, PRIORITY_WEIGHTS, PRIORITY_AGEING];
+    let of_server = of_server.into_iter().chain([DONE_OUTPUT, STEPS_MAX]);
     let of_server = of_server.chain(padding::KEYS).chain(facts.parameter_keys.iter().map(String::as_str));
     let known: Vec<&str> = of_backend.iter().map(String::as_str).chain(of_server).collect();
     let mut keys: Vec<&String> = check.config.parameters.keys().collect();

@@ -1,11 +1,14 @@
 //! Sequence batching: strategies, control inputs, states.
 
+use super::super::facts::{DONE_OUTPUT, STEPS_MAX};
+use super::super::tree::shorten;
 use super::scheduling::{delay, preferred};
 use super::{Check, tensors};
 use crate::model::schema::DataType;
 use crate::model::schema::ModelSequenceBatching;
+use crate::model::schema::model_config::SchedulingChoice;
 use crate::model::schema::model_sequence_batching::control::Kind;
-use crate::model::schema::model_sequence_batching::{Control, ControlInput, StrategyChoice};
+use crate::model::schema::model_sequence_batching::{Control, ControlInput, State, StrategyChoice};
 
 const KEY: &str = "sequence_batching";
 
@@ -35,8 +38,10 @@ pub(super) fn check(check: &mut Check<'_>, batching: &ModelSequenceBatching) {
         None => {}
     }
     controls(check, &batching.control_input);
+    decoupled(check, batching);
     for (index, state) in batching.state.iter().enumerate() {
         let key = format!("{KEY}.state[{index}]");
+        initial(check, &key, state);
         let named = [("input_name", &state.input_name), ("output_name", &state.output_name)];
         for (name, _) in named.into_iter().filter(|(_, value)| value.is_empty()) {
             check.mistake(format!("{key}.{name}"), format!("sequence state must specify '{name}'"));
@@ -48,6 +53,97 @@ pub(super) fn check(check: &mut Check<'_>, batching: &ModelSequenceBatching) {
             check.mistake(format!("{key}.dims"), "sequence state must specify 'dims'");
         }
         tensors::dims(check, &format!("{key}.dims"), &state.dims, "");
+    }
+}
+
+/// The parameters of iterative models.
+pub(super) fn parameters(check: &mut Check<'_>) {
+    let config = check.config;
+    let value = |key: &str| config.parameters.get(key).map(|value| value.string_value.as_str());
+    let batching = match &config.scheduling_choice {
+        Some(SchedulingChoice::SequenceBatching(batching)) if batching.iterative_sequence => Some(batching),
+        _ => None,
+    };
+    for key in [DONE_OUTPUT, STEPS_MAX].into_iter().filter(|key| value(key).is_some() && batching.is_none()) {
+        check.warn(format!("parameters[{key}]"), format!("'{key}' has no effect without 'iterative_sequence'"));
+    }
+    let Some(batching) = batching else { return };
+    match value(DONE_OUTPUT) {
+        None => {
+            let message = format!("without the parameter '{DONE_OUTPUT}' each request is executed once");
+            check.warn(format!("{KEY}.iterative_sequence"), message);
+        }
+        Some(name) => {
+            let is_output = config.output.iter().any(|output| output.name == name);
+            if !is_output && !batching.state.iter().any(|state| state.output_name == name) {
+                let message = format!("'{name}' is no output of the model, nor of one of its states");
+                check.mistake(format!("parameters[{DONE_OUTPUT}]"), message);
+            }
+        }
+    }
+    if let Some(steps) = value(STEPS_MAX)
+        && steps.parse::<u32>().ok().filter(|steps| *steps > 0).is_none()
+    {
+        let message = format!("'{STEPS_MAX}' must be a positive integer, got '{}'", shorten(steps));
+        check.mistake(format!("parameters[{STEPS_MAX}]"), message);
+    }
+}
+
+/// What a model that sends responses while it runs cannot do.
+fn decoupled(check: &mut Check<'_>, batching: &ModelSequenceBatching) {
+    let decoupled = check.config.model_transaction_policy.is_some_and(|policy| policy.decoupled);
+    if !decoupled || batching.iterative_sequence {
+        return;
+    }
+    if !batching.state.is_empty() {
+        let message = "a decoupled model keeps states only from one execution to the next: use 'iterative_sequence'";
+        check.mistake(format!("{KEY}.state"), message);
+    }
+    if check.config.max_batch_size > 1 {
+        // One caller that takes its responses slowly would hold back all others of its batch.
+        let message =
+            "sequences of a decoupled model share no batch: use max_batch_size 1 or 0, or 'iterative_sequence'";
+        check.mistake(KEY, message);
+    }
+}
+
+/// What a state is at first.
+fn initial(check: &mut Check<'_>, key: &str, state: &State) {
+    let key = format!("{key}.initial_state");
+    let name = &state.input_name;
+    if state.initial_state.len() > 1 {
+        let message = format!(
+            "initial_state field for state input '{name}' must contain exactly one or zero element. Found '{}' elements.",
+            state.initial_state.len()
+        );
+        check.mistake(&key, message);
+    }
+    let Some(initial) = state.initial_state.first() else { return };
+    let mut wrong = |part: &str, message: String| check.mistake(format!("{key}[0].{part}"), message);
+    if initial.data_type != state.data_type {
+        let message =
+            format!("the data type of 'initial_state' of state '{name}' does not match the state's data type");
+        wrong("data_type", message);
+    }
+    if initial.name.is_empty() {
+        wrong("name", format!("Field 'name' must be set when using initial_state for state input '{name}'."));
+    }
+    let same = initial.dims.len() == state.dims.len()
+        && initial
+            .dims
+            .iter()
+            .zip(&state.dims)
+            .all(|(initial, state)| *initial > 0 && (*state == -1 || initial == state));
+    if !same {
+        let message = format!(
+            "'initial_state' of state '{name}' has dims {:?}, which must be those of the state, {:?}, with a size for \
+             each -1",
+            initial.dims, state.dims
+        );
+        wrong("dims", message);
+    }
+    if initial.state_data.is_none() {
+        wrong("zero_data", format!("initial_state of state '{name}' must specify 'zero_data' or 'data_file'"));
     }
 }
 

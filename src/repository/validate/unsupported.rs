@@ -8,7 +8,6 @@ pub(super) fn check(check: &mut Check<'_>) {
     let mut asked: Vec<(String, &str)> = Vec::new();
     let decoupled = config.model_transaction_policy.is_some_and(|policy| policy.decoupled);
     match &config.scheduling_choice {
-        Some(SchedulingChoice::SequenceBatching(_)) => asked.push(("sequence_batching".into(), "sequence batching")),
         Some(SchedulingChoice::EnsembleScheduling(_)) => asked.push(("ensemble_scheduling".into(), "an ensemble")),
         // Which response is a request's last, only its instance knows.
         Some(SchedulingChoice::DynamicBatching(batching)) if decoupled && batching.preserve_ordering => {

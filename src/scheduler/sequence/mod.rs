@@ -1,0 +1,609 @@
+//! Sequence batching: requests of one sequence run one after the other, in one slot of one instance.
+//!
+//! [`Sequences`] is the scheduler. The table of sequences, slots and backlog is pure (`table`), and so are the two
+//! decisions what to run next: [`crate::scheduler::plan`] over the oldest requests, and `direct`, where each slot is a
+//! row of the batch. `controls` are what the model file is told of a sequence, `states` what is kept of it in between.
+//!
+//! A sequence is whole or over: when one of its requests is given up while it waits, or its caller is gone while it
+//! runs, the others that wait fail, and the slot is free. A request that is refused at once, or whose execution fails,
+//! leaves the sequence as it was.
+//!
+//! With `iterative_sequence` one request is executed again and again, each time with the state that the time before
+//! gave, until the model says that it is done; see `steps`. Other requests join its batch between two executions.
+
+mod controls;
+mod direct;
+mod request;
+mod settings;
+mod states;
+mod steps;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::task::{Wake, Waker};
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+pub use self::settings::SequenceSettings;
+
+use self::direct::{Candidate, DirectLimits, Seating, seat};
+use self::request::{Kept, Ran, Request, filler};
+use self::settings::Strategy;
+use self::table::{Arriving, Key, Ready, Refusal, Seated, Table};
+use super::entry::{Entry, LaneKey, Pulled, Ticket};
+use super::estimate::{Estimates, SizeClass};
+use super::look::{Look, Want};
+use super::plan::{Curve as _, Limits, Plan, Waiting, plan};
+use super::promise::{Promise, late_error};
+use super::reply::{self, Receiver};
+use super::responses::given_up;
+use super::sync::{Condvar, Mutex, MutexGuard};
+use super::{Execution, Pushed, Scheduler, Verdicts, stopping};
+use crate::error::{Error, Kind, Result};
+use crate::infer::{CorrelationId, Instant, Sequence, round};
+use crate::telemetry::stats::ModelStats;
+use crate::tensor::{Batch, Forms};
+
+/// The scheduler of one model version whose requests belong to sequences.
+#[derive(Debug)]
+pub struct Sequences {
+    settings: SequenceSettings,
+    stats: Arc<ModelStats>,
+    /// Held for a few moves only and never across an await or an execution; requests and instances contend for it.
+    state: Mutex<State>,
+    itself: Weak<Self>,
+}
+
+/// Everything that the lock guards.
+#[derive(Debug)]
+struct State {
+    table: Table<CorrelationId, Request, Kept>,
+    estimates: Estimates,
+    /// Executions under way, by instance.
+    running: BTreeMap<usize, Running>,
+    /// Requests that an execution is behind and another before, until they are brought back; by instance.
+    between: BTreeMap<usize, Vec<Option<Ran>>>,
+    /// Sequences whose caller has no room for another response, and since when.
+    parked: BTreeMap<Key, Instant>,
+    /// Where each instance waits, and whether it does.
+    bells: Vec<(Arc<Condvar>, bool)>,
+    /// Whether a network thread wakes instances at the end of its round.
+    wake_put_off: bool,
+    /// Nothing runs yet.
+    held: bool,
+    /// When an idle model last took a request that was predicted to be late.
+    last_probe: Option<Instant>,
+    /// The last id that the server gave a sequence of one request.
+    ids: u64,
+    /// What later requests are refused with, if not as those of a server that stops.
+    refusal: Option<Error>,
+}
+
+#[derive(Debug)]
+struct Running {
+    began: Instant,
+    /// How long it is expected to take.
+    expected: Duration,
+    /// One for each member; none for a row that nobody waits for.
+    members: Vec<Option<Ran>>,
+}
+
+/// What to run: for each row a sequence, or none for one that only keeps others in their places.
+struct Choice {
+    rows: SmallVec<[Option<Key>; 8]>,
+    /// The oldest.
+    first: Key,
+    class: SizeClass,
+}
+
+/// Requests that are over, and why.
+type Gone = Vec<(Entry, Error)>;
+
+/// The share of a latency budget that is planned with, as for queues.
+const BUDGET_SHARE: f64 = 0.95;
+/// An idle model takes one request in this time although it is predicted to be late, as for queues.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+
+impl Wake for Sequences {
+    fn wake(self: Arc<Self>) {
+        let mut state = self.state.lock();
+        state.wake_put_off = false;
+        ring(&mut state);
+    }
+}
+
+/// Wakes each instance that sleeps and has something to look at.
+fn ring(state: &mut State) {
+    let State { table, bells, parked, .. } = state;
+    for (instance, (bell, asleep)) in bells.iter_mut().enumerate() {
+        if *asleep && (table.has_ready(instance) || !parked.is_empty() || table.is_done(instance)) {
+            *asleep = false;
+            bell.notify_one();
+        }
+    }
+}
+
+impl Sequences {
+    /// A scheduler without sequences.
+    pub fn new(settings: SequenceSettings, stats: Arc<ModelStats>) -> Arc<Self> {
+        let state = State {
+            table: Table::new(settings.bounds),
+            estimates: Estimates::default(),
+            running: BTreeMap::new(),
+            between: BTreeMap::new(),
+            parked: BTreeMap::new(),
+            bells: Vec::new(),
+            wake_put_off: false,
+            held: settings.hold.queued > 0 || settings.hold.backlog > 0,
+            last_probe: None,
+            ids: 0,
+            refusal: None,
+        };
+        Arc::new_cyclic(|itself| Self { settings, stats, state: Mutex::new(state), itself: itself.clone() })
+    }
+
+    /// How many sequences have a slot.
+    #[cfg(test)]
+    fn seated(&self) -> usize {
+        self.state.lock().table.seated()
+    }
+
+    /// What an instance that has nothing to do should do at `now`. The batch is taken out only if it is wanted.
+    fn look(&self, state: &mut MutexGuard<'_, State>, instance: usize, now: Instant, want: Want) -> Look {
+        state.running.remove(&instance);
+        let gone = self.tidy(state, instance, now);
+        if !gone.is_empty() {
+            // Their waiters may run at once, so they are told without the lock.
+            MutexGuard::unlocked(state, || self.settle(gone, now));
+            return Look::Again;
+        }
+        if self.is_held(state) {
+            return Look::Wait(None);
+        }
+        let timers = [state.table.next_expiry(), self.next_stall(state)];
+        let wait = match self.decide(state, instance, now) {
+            Some(Ok(_)) if want == Want::Know => return Look::Ready,
+            Some(Ok(choice)) => return Look::Run(self.take(state, instance, choice, now)),
+            None if state.table.is_done(instance) => return Look::Closed,
+            None => None,
+            Some(Err(until)) => Some(until),
+        };
+        let wake = timers.into_iter().flatten().chain(wait).min();
+        Look::Wait(wake.map(|wake| wake.saturating_duration_since(now)))
+    }
+
+    /// Ends what is over: sequences that are idle for too long, requests of this instance that would be late even if they
+    /// ran now or that nobody waits for, and callers that take nothing.
+    fn tidy(&self, state: &mut State, instance: usize, now: Instant) -> Gone {
+        if state.table.expire(now) > 0 {
+            tracing::debug!(model = &*self.settings.model, "idle sequences are ended");
+        }
+        let mut gone = self.stalled(state, now);
+        let broken = |ready: Ready<'_, Request, Kept>| {
+            let entry = &ready.seated.request.entry;
+            if entry.reply.is_abandoned() {
+                return Some((ready.key, given_up(entry.promise.deadline, now)));
+            }
+            entry.promise.broken(&state.estimates, now).map(|kind| (ready.key, late_error(kind)))
+        };
+        let broken: Vec<(Key, Error)> = state.table.ready(instance).filter_map(broken).collect();
+        for (key, error) in broken {
+            gone.extend(self.end(state, key, error));
+        }
+        ring(state);
+        gone
+    }
+
+    /// Ends a sequence whose first waiting request fails for `error`; the others fail for that.
+    fn end(&self, state: &mut State, key: Key, error: Error) -> Gone {
+        let kind = error.kind();
+        let ended = state.table.end(key);
+        state.parked.remove(&key);
+        self.stats.requests_left(ended.len());
+        let mut errors = std::iter::once(error).chain(std::iter::repeat_with(|| of_others(kind)));
+        ended.into_iter().filter_map(|seated| Some((seated.request.entry, errors.next()?))).collect()
+    }
+
+    /// Gives requests that were taken out their outcome.
+    fn settle(&self, gone: Gone, now: Instant) {
+        for (mut entry, error) in gone {
+            if let Some(responses) = steps::responses(&mut entry, error.kind(), now) {
+                self.stats.request_responded(&responses);
+            }
+            entry.refuse(&self.stats, error, now);
+        }
+    }
+
+    fn is_held(&self, state: &mut State) -> bool {
+        if state.held {
+            let backlog = state.table.backlogged();
+            let queued = state.table.waiting() - backlog;
+            let full = state.table.waiting() >= self.settings.bounds.requests_max || state.table.is_closed();
+            let enough = queued >= self.settings.hold.queued && backlog >= self.settings.hold.backlog;
+            if full || enough {
+                state.held = false;
+                // Those that looked before and went to sleep.
+                ring(state);
+            }
+        }
+        state.held
+    }
+
+    /// What this instance should run now, or until when it should wait; `None` if it has nothing to run.
+    fn decide(&self, state: &State, instance: usize, now: Instant) -> Option<Result<Choice, Instant>> {
+        let mut ready = state.table.ready(instance).peekable();
+        let first = ready.peek()?;
+        let (lane, kept) = (&first.seated.request.lane, first.state.as_deref());
+        let fits = |other: &Ready<'_, Request, Kept>| {
+            other.seated.request.lane == *lane && self.settings.states.alike(other.state.as_deref(), kept)
+        };
+        let (first, class) = (first.key, first.seated.request.entry.promise.class);
+        let rows = match &self.settings.strategy {
+            Strategy::Direct(limits) => {
+                let (keys, candidates): (Vec<Key>, Vec<Candidate>) = ready
+                    .map(|ready| {
+                        let Entry { arrived, promise, .. } = &ready.seated.request.entry;
+                        let fits = fits(&ready);
+                        (ready.key, Candidate { slot: ready.slot, arrived: *arrived, due: promise.due, fits })
+                    })
+                    .unzip();
+                let limits = match state.table.is_closed() {
+                    true => DirectLimits { delay_max: Duration::ZERO, ..*limits },
+                    false => *limits,
+                };
+                let curve = state.estimates.curve(class);
+                match seat(&candidates, &limits, |rows| curve.cautious(rows), now) {
+                    Seating::Wait(until) => return Some(Err(until)),
+                    Seating::Run(places) => places.iter().map(|place| place.map(|index| keys[index])).collect(),
+                }
+            }
+            Strategy::Oldest(limits) => {
+                let ready = ready.filter(|ready| fits(ready)).take(2 * limits.rows_max);
+                match oldest(ready, limits, state, (class, now)) {
+                    Ok(keys) => keys,
+                    Err(until) => return Some(Err(until)),
+                }
+            }
+        };
+        Some(Ok(Choice { rows, first, class }))
+    }
+
+    /// Takes what was chosen out of the table.
+    fn take(&self, state: &mut State, instance: usize, choice: Choice, now: Instant) -> Pulled {
+        let count = choice.rows.len();
+        let mut taken: Vec<Option<(Entry, Ran)>> = Vec::with_capacity(count);
+        let mut model = None;
+        for key in &choice.rows {
+            let seated = key.and_then(|key| state.table.take(key).map(|seated| (key, seated)));
+            let prepared = seated.map(|(key, seated)| {
+                let kept = state.table.state(key).and_then(|kept| kept.as_deref());
+                Request::prepare(seated, key, kept, &self.settings)
+            });
+            if *key == Some(choice.first) {
+                model = prepared.as_ref().map(|(entry, _)| entry.member.clone());
+            }
+            taken.push(prepared);
+        }
+        self.stats.requests_left(taken.iter().flatten().count());
+        let model = model.unwrap_or_default();
+        let (mut entries, mut members) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        for prepared in taken {
+            let (entry, ran) =
+                prepared.map_or_else(|| (filler(&model, &self.settings, now), None), |(entry, ran)| (entry, Some(ran)));
+            entries.push(entry);
+            members.push(ran);
+        }
+        let expected = state.estimates.curve(choice.class).cautious(count).unwrap_or_default();
+        state.running.insert(instance, Running { began: now, expected, members });
+        Pulled { entries, class: choice.class }
+    }
+
+    fn promise(&self, request: &Pushed) -> Promise {
+        let budget_end = self.settings.budget.map(|budget| request.arrived + budget.mul_f64(BUDGET_SHARE));
+        let bytes = Batch::bytes_of(&request.member, self.settings.forms.as_deref());
+        Promise {
+            class: SizeClass::of_row(bytes),
+            rows: 1,
+            deadline: request.deadline,
+            due: [request.deadline, budget_end].into_iter().flatten().min(),
+            start_by: self.settings.timeout(request.timeout).map(|timeout| request.arrived + timeout),
+            delay_at: None,
+            probe: false,
+        }
+    }
+
+    /// Refuses a request that is predicted to be late behind what runs and the others of its sequence.
+    fn admit(&self, state: &mut State, promise: &mut Promise, id: &CorrelationId, now: Instant) -> Result<()> {
+        let rows = (state.table.seated() / state.table.staffed().max(1)).clamp(1, self.settings.rows_max);
+        let Some(each) = state.estimates.curve(promise.class).cautious(rows).filter(|_| promise.due.is_some()) else {
+            return Ok(());
+        };
+        let free_in = |running: &Running| (running.began + running.expected).saturating_duration_since(now);
+        let busy = state.running.len() >= state.table.staffed();
+        let until_free = state.running.values().map(free_in).min().filter(|_| busy).unwrap_or_default();
+        let behind = u32::try_from(state.table.depth(id)).unwrap_or(u32::MAX);
+        let late = match promise.in_time(now + until_free + each * behind.saturating_add(1), now) {
+            Ok(()) => return Ok(()),
+            Err(late) => late,
+        };
+        let idle = state.running.is_empty() && state.table.waiting() == 0;
+        let since_probe = state.last_probe.map_or(Duration::MAX, |last| now.saturating_duration_since(last));
+        if !idle || since_probe < PROBE_EVERY {
+            return Err(late);
+        }
+        promise.probe = true;
+        state.last_probe = Some(now);
+        Ok(())
+    }
+
+    /// Which sequence a request belongs to; `None` in the first place for one that the server gives an id.
+    fn sequence(&self, request: &Pushed) -> Result<(Option<CorrelationId>, bool, bool)> {
+        let model = &self.settings.model;
+        if request.member.rows > 1 {
+            return Err(Error::invalid(format!(
+                "inference request to model '{model}' must specify batch-size 1 due to requirements of sequence batcher"
+            )));
+        }
+        match &request.sequence {
+            Some(Sequence { id, start, end }) => {
+                self.settings.controls.check(id)?;
+                Ok((Some(id.clone()), *start, *end))
+            }
+            None if self.settings.iterations.is_some() => Ok((None, true, false)),
+            None => Err(Error::invalid(format!(
+                "inference request to model '{model}' must specify a non-zero or non-empty correlation ID"
+            ))),
+        }
+    }
+
+    fn refused(&self, refusal: Refusal, id: &CorrelationId, of_all: Option<&Error>) -> Error {
+        match refusal {
+            Refusal::Full => Error::new(Kind::QueueFull, "Exceeds maximum queue size"),
+            Refusal::Closed => of_all.cloned().unwrap_or_else(stopping),
+            Refusal::NotStarted => Error::invalid(format!(
+                "inference request for sequence {} to model '{}' must specify the START flag on the first request of \
+                 the sequence",
+                shown(id),
+                self.settings.model
+            )),
+        }
+    }
+
+    /// Looks until there is something to do, and sleeps meanwhile.
+    fn wait(&self, instance: usize, want: Want) -> Look {
+        let mut state = self.state.lock();
+        loop {
+            match self.look(&mut state, instance, Instant::now(), want) {
+                Look::Again => {}
+                Look::Wait(time) => self.sleep(&mut state, instance, time),
+                look => return look,
+            }
+        }
+    }
+
+    fn sleep(&self, state: &mut MutexGuard<'_, State>, instance: usize, time: Option<Duration>) {
+        while state.bells.len() <= instance {
+            state.bells.push((Arc::new(Condvar::new()), false));
+        }
+        let (bell, asleep) = &mut state.bells[instance];
+        *asleep = true;
+        let bell = bell.clone();
+        match time {
+            None => bell.wait(state),
+            Some(time) => {
+                bell.wait_for(state, time);
+            }
+        }
+        state.bells[instance].1 = false;
+    }
+
+    /// Wakes instances for what came, at the end of a network thread's round if it has one.
+    fn announce(self: &Arc<Self>, state: &mut MutexGuard<'_, State>) {
+        if state.wake_put_off || !state.bells.iter().any(|(_, asleep)| *asleep) {
+            return;
+        }
+        state.wake_put_off = true;
+        // The end of a full round comes at once and takes the lock.
+        let put_off = MutexGuard::unlocked(state, || round::put_off(|| Waker::from(self.clone())));
+        if !put_off {
+            state.wake_put_off = false;
+            ring(state);
+        }
+    }
+}
+
+impl Scheduler for Sequences {
+    fn push(self: Arc<Self>, request: Pushed, now: Instant) -> Result<(Ticket, Receiver)> {
+        let (id, start, end) = self.sequence(&request)?;
+        let mut promise = self.promise(&request);
+        let (reply, receiver) = reply::channel(self.settings.responses);
+        let mut lane = LaneKey::new();
+        if self.settings.shapes_vary {
+            Forms::key(self.settings.forms.as_deref(), &request.member, &mut lane);
+        }
+        let mut state = self.state.lock();
+        state.table.expire(now);
+        let shown_id = id.clone().unwrap_or_else(|| {
+            state.ids += 1;
+            CorrelationId::Number(state.ids)
+        });
+        self.admit(&mut state, &mut promise, &shown_id, now)?;
+        let give_up = promise.give_up(&state.estimates);
+        let entry = Entry { member: request.member, arrived: request.arrived, promise, reply, seq: 0, steps: None };
+        let request = Request { entry, id: shown_id.clone(), lane, steps: 0 };
+        let pushed = match state.table.push(Arriving { id, start, end, request }) {
+            Ok(pushed) => pushed,
+            Err((refusal, _)) => return Err(self.refused(refusal, &shown_id, state.refusal.as_ref())),
+        };
+        self.stats.request_waits();
+        self.announce(&mut state);
+        drop(state);
+        if pushed.superseded {
+            tracing::warn!(
+                model = &*self.settings.model,
+                "sequence {} has a conflict: the former sequence of this id did not end before this one started, and is \
+                 ended early",
+                shown(&shown_id)
+            );
+        }
+        let lane = SmallVec::from_slice(&[pushed.key.number().cast_signed()]);
+        Ok((Ticket { lane, level: 0, seq: pushed.number, give_up }, receiver))
+    }
+
+    fn take_back(&self, ticket: &Ticket, why: Kind) -> bool {
+        let Some(key) = ticket.lane.first().map(|number| Key::of_number(number.cast_unsigned())) else { return false };
+        let mut state = self.state.lock();
+        let Some(waits) = state.table.waits(key, ticket.seq) else { return false };
+        // Once its first execution began in time, that is all that a queue timeout asks for.
+        let has_begun = waits && state.table.head(key).is_some_and(|seated| seated.request.steps > 0);
+        if has_begun && why == Kind::TimedOut || !waits && why != Kind::Cancelled {
+            return false;
+        }
+        let ended = state.table.end(key);
+        state.parked.remove(&key);
+        self.stats.requests_left(ended.len());
+        ring(&mut state);
+        drop(state);
+        self.taken_back(ended, (ticket.seq, why));
+        waits
+    }
+
+    fn pull(&self, instance: usize) -> Option<Pulled> {
+        match self.wait(instance, Want::Take) {
+            Look::Run(pulled) => Some(pulled),
+            _ => None,
+        }
+    }
+
+    fn ready(&self, instance: usize) -> bool {
+        matches!(self.wait(instance, Want::Know), Look::Ready)
+    }
+
+    fn try_pull(&self, instance: usize) -> Option<Pulled> {
+        let mut state = self.state.lock();
+        loop {
+            match self.look(&mut state, instance, Instant::now(), Want::Take) {
+                Look::Run(pulled) => return Some(pulled),
+                Look::Again => {}
+                Look::Ready | Look::Wait(_) | Look::Closed => return None,
+            }
+        }
+    }
+
+    fn dismiss(&self, instance: usize) {
+        let mut state = self.state.lock();
+        state.table.withdraw(instance);
+        ring(&mut state);
+    }
+
+    fn staffed(&self, instances: usize) {
+        let mut state = self.state.lock();
+        state.table.staff(instances);
+        ring(&mut state);
+    }
+
+    fn executed(&self, execution: Execution<'_>) -> Verdicts {
+        self.step(execution)
+    }
+
+    fn again(&self, instance: usize, requests: Vec<(usize, Entry)>) {
+        self.bring_back(instance, requests);
+    }
+
+    fn record_run(&self, class: SizeClass, rows: usize, took: Duration) {
+        // That of a model that sends responses while it runs depends on how fast its callers take them.
+        if self.settings.responses.is_none() || self.settings.iterations.is_some() {
+            self.state.lock().estimates.record(class, rows, took);
+        }
+    }
+
+    fn close(&self) {
+        let mut state = self.state.lock();
+        state.table.close();
+        for (bell, asleep) in &mut state.bells {
+            *asleep = false;
+            bell.notify_all();
+        }
+    }
+
+    fn abort_for(&self, why: Error) {
+        self.close();
+        let mut state = self.state.lock();
+        state.refusal = Some(why.clone());
+        let ended = state.table.clear();
+        state.parked.clear();
+        self.stats.requests_left(ended.len());
+        drop(state);
+        let gone = ended.into_iter().map(|seated| (seated.request.entry, why.clone())).collect();
+        self.settle(gone, Instant::now());
+    }
+
+    fn forms(&self) -> Option<&Arc<Forms>> {
+        self.settings.forms.as_ref()
+    }
+
+    fn waiting(&self) -> usize {
+        self.state.lock().table.waiting()
+    }
+
+    fn stats(&self) -> &Arc<ModelStats> {
+        &self.stats
+    }
+}
+
+impl Sequences {
+    /// Settles what waited in a sequence of which one request was taken back, but not that request itself.
+    fn taken_back(&self, ended: Vec<Seated<Request>>, (own, why): (u64, Kind)) {
+        let now = Instant::now();
+        let mut gone = Gone::new();
+        for seated in ended {
+            let Seated { number, request: Request { mut entry, .. }, .. } = seated;
+            if number != own {
+                gone.push((entry, of_others(why)));
+            } else if let Some(responses) = steps::responses(&mut entry, why, now) {
+                self.stats.request_responded(&responses);
+            }
+        }
+        self.settle(gone, now);
+    }
+}
+
+/// The oldest requests to run now, or until when to wait.
+fn oldest<'a>(
+    ready: impl Iterator<Item = Ready<'a, Request, Kept>>,
+    limits: &Limits,
+    state: &State,
+    (class, now): (SizeClass, Instant),
+) -> Result<SmallVec<[Option<Key>; 8]>, Instant> {
+    let (keys, waiting): (SmallVec<[Key; 16]>, SmallVec<[Waiting; 16]>) = ready
+        .map(|ready| {
+            let Entry { arrived, promise, .. } = &ready.seated.request.entry;
+            (ready.key, Waiting { rows: 1, arrived: *arrived, due: promise.due })
+        })
+        .unzip();
+    let at_once = state.table.is_closed().then(|| Limits { delay_max: Duration::ZERO, ..limits.clone() });
+    match plan(&waiting, at_once.as_ref().unwrap_or(limits), &state.estimates.curve(class), now) {
+        Plan::Run { take } => Ok(keys.into_iter().take(take).map(Some).collect()),
+        Plan::Wait { until } => Err(until),
+    }
+}
+
+/// Why the other requests of a sequence fail of which one is given up.
+fn of_others(why: Kind) -> Error {
+    match why {
+        Kind::TimedOut => Error::new(Kind::TimedOut, "timeout of the corresponding sequence has been expired"),
+        _ => Error::new(Kind::Cancelled, "the sequence is cancelled, as another of its requests is given up"),
+    }
+}
+
+/// An id as messages show it.
+fn shown(id: &CorrelationId) -> String {
+    match id {
+        CorrelationId::Number(number) => number.to_string(),
+        CorrelationId::Text(text) => text.to_string(),
+    }
+}
