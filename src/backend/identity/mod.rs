@@ -4,14 +4,16 @@
 //!
 //! | key | value | effect |
 //! |---|---|---|
-//! | `identity.mode` | `copy` (default), `repeat` | `copy`: each output is the input of the same position, as a model file sees it; `repeat`: see [`repeat`] |
+//! | `identity.mode` | `copy` (default), `repeat`, `countdown` | `copy`: each output is the input of the same position, as a model file sees it; see [`repeat`] and [`countdown`] |
 //! | `identity.delay_us` | integer, default 0 | how much longer each execution takes, in microseconds |
 
+mod countdown;
 mod repeat;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::countdown::Countdown;
 use self::repeat::Repeat;
 use super::{Backend, Instance, Model, Replies};
 use crate::error::{Error, Result};
@@ -47,7 +49,12 @@ impl Backend for Identity {
         match value(MODE) {
             None | Some("copy") => {}
             Some("repeat") => wrong.extend(repeat::mistake(config).map(|mistake| (MODE.to_owned(), mistake))),
-            Some(other) => wrong.push((MODE.to_owned(), format!("expected copy or repeat, got '{other}'"))),
+            Some("countdown") => {
+                wrong.extend(countdown::mistake(config).map(|mistake| (MODE.to_owned(), mistake)));
+            }
+            Some(other) => {
+                wrong.push((MODE.to_owned(), format!("expected copy, repeat or countdown, got '{other}'")));
+            }
         }
         wrong
     }
@@ -61,11 +68,12 @@ impl Backend for Identity {
     }
 
     fn open(&self, _files: &VersionFiles, config: &ModelConfig) -> Result<Arc<dyn Model>> {
-        let repeat = match config.parameters.get(MODE).map(String::as_str) {
-            Some("repeat") => Some(Repeat::new(config)?),
-            _ => None,
+        let mode = match config.parameters.get(MODE).map(String::as_str) {
+            Some("repeat") => Mode::Repeat(Repeat::new(config)?),
+            Some("countdown") => Mode::Countdown(Countdown::new(config)?),
+            _ => Mode::Copy,
         };
-        if repeat.is_none() && config.inputs.len() != config.outputs.len() {
+        if matches!(mode, Mode::Copy) && config.inputs.len() != config.outputs.len() {
             return Err(Error::invalid(format!(
                 "model '{}' has {} inputs and {} outputs, the identity backend needs as many of both",
                 config.name,
@@ -74,15 +82,21 @@ impl Backend for Identity {
             )));
         }
         let delay = config.parameters.get(DELAY).and_then(|text| text.parse().ok()).unwrap_or(0);
-        Ok(Arc::new(IdentityModel { delay: Duration::from_micros(delay), repeat }))
+        Ok(Arc::new(IdentityModel { delay: Duration::from_micros(delay), mode }))
     }
 }
 
 #[derive(Clone)]
 struct IdentityModel {
     delay: Duration,
-    /// In mode `repeat`.
-    repeat: Option<Repeat>,
+    mode: Mode,
+}
+
+#[derive(Clone)]
+enum Mode {
+    Copy,
+    Repeat(Repeat),
+    Countdown(Countdown),
 }
 
 impl Model for IdentityModel {
@@ -105,8 +119,10 @@ impl Instance for IdentityModel {
         if !self.delay.is_zero() {
             std::thread::sleep(self.delay);
         }
-        if let Some(repeat) = &self.repeat {
-            return repeat.run(batch, replies);
+        match &self.mode {
+            Mode::Copy => {}
+            Mode::Repeat(repeat) => return repeat.run(batch, replies),
+            Mode::Countdown(countdown) => return countdown.run(batch, replies),
         }
         replies.outputs_ready();
         if batch.is_formed() {
@@ -180,6 +196,6 @@ mod tests {
         let mode: Vec<String> = wrong(|config| {
             config.parameters.insert(MODE.to_owned(), ModelParameter { string_value: "copies".to_owned() });
         });
-        assert_eq!(mode, ["identity.mode: expected copy or repeat, got 'copies'"]);
+        assert_eq!(mode, ["identity.mode: expected copy, repeat or countdown, got 'copies'"]);
     }
 }

@@ -63,7 +63,7 @@ impl Sequences {
         if abandoned {
             return Next::Gone(Kind::Cancelled);
         }
-        let Some(outputs) = execution.outputs[index].as_mut() else { return Next::Done };
+        let Some(outputs) = execution.outputs.get_mut(index).and_then(Option::as_mut) else { return Next::Done };
         let done = self.settings.iterations.as_ref().is_none_or(|iterations| iterations.is_done(outputs));
         let states = match self.settings.states.take(outputs, execution.rows > 1) {
             Ok(states) => states,

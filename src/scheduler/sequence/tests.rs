@@ -43,7 +43,7 @@ impl Instance for Adder {
                 shape: shape.clone(),
                 data: Bytes::copy_from_slice(&value.to_le_bytes()),
             };
-            replies.member(index, vec![of(sum), of(sum), of(i32::from(sum >= 0))]);
+            replies.member(index, vec![of(sum), of(sum), of(i32::from(sum >= 0))])?;
         }
         self.seen.push(rows);
         Ok(())
