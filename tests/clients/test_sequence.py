@@ -16,7 +16,7 @@ from nereid import ROOT, Nereid, wait_until, write_model
 from protocols import PROTOCOLS, connect
 from tritonclient.utils import InferenceServerException
 
-SLOW_S = 0.4
+SLOW_S = 0.6
 IDLE_S = 0.5
 QUEUE_MAX = 4
 EXAMPLES = ["accumulator", "simple_sequence", "simple_dyna_sequence", "simple_string_dyna_sequence"]
@@ -268,7 +268,7 @@ def test_a_deadline_that_passes_ends_the_sequence_in_time(grpc_client, server):
     # The slot is kept for a sequence that is idle, so nothing foretells that the next one will be late.
     grpc_client.infer("slow", [ints(grpc_client, [[1]])], sequence_id=1, sequence_start=True)
     began = time.monotonic()
-    sender.send(sequence_id=2, sequence_start=True, client_timeout=2 * SLOW_S)
+    sender.send(sequence_id=2, sequence_start=True, client_timeout=1.5 * SLOW_S)
     sender.send(sequence_id=2)
     assert sender.outcomes() == ["StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED"]
     assert time.monotonic() - began < 2 * SLOW_S + 0.2
