@@ -150,9 +150,22 @@ def test_a_stop_does_not_wait_for_the_store(filled, cache, store):
         thread.join()
 
 
-def load(server):
+def test_the_index_says_how_much_has_arrived(bucket, cache, store, tmp_path):
+    made = write_model(tmp_path, "large", identity_config(["FP32"]))
+    (made / "1" / "weights").write_bytes(bytes(8_000_000))
+    bucket.upload(made)
+    with Serving(bucket, cache, "--model-control-mode=explicit") as server:
+        store.fail("weights", 1, "stall")
+        thread = threading.Thread(target=lambda: pytest.raises(Exception, load, server, "large"))
+        thread.start()
+        wait_until(lambda: "4 of 8 MB" in str(server.states()))
+        assert server.stop() == 0
+        thread.join()
+
+
+def load(server, model="add_sub"):
     with server.client() as client:
-        client.load_model("add_sub")
+        client.load_model(model)
 
 
 def test_a_change_is_polled(filled, cache, store):
