@@ -118,7 +118,6 @@ impl Catalog {
 
     /// The version of a model as another model sees it that lies in `namespace`: that of its own namespace goes first,
     /// and one that is being unloaded is still there for what the other has begun.
-    #[allow(dead_code, reason = "for what is made of other models")]
     pub(super) fn find_member(&self, namespace: &str, name: &str, version: Option<Version>) -> Result<Arc<Handle>> {
         let own = self.find_among(name, |models| match models.iter().find(|model| *model.namespace == *namespace) {
             Some(model) => model.find(name, version).or_else(|error| model.find_leaving(version).ok_or(error)),
@@ -187,7 +186,7 @@ impl Catalog {
 
     pub(super) fn abort(&self) {
         for handle in self.all_ready() {
-            handle.scheduler.abort();
+            handle.served.abort();
         }
     }
 }

@@ -7,10 +7,12 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::ensemble::connect;
+use super::ensemble::graph::Member;
 use crate::backend::Backend;
 use crate::error::Result;
-use crate::model::Version;
-use crate::repository::{self, Facts, ModelDir, Source, Written};
+use crate::model::{EnsembleStep, Scheduling, Version};
+use crate::repository::{self, Facts, Finished, ModelDir, Source, Written};
 
 /// What was found in some repositories.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,10 +44,50 @@ pub fn check(roots: &[PathBuf], backends: &[Arc<dyn Backend>], facts: &Facts) ->
     for (name, reason) in scan.unreadable.into_iter().chain(scan.duplicates) {
         report.models.insert(name, ModelReport { mistakes: vec![reason], ..ModelReport::default() });
     }
+    let mut right = BTreeMap::new();
     for (name, model) in scan.models {
-        report.models.insert(name, check_model(&model, backends, facts));
+        let (of_model, finished) = check_model(&model, backends, facts);
+        report.models.insert(name.clone(), of_model);
+        right.extend(finished.map(|finished| (name, finished)));
     }
+    ensembles(&mut report, right);
     Ok(report)
+}
+
+/// Fits the ensembles to their members, each after those of them that are ensembles.
+fn ensembles(report: &mut CheckReport, right: BTreeMap<String, Finished>) {
+    let is_ensemble = |finished: &Finished| matches!(finished.config.scheduling, Scheduling::Ensemble(_));
+    let (mut left, members): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        right.into_iter().partition(|(_, finished)| is_ensemble(finished));
+    let member = |config, depth| Member { config: Arc::new(config), depth };
+    let mut members: BTreeMap<String, Member> =
+        members.into_iter().map(|(name, finished)| (name, member(finished.config, 0))).collect();
+    // In each round those whose members are settled; at last, those that wait for what is wrong, or for each other.
+    while !left.is_empty() {
+        let waits = |finished: &Finished| match &finished.config.scheduling {
+            Scheduling::Ensemble(ensemble) => ensemble.steps.iter().any(|step| left.contains_key(&step.model)),
+            Scheduling::Single(_) | Scheduling::Dynamic(_) | Scheduling::Sequence(_) => false,
+        };
+        let mut ready: Vec<String> =
+            left.iter().filter(|(_, finished)| !waits(finished)).map(|(name, _)| name.clone()).collect();
+        if ready.is_empty() {
+            ready = left.keys().cloned().collect();
+        }
+        for name in ready {
+            let Some(Finished { mut config, positions, .. }) = left.remove(&name) else { continue };
+            let Scheduling::Ensemble(ensemble) = config.scheduling.clone() else { continue };
+            let find = |step: &EnsembleStep| members.get(&step.model).cloned();
+            match connect(&mut config, &ensemble, &positions, find) {
+                Ok(plan) => {
+                    members.insert(name, member(config, plan.depth));
+                }
+                Err(error) => {
+                    let lines = error.message().lines().map(str::to_owned);
+                    report.models.entry(name).or_default().mistakes.extend(lines);
+                }
+            }
+        }
+    }
 }
 
 impl CheckReport {
@@ -78,7 +120,7 @@ impl fmt::Display for CheckReport {
     }
 }
 
-fn check_model(model: &ModelDir, backends: &[Arc<dyn Backend>], facts: &Facts) -> ModelReport {
+fn check_model(model: &ModelDir, backends: &[Arc<dyn Backend>], facts: &Facts) -> (ModelReport, Option<Finished>) {
     let mut report = ModelReport::default();
     let written = match repository::read(model, Source::File, facts) {
         Ok(written) => written,
@@ -88,15 +130,22 @@ fn check_model(model: &ModelDir, backends: &[Arc<dyn Backend>], facts: &Facts) -
             if model.versions.is_empty() {
                 report.mistakes.push(format!("{}: there is no version directory", model.path.display()));
             }
-            return report;
+            return (report, None);
         }
     };
     let written = complete(model, written, backends, facts, &mut report);
-    match written.finish(facts) {
-        Ok(finished) => report.warnings.extend(finished.warnings.iter().map(ToString::to_string)),
-        Err(mistakes) => report.mistakes.extend(mistakes.iter().map(ToString::to_string)),
-    }
-    report
+    let finished = match written.finish(facts) {
+        Ok(finished) => {
+            report.warnings.extend(finished.warnings.iter().map(ToString::to_string));
+            Some(finished)
+        }
+        Err(mistakes) => {
+            report.mistakes.extend(mistakes.iter().map(ToString::to_string));
+            None
+        }
+    };
+    let right = report.mistakes.is_empty();
+    (report, finished.filter(|_| right))
 }
 
 /// Chooses the versions, looks for their files, and lets the backend fill in what is left out.
@@ -202,6 +251,41 @@ mod tests {
              c: at least one version must be available under the version policy of model 'c'\n\
              d/1/model.pt: the model file of version 1 does not exist\n\
              1 of 4 models can be loaded, 5 mistakes, 3 warnings"
+        );
+    }
+
+    #[test]
+    fn ensembles_are_held_against_their_members() {
+        let root = tempfile::tempdir().expect("there is room");
+        let tensors = "input [ { name: \"IN\" data_type: TYPE_FP32 dims: [ 4 ] } ]\n\
+                       output [ { name: \"OUT\" data_type: TYPE_FP32 dims: [ 4 ] } ]\n";
+        let over = |member: &str, input: &str| {
+            format!(
+                "platform: \"ensemble\"\n{tensors}ensemble_scheduling {{ step [ {{ model_name: \"{member}\" model_version: -1\n\
+                 input_map {{ key: \"{input}\" value: \"IN\" }}\n\
+                 output_map {{ key: \"OUT\" value: \"OUT\" }} }} ] }}\n"
+            )
+        };
+        put(root.path(), "a/config.pbtxt", &format!("backend: \"identity\"\n{tensors}"));
+        put(root.path(), "good/config.pbtxt", &over("a", "IN"));
+        put(root.path(), "outer/config.pbtxt", &over("good", "IN"));
+        put(root.path(), "misspelt/config.pbtxt", &over("good", "INN"));
+        put(root.path(), "around/config.pbtxt", &over("misspelt", "IN"));
+        put(root.path(), "ring/config.pbtxt", &over("ring_too", "IN"));
+        put(root.path(), "ring_too/config.pbtxt", &over("ring", "IN"));
+        for name in ["a", "good", "outer", "misspelt", "around", "ring", "ring_too"] {
+            put(root.path(), &format!("{name}/1/.keep"), "");
+        }
+        assert_eq!(
+            said(root.path()),
+            "around/config.pbtxt:4:32: ensemble_scheduling.step[0].model_name: ensemble 'around' contains models that are not available or ambiguous: misspelt\n\
+             misspelt/config.pbtxt:5:1: ensemble_scheduling.step[0].input_map: in ensemble 'misspelt', input 'IN' in model \
+             'good' is not mapped to any ensemble tensors\n\
+             misspelt/config.pbtxt:5:18: ensemble_scheduling.step[0].input_map[INN]: in ensemble 'misspelt', ensemble \
+             tensor 'IN' is mapping to non-existing input 'INN' in model 'good', did you mean 'IN'?\n\
+             ring/config.pbtxt:4:32: ensemble_scheduling.step[0].model_name: ensemble 'ring' contains models that are not available or ambiguous: ring_too\n\
+             ring_too/config.pbtxt:4:32: ensemble_scheduling.step[0].model_name: ensemble 'ring_too' contains models that are not available or ambiguous: ring\n\
+             3 of 7 models can be loaded, 5 mistakes, 0 warnings"
         );
     }
 

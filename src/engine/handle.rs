@@ -1,8 +1,9 @@
 //! A model version that is served.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::cache::{Caller, ModelCache, Own};
+use super::ensemble::{Ensemble, graph};
 use crate::backend::Model;
 use crate::error::{Error, Result};
 use crate::infer::{Instant, Output, Parameters, Request, Response, Responses};
@@ -23,21 +24,69 @@ pub struct Handle {
     pub signature: Arc<Signature>,
     /// Its statistics since its load.
     pub stats: Arc<ModelStats>,
-    pub(super) scheduler: Arc<dyn Scheduler>,
-    pub(super) model: Arc<dyn Model>,
+    pub(super) served: Served,
     /// `None` if its answers are not kept.
     pub(super) cache: Option<Arc<ModelCache>>,
+}
+
+/// What answers the requests of a model version.
+#[derive(Clone)]
+pub(super) enum Served {
+    /// Instances of a model, which pull from a scheduler.
+    Instances {
+        /// Takes the requests in.
+        scheduler: Arc<dyn Scheduler>,
+        /// The weights.
+        model: Arc<dyn Model>,
+    },
+    /// Other models.
+    Ensemble(Arc<Ensemble>),
+}
+
+impl Served {
+    /// Whether requests go to this scheduler.
+    pub(super) fn is_by(&self, other: &Weak<dyn Scheduler>) -> bool {
+        match self {
+            Served::Instances { scheduler, .. } => std::ptr::addr_eq(Arc::as_ptr(scheduler), other.as_ptr()),
+            Served::Ensemble(_) => false,
+        }
+    }
+
+    /// Refuses everything that waits, too.
+    pub(super) fn abort(&self) {
+        match self {
+            Served::Instances { scheduler, .. } => scheduler.abort(),
+            Served::Ensemble(ensemble) => ensemble.gate.abort(),
+        }
+    }
 }
 
 impl Handle {
     /// The memory that it holds, as measured.
     pub fn footprint(&self) -> Footprint {
-        self.model.footprint()
+        match &self.served {
+            Served::Instances { model, .. } => model.footprint(),
+            // Its members have what it needs.
+            Served::Ensemble(_) => Footprint::default(),
+        }
     }
 
     /// How many requests wait.
     pub fn pending(&self) -> usize {
-        self.scheduler.waiting()
+        match &self.served {
+            Served::Instances { scheduler, .. } => scheduler.waiting(),
+            // A request waits in its members only.
+            Served::Ensemble(_) => 0,
+        }
+    }
+
+    /// What it is as a member of an ensemble.
+    pub(super) fn member(&self) -> graph::Member {
+        let depth = match &self.served {
+            Served::Instances { .. } => 0,
+            Served::Ensemble(ensemble) => ensemble.depth(),
+        };
+        graph::Member { config: self.config.clone(), depth }
     }
 
     pub(super) fn infer(self: &Arc<Self>, request: Request, in_flight: InFlight, now: Instant) -> Responses {
@@ -68,9 +117,13 @@ impl Handle {
         }
     }
 
-    fn start(&self, request: Request, in_flight: InFlight, now: Instant) -> Result<Responses> {
+    fn start(&self, mut request: Request, in_flight: InFlight, now: Instant) -> Result<Responses> {
         let wanted = request.outputs.iter().map(|output| output.name.as_str());
-        let checked = self.signature.check(request.inputs, wanted)?;
+        let checked = self.signature.check(std::mem::take(&mut request.inputs), wanted)?;
+        let scheduler = match &self.served {
+            Served::Instances { scheduler, .. } => scheduler,
+            Served::Ensemble(ensemble) => return ensemble.start(request, checked, &self.stats, in_flight),
+        };
         let pushed = Pushed {
             member: Member { rows: checked.rows, inputs: checked.inputs },
             arrived: request.arrived,
@@ -80,7 +133,7 @@ impl Handle {
             sequence: request.sequence,
         };
         let times = (request.arrived, request.deadline);
-        let waiting = self.scheduler.clone().push(pushed, now)?;
+        let waiting = scheduler.clone().push(pushed, now)?;
         let (model, version, signature) = (self.config.name.clone(), self.version, self.signature.clone());
         let (mut id, selected) = (request.id, checked.outputs);
         let respond = move |Answer { outputs, times, last }: Answer| {
@@ -91,7 +144,7 @@ impl Handle {
             let id = if last { std::mem::take(&mut id) } else { id.clone() };
             Response { model, version, id, outputs, parameters, last, times: Some(times) }
         };
-        Ok(Box::pin(Waiter::new(self.scheduler.clone(), waiting, times, respond)))
+        Ok(Box::pin(Waiter::new(scheduler.clone(), waiting, times, respond)))
     }
 }
 

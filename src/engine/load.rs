@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::ensemble::graph::Plan;
 use super::loader::Loader;
 use super::models::{Job, Loaded, Origin};
 use super::order::{What, outdated};
@@ -14,7 +15,7 @@ use super::{Key, agents, reconcile};
 use crate::backend::libtorch;
 use crate::error::{Error, Result};
 use crate::model::{Device, ModelConfig, Scheduling, Version, VersionFiles};
-use crate::repository::{self, Files, Found, ModelDir, Source};
+use crate::repository::{self, Files, Found, ModelDir, Positions, Source};
 
 /// The label of metrics that says in which repository a model lies.
 const NAMESPACE_TAG: &str = "_namespace";
@@ -22,6 +23,8 @@ const NAMESPACE_TAG: &str = "_namespace";
 /// A configuration, and what it asks for.
 struct Configured {
     config: Arc<ModelConfig>,
+    /// Where its keys were written.
+    positions: Positions,
     files: BTreeMap<Version, VersionFiles>,
     /// Keeps fetched files in their cache.
     fetched: Arc<Files>,
@@ -31,6 +34,8 @@ struct Configured {
 struct Opened {
     files: BTreeMap<Version, VersionFiles>,
     fetched: Arc<Files>,
+    /// Of an ensemble.
+    plan: Option<Plan>,
 }
 
 impl Loader {
@@ -48,11 +53,12 @@ impl Loader {
         if overrides.is_empty() && !job.load.again && is_served(job, &found.dir) {
             return Ok(Loaded::Unchanged);
         }
-        let Configured { config, files, fetched } = self.configure_for(job, &found)?;
+        let Configured { mut config, positions, files, fetched } = self.configure_for(job, &found)?;
         let members = self.members(&config, &job.key);
         if !job.members_tried && members.iter().any(|member| !self.catalog.is_ready(member)) {
             return Ok(Loaded::Needs(members));
         }
+        let plan = self.connect(&mut config, &members, &positions)?;
         resolved(&files.keys().copied().collect::<Vec<_>>());
         agents::check(&config.schema.model_repository_agents, &found.dir.path)?;
         let origin = Origin {
@@ -62,7 +68,7 @@ impl Loader {
             files_overridden: override_dir.is_some(),
         };
         let kept = kept(job, &origin, files.keys().copied().collect());
-        let versions = self.open_versions(job, &origin, Opened { files, fetched }, &kept)?;
+        let versions = self.open_versions(job, &origin, Opened { files, fetched, plan }, &kept)?;
         Ok(Loaded::New { origin: Some(origin), versions, kept, members })
     }
 
@@ -114,6 +120,7 @@ impl Loader {
         }
         if let Some((_, latest)) = files.last_key_value()
             && self.auto_complete
+            && !written.is_ensemble()
         {
             self.backend(&written.schema.backend)?.complete(latest, &mut written.schema)?;
         }
@@ -124,7 +131,8 @@ impl Loader {
         if !key.namespace.is_empty() {
             finished.config.metric_tags.insert(NAMESPACE_TAG.to_owned(), key.namespace.to_string());
         }
-        Ok(Configured { config: Arc::new(finished.config), files, fetched: Arc::new(fetched) })
+        let (config, positions) = (Arc::new(finished.config), finished.positions);
+        Ok(Configured { config, positions, files, fetched: Arc::new(fetched) })
     }
 
     /// The models that an ensemble is made of; of several of one name the one of its own namespace.
@@ -144,7 +152,7 @@ impl Loader {
         &self,
         job: &Job<Serving>,
         origin: &Origin,
-        Opened { files, fetched }: Opened,
+        Opened { files, fetched, plan }: Opened,
         kept: &BTreeSet<Version>,
     ) -> Result<BTreeMap<Version, Serving>> {
         let opened: Vec<_> = files.into_iter().filter(|(version, _)| !kept.contains(version)).collect();
@@ -154,9 +162,10 @@ impl Loader {
         job.progress.read_here(opened.iter().map(|(version, _)| origin.stamp.bytes(*version)).sum());
         let mut servings = BTreeMap::new();
         for (version, files) in opened {
-            let result = match job.progress.overtaken.is_cancelled() {
-                true => Err(outdated(&What::Load(job.load.clone()))),
-                false => self.open(&job.key, &origin.config, (version, &files), fetched.clone()),
+            let result = match (job.progress.overtaken.is_cancelled(), &plan) {
+                (true, _) => Err(outdated(&What::Load(job.load.clone()))),
+                (false, Some(plan)) => Ok(self.open_ensemble(&job.key, &origin.config, version, plan)),
+                (false, None) => self.open(&job.key, &origin.config, (version, &files), fetched.clone()),
             };
             match result {
                 Ok(serving) => servings.insert(version, serving),

@@ -8,10 +8,11 @@ use std::sync::{Arc, LazyLock, OnceLock, Weak};
 
 use super::cache::{Cache, ModelCache};
 use super::catalog::Catalog;
+use super::handle::Served;
 use super::repositories::Repositories;
 use super::serving::{Serving, Shared};
 use super::{FindFacts, Handle, Key, Settings, warmup};
-use crate::backend::Backend;
+use crate::backend::{Backend, Model};
 use crate::error::{Error, Result};
 use crate::infer::Instant;
 use crate::model::{ModelConfig, Scheduling, Signature, TensorSpec, Version, VersionFiles};
@@ -85,12 +86,12 @@ pub(super) struct Loader {
     pub(super) config_name: Option<String>,
     pub(super) gpu_limits: BTreeMap<u32, f64>,
     pub(super) retries: u32,
-    responses: ResponseLimits,
+    pub(super) responses: ResponseLimits,
     hold: Hold,
     instances: Shared,
     /// Who hears of a version that has lost its instances; set once, by the manager.
     pub(super) lost: Arc<OnceLock<OnLost>>,
-    cache: Option<Arc<Cache>>,
+    pub(super) cache: Option<Arc<Cache>>,
     pub(super) metrics: Metrics,
 }
 
@@ -139,10 +140,12 @@ impl Loader {
         let stats = Arc::new(ModelStats::new(&self.metrics, config, version));
         let scheduler = self.scheduler(config, stats.clone())?;
         let signature = Arc::new(Signature::new(config));
+        let settings = self.crew_settings(key, (config, version), &scheduler, &model)?;
+        let served = Served::Instances { scheduler, model };
         let cache = ModelCache::new(self.cache.as_ref(), config, &stats);
-        let config = config.clone();
-        let handle = Arc::new(Handle { config, version, signature, stats, scheduler, model, cache });
-        let crew = Crew::start(self.crew_settings(key, &handle)?, &handle.config.instances)?;
+        let handle = Handle { config: config.clone(), version, signature, stats, served, cache };
+        let handle = Arc::new(handle);
+        let crew = Some(Crew::start(settings, &config.instances)?);
         let took = began.elapsed();
         handle.stats.loaded(took);
         self.metrics.version_loaded();
@@ -150,9 +153,14 @@ impl Loader {
         Ok(Serving { handle, crew, _files: fetched })
     }
 
-    fn crew_settings(&self, key: &Key, handle: &Arc<Handle>) -> Result<CrewSettings> {
-        let (config, version) = (&handle.config, handle.version);
-        let (lost, of) = (self.lost.clone(), (key.clone(), Arc::downgrade(&handle.scheduler)));
+    fn crew_settings(
+        &self,
+        key: &Key,
+        (config, version): (&Arc<ModelConfig>, Version),
+        scheduler: &Arc<dyn Scheduler>,
+        model: &Arc<dyn Model>,
+    ) -> Result<CrewSettings> {
+        let (lost, of) = (self.lost.clone(), (key.clone(), Arc::downgrade(scheduler)));
         let failed = move |error: Error| {
             tracing::error!(model = %of.0, version, %error, "no instance of the model version is left");
             if let Some(lost) = lost.get() {
@@ -161,9 +169,9 @@ impl Loader {
         };
         Ok(CrewSettings {
             name: format!("{}/{version}", config.name),
-            scheduler: handle.scheduler.clone(),
-            model: handle.model.clone(),
-            warmup: warmup::batches(config, handle.model.warms_up())?.into(),
+            scheduler: scheduler.clone(),
+            model: model.clone(),
+            warmup: warmup::batches(config, model.warms_up())?.into(),
             limiter: self.instances.limiter.clone(),
             host_policies: self.instances.host_policies.clone(),
             execution_time_max: self.instances.execution_time_max(config),

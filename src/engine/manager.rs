@@ -46,7 +46,7 @@ impl Manager {
         let _ = loader.lost.set(Box::new(move |Lost { key, version, scheduler, error }| {
             // It may have been replaced meanwhile.
             let own = served.find_member(&key.namespace, &key.name, Some(version));
-            let is_own = own.is_ok_and(|own| std::ptr::addr_eq(Arc::as_ptr(&own.scheduler), scheduler.as_ptr()));
+            let is_own = own.is_ok_and(|own| own.served.is_by(&scheduler));
             if let Some(events) = tell.upgrade().filter(|_| is_own) {
                 tokio::spawn(async move { events.send(Event::Lost { key, version, error }).await });
             }

@@ -8,6 +8,7 @@ mod attempt;
 mod cache;
 mod catalog;
 pub mod check;
+pub mod ensemble;
 mod handle;
 mod key;
 pub mod lifecycle;

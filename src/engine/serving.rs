@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::handle::Served;
 use super::{Handle, InstanceSettings};
 use crate::backend::libtorch;
 use crate::error::Result;
@@ -18,7 +19,8 @@ const HANDLES_WAIT_MS: u32 = 50;
 #[derive(Clone)]
 pub(super) struct Serving {
     pub(super) handle: Arc<Handle>,
-    pub(super) crew: Arc<Crew>,
+    /// `None` for an ensemble, which has no instances.
+    pub(super) crew: Option<Arc<Crew>>,
     /// Fetched files, which stay in their cache as long as the version is served.
     pub(super) _files: Arc<Files>,
 }
@@ -37,7 +39,11 @@ impl Serving {
         while self.handle.cache.as_ref().is_some_and(|cache| !cache.is_idle()) {
             std::thread::sleep(Duration::from_millis(1));
         }
-        self.crew.retire();
+        match (&self.crew, &self.handle.served) {
+            (Some(crew), _) => crew.retire(),
+            (None, Served::Ensemble(ensemble)) => ensemble.gate.drain(),
+            (None, Served::Instances { .. }) => {}
+        }
         drop(self);
         libtorch::release_unused();
     }
@@ -71,8 +77,8 @@ impl Serving {
     /// # Errors
     /// Why an instance could not be started; then nothing has changed.
     pub(super) fn resize(&self, config: &Arc<ModelConfig>) -> Result<Self> {
-        if config.instances != self.handle.config.instances {
-            self.crew.resize(&config.instances)?;
+        if let Some(crew) = self.crew.as_ref().filter(|_| config.instances != self.handle.config.instances) {
+            crew.resize(&config.instances)?;
         }
         let handle = Handle { config: config.clone(), ..Handle::clone(&self.handle) };
         Ok(Self { handle: Arc::new(handle), ..self.clone() })

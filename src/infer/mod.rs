@@ -2,6 +2,7 @@
 //!
 //! The engine implements it; upstreams and test puppets do too. Nothing here knows how a request is executed.
 
+mod follow;
 mod request;
 mod response;
 pub mod round;
@@ -10,6 +11,7 @@ use std::pin::Pin;
 
 use futures_core::Stream;
 
+pub use follow::Follow;
 pub use request::{CorrelationId, ParameterValue, Parameters, Request, RequestedOutput, Sequence};
 pub use response::{Output, Response, Times};
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Instant;
+use super::{Follow, Instant};
 use crate::model::Version;
 use crate::tensor::NamedTensor;
 
@@ -34,6 +34,8 @@ pub struct Request {
     pub sequence: Option<Sequence>,
     /// Parameters without a meaning of their own to the server, for the backend.
     pub parameters: Parameters,
+    /// Who follows it, where it is passed on.
+    pub follow: Option<Arc<dyn Follow>>,
 }
 
 impl Request {
@@ -52,6 +54,7 @@ impl Request {
             priority: 0,
             sequence: None,
             parameters: Parameters::new(),
+            follow: None,
         }
     }
 }

@@ -27,6 +27,9 @@ pub const DONE_OUTPUT: &str = "sequence.done_output";
 /// The parameter that bounds the executions of one request of an iterative model.
 pub const STEPS_MAX: &str = "sequence.steps_max";
 
+/// The parameter that bounds an ensemble's requests at a time.
+pub const ENSEMBLE_REQUESTS_MAX: &str = "ensemble.requests_max";
+
 /// What the server has and allows.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {

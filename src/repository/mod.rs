@@ -40,5 +40,6 @@ pub use mistakes::{Mistake, Mistakes, Position, Positions};
 pub use remote::{Cloud, Files, Place, Progress, RemoteSettings, Store};
 pub use roots::{Found, Root, Roots};
 pub use scan::{ModelDir, Scan, Stamp, check_name, find, look, scan};
+pub use suggest::nearest;
 pub use version_policy::{Selected, select};
 pub use written::{CONFIG_BYTES_MAX, Finished, Source, Written, read};

@@ -41,17 +41,26 @@ pub(super) fn names(config: &mut ModelConfig, model: &ModelDir, positions: &Posi
     mistakes
 }
 
+fn is_ensemble(config: &ModelConfig) -> bool {
+    matches!(config.scheduling_choice, Some(SchedulingChoice::EnsembleScheduling(_)))
+}
+
 fn backend(
     config: &mut ModelConfig,
     model: &ModelDir,
     positions: &Positions,
     facts: &Facts,
 ) -> Result<(), Box<Mistake>> {
-    if config.platform == "ensemble"
-        || matches!(config.scheduling_choice, Some(SchedulingChoice::EnsembleScheduling(_)))
-    {
-        // Its own rules, and whether this server has ensembles at all, are checked with everything else.
+    if is_ensemble(config) {
+        // Its own rules are checked with everything else.
+        if config.platform.is_empty() {
+            "ensemble".clone_into(&mut config.platform);
+        }
         return Ok(());
+    }
+    if config.platform == "ensemble" {
+        let message = "platform 'ensemble' must have 'ensemble_scheduling'".to_owned();
+        return Err(Box::new(positions.mistake("platform", message)));
     }
     let (platform, backend) = (config.platform.as_str(), config.backend.as_str());
     let mistake = |key, message: String| Box::new(positions.mistake(key, message));
@@ -126,6 +135,10 @@ pub(super) fn defaults(config: &mut ModelConfig, facts: &Facts) {
     config
         .version_policy
         .get_or_insert(ModelVersionPolicy { policy_choice: Some(PolicyChoice::Latest(Latest { num_versions: 1 })) });
+    if is_ensemble(config) {
+        // It runs nothing itself.
+        return;
+    }
     let optimization = config.optimization.get_or_insert_default();
     optimization.input_pinned_memory.get_or_insert(PinnedMemoryBuffer { enable: true });
     optimization.output_pinned_memory.get_or_insert(PinnedMemoryBuffer { enable: true });

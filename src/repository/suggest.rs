@@ -21,7 +21,7 @@ const KNOWN_AS: &[(&str, &str)] = &[
 const LENGTH_MAX: usize = 100;
 
 /// The candidate nearest to `word`, if one is near enough to be meant.
-pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
     if word.len() > LENGTH_MAX {
         return None;
     }

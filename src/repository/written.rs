@@ -13,6 +13,7 @@ use super::mistakes::{Mistake, Mistakes, Positions};
 use super::version_policy::{Selected, select};
 use super::{Facts, ModelDir, json, meant, normalise, pbtxt, validate};
 use crate::error::Result;
+use crate::model::schema::model_config::SchedulingChoice;
 use crate::model::{ModelConfig, Version, VersionFiles, schema};
 
 /// The largest configuration that is read.
@@ -49,6 +50,8 @@ pub struct Finished {
     pub config: ModelConfig,
     /// What is suspicious but allowed, from reading on.
     pub warnings: Vec<Mistake>,
+    /// Where each key was written, for mistakes that only other models show.
+    pub positions: Positions,
 }
 
 /// Reads the configuration of `model` and settles its name, platform and backend.
@@ -195,6 +198,11 @@ fn read_bounded(path: &Path) -> Result<Option<Vec<u8>>, String> {
 }
 
 impl Written {
+    /// Whether it is made of other models, so that no backend has a part in it.
+    pub fn is_ensemble(&self) -> bool {
+        matches!(self.schema.scheduling_choice, Some(SchedulingChoice::EnsembleScheduling(_)))
+    }
+
     /// The versions to serve of those that are `present`.
     ///
     /// # Errors
@@ -237,7 +245,7 @@ impl Written {
         normalise::defaults(&mut self.schema, facts);
         let config = meant::config(&self.schema, &self.directory, facts)
             .map_err(|(key, message)| Mistakes::from(self.positions.mistake(key, message)))?;
-        Ok(Finished { config, warnings: self.warnings })
+        Ok(Finished { config, warnings: self.warnings, positions: self.positions })
     }
 
     /// Everything that is wrong or suspicious, as far as the configuration alone tells.

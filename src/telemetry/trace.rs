@@ -153,7 +153,12 @@ impl Tracer {
     /// Decides whether a request is traced; gives the trace's number and how it is.
     fn sample(&self, model: &str, forced: bool) -> Option<(u64, Values)> {
         let values = self.store.read().sample(model, forced)?;
-        Some((self.last_id.fetch_add(1, Ordering::Relaxed) + 1, values))
+        Some((self.next_id(), values))
+    }
+
+    /// A number that no other trace has.
+    fn next_id(&self) -> u64 {
+        self.last_id.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     fn tensor_bytes_max(&self) -> usize {
@@ -176,7 +181,7 @@ pub fn random_id() -> Arc<str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::infer::Instant;
+    use crate::infer::{Follow as _, Instant, Request};
 
     fn always() -> Values {
         let level = Level { timestamps: true, tensors: false };
@@ -208,6 +213,35 @@ mod tests {
         let names: Vec<_> = record.stamps.iter().map(|(name, _)| *name).collect();
         let expected = ["HTTP_RECV_START", "HTTP_RECV_END", "REQUEST_START", "REQUEST_END", "HTTP_SEND_START"];
         assert_eq!((&names[..5], names[5]), (&expected[..], "HTTP_SEND_END"));
+    }
+
+    #[tokio::test]
+    async fn what_a_request_is_passed_on_as_has_a_trace_below_its_own() {
+        let (queue, mut records) = mpsc::channel(8);
+        let settings = Settings { values: always(), ..Settings::default() };
+        let tracer = Arc::new(Tracer::new(settings, Some(queue), Metrics::off()));
+        let now = Instant::now();
+        let caller = Caller { protocol: Protocol::Grpc, request_id: "r".into(), parent: None, since: now };
+        let trace = Trace::new(tracer.clone(), caller);
+        trace.start(Start { model: "ensemble", id: "mine", arrived: now });
+        let below = trace.passed_on(&Request { id: "mine".to_owned(), ..Request::new("first", now) });
+        let further = below.passed_on(&Request::new("second", now));
+        further.failed(&crate::error::Error::internal("no luck"));
+        drop((further, below, trace));
+        let mut all = Vec::new();
+        while let Ok(record) = records.try_recv() {
+            all.push(record);
+        }
+        let seen: Vec<_> = all.iter().map(|record| (record.model.as_str(), record.id, record.above)).collect();
+        assert_eq!(seen, [("second", 3, Some(2)), ("first", 2, Some(1)), ("ensemble", 1, None)]);
+        assert!(all.iter().all(|record| record.span.trace_id() == all[0].span.trace_id()));
+        assert_eq!((all[0].parent, all[1].parent), (Some(all[1].model_span), Some(all[2].model_span)));
+        assert_eq!((all[0].error.as_deref(), all[1].shown_id()), (Some("no luck"), "mine"));
+        let names: Vec<_> = all[0].stamps.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names, ["REQUEST_START", "INFER_RESPONSE_COMPLETE", "REQUEST_END"]);
+        let spans = span::spans(&all[1]);
+        assert_eq!(spans.iter().map(|span| &*span.name).collect::<Vec<_>>(), ["first"]);
+        assert_eq!(spans[0].span_context.span_id(), all[1].model_span);
     }
 
     fn soon() -> Instant {

@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue};
 use super::outcome::Observer;
 use crate::error::Error;
 use crate::gateway::Gateway;
-use crate::infer::Instant;
+use crate::infer::{Follow, Instant};
 use crate::telemetry::trace::{Caller, Protocol, Trace, random_id};
 
 /// The header that carries a request's id, in both directions.
@@ -77,6 +77,12 @@ impl Context {
     /// Notes that the request is refused before it was decoded.
     pub fn refused(&self, error: &Error) {
         Observer { context: self.clone(), handle: None, arrived: Instant::now() }.failed(error);
+    }
+
+    /// The trace, for requests that this one is passed on as; `None` if it is not traced.
+    pub(super) fn follow(&self) -> Option<Arc<dyn Follow>> {
+        let traced = self.trace.as_ref().filter(|trace| trace.id().is_some());
+        traced.map(|trace| trace.clone() as Arc<dyn Follow>)
     }
 
     /// The trace, if the request may be traced.

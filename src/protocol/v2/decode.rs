@@ -94,6 +94,7 @@ pub fn request(wire: ModelInferRequest, config: &ModelConfig, arrival: Arrival, 
         priority: parameters.priority,
         sequence: parameters.sequence,
         parameters: parameters.custom,
+        follow: None,
     };
     Ok(Decoded { request, empty_final_response: parameters.empty_final_response, exchange })
 }

@@ -73,7 +73,7 @@ fn begin(gateway: &Gateway, wire: ModelInferRequest, arrival: Arrival, rpc: Rpc)
         trace.start(Start { model: &wire.model_name, id: &wire.id, arrived: arrival.at });
     }
     let checked = check(gateway, wire, arrival, rpc);
-    let (handle, decoded) = checked.inspect_err(|error| {
+    let (handle, mut decoded) = checked.inspect_err(|error| {
         gateway.refused(error.kind());
         observer.failed(error);
     })?;
@@ -81,6 +81,7 @@ fn begin(gateway: &Gateway, wire: ModelInferRequest, arrival: Arrival, rpc: Rpc)
         let inputs = decoded.request.inputs.iter().map(|input| (input.name.as_str(), &input.tensor));
         trace.executing(handle.version, inputs);
     }
+    decoded.request.follow = observer.context.follow();
     let started = Started {
         responses: decoded.exchange.deliver(gateway.infer(decoded.request)),
         decoupled: handle.config.decoupled,

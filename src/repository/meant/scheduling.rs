@@ -10,7 +10,7 @@ use crate::model::schema::{self, ModelDynamicBatching, ModelEnsembling, ModelQue
 use crate::model::{
     DynamicBatching, Ensemble, EnsembleStep, Priorities, QueuePolicy, Scheduling, TimeoutAction, Version,
 };
-use crate::repository::facts::{PRIORITY_AGEING, PRIORITY_WEIGHTS};
+use crate::repository::facts::{ENSEMBLE_REQUESTS_MAX, PRIORITY_AGEING, PRIORITY_WEIGHTS};
 use crate::repository::{Facts, shares};
 
 /// How requests become executions; an error is a key and what is wrong with it.
@@ -25,7 +25,7 @@ pub(super) fn scheduling(
         Some(SchedulingChoice::SequenceBatching(batching)) => {
             Scheduling::Sequence(sequence::batching(schema, batching, directory, queue_policy(None, facts))?)
         }
-        Some(SchedulingChoice::EnsembleScheduling(written)) => Scheduling::Ensemble(ensemble(written, facts)),
+        Some(SchedulingChoice::EnsembleScheduling(written)) => Scheduling::Ensemble(ensemble(schema, written, facts)),
     })
 }
 
@@ -79,11 +79,13 @@ fn queue_policy(written: Option<&ModelQueuePolicy>, facts: &Facts) -> QueuePolic
     }
 }
 
-fn ensemble(written: &ModelEnsembling, facts: &Facts) -> Ensemble {
+fn ensemble(schema: &schema::ModelConfig, written: &ModelEnsembling, facts: &Facts) -> Ensemble {
+    let requests_max = schema.parameters.get(ENSEMBLE_REQUESTS_MAX).and_then(|max| max.string_value.parse().ok());
+    let queue = queue_policy(None, facts);
     Ensemble {
         steps: written.step.iter().map(step).collect(),
         step_requests_max: usize::try_from(written.max_inflight_requests).ok().filter(|&max| max > 0),
-        queue: queue_policy(None, facts),
+        queue: QueuePolicy { requests_max: requests_max.unwrap_or(queue.requests_max), ..queue },
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod agents;
 mod cache;
+mod ensemble;
 mod extras;
 mod instances;
 mod parameters;
@@ -47,7 +48,7 @@ pub(in crate::repository) fn validate(
     match &config.scheduling_choice {
         Some(SchedulingChoice::DynamicBatching(batching)) => scheduling::check(&mut check, batching),
         Some(SchedulingChoice::SequenceBatching(batching)) => sequence::check(&mut check, batching),
-        Some(SchedulingChoice::EnsembleScheduling(ensemble)) => scheduling::ensemble(&mut check, ensemble),
+        Some(SchedulingChoice::EnsembleScheduling(ensemble)) => ensemble::check(&mut check, ensemble),
         None => {}
     }
     parameters::check(&mut check);

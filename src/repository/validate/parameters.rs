@@ -1,7 +1,8 @@
 //! `parameters{}`: known keys, their values, and keys that look like a misspelt known one.
 
 use super::super::facts::{
-    CACHE_TTL, DONE_OUTPUT, EXECUTION_TIMEOUT, LATENCY_BUDGET, PRIORITY_AGEING, PRIORITY_WEIGHTS, STEPS_MAX,
+    CACHE_TTL, DONE_OUTPUT, ENSEMBLE_REQUESTS_MAX, EXECUTION_TIMEOUT, LATENCY_BUDGET, PRIORITY_AGEING,
+    PRIORITY_WEIGHTS, STEPS_MAX,
 };
 use super::super::suggest::misspelt;
 use super::super::tree::shorten;
@@ -24,6 +25,7 @@ pub(super) fn check(check: &mut Check<'_>) {
     execution_timeout(check);
     priorities(check);
     super::sequence::parameters(check);
+    ensemble_requests(check);
     let Some(backend) = check.facts.backend(&check.config.backend) else { return };
     let mut wrong = (backend.check_parameters)(check.config);
     wrong.sort();
@@ -37,7 +39,7 @@ fn keys(check: &mut Check<'_>) {
     let backend = facts.backend(&check.config.backend);
     let of_backend = backend.map_or([].as_slice(), |backend| backend.parameter_keys.as_slice());
     let of_server = [LATENCY_BUDGET, EXECUTION_TIMEOUT, CACHE_TTL, PRIORITY_WEIGHTS, PRIORITY_AGEING];
-    let of_server = of_server.into_iter().chain([DONE_OUTPUT, STEPS_MAX]);
+    let of_server = of_server.into_iter().chain([DONE_OUTPUT, STEPS_MAX, ENSEMBLE_REQUESTS_MAX]);
     let of_server = of_server.chain(padding::KEYS).chain(facts.parameter_keys.iter().map(String::as_str));
     let known: Vec<&str> = of_backend.iter().map(String::as_str).chain(of_server).collect();
     let mut keys: Vec<&String> = check.config.parameters.keys().collect();
@@ -71,6 +73,9 @@ fn budget(check: &mut Check<'_>) {
         check.mistake(key, message);
         return;
     };
+    if matches!(check.config.scheduling_choice, Some(SchedulingChoice::EnsembleScheduling(_))) {
+        check.mistake(&key, "an ensemble has no latency budget of its own: its members have theirs");
+    }
     if check.config.model_transaction_policy.is_some_and(|policy| policy.decoupled) {
         check.mistake(&key, "a decoupled model has no latency budget: how long a request takes, its responses decide");
     }
@@ -125,5 +130,16 @@ fn priorities(check: &mut Check<'_>) {
             }
         };
         check.mistake(format!("parameters[{key}]"), wrong);
+    }
+}
+
+fn ensemble_requests(check: &mut Check<'_>) {
+    let Some(written) = check.config.parameters.get(ENSEMBLE_REQUESTS_MAX) else { return };
+    let key = format!("parameters[{ENSEMBLE_REQUESTS_MAX}]");
+    if !matches!(check.config.scheduling_choice, Some(SchedulingChoice::EnsembleScheduling(_))) {
+        check.mistake(key, format!("'{ENSEMBLE_REQUESTS_MAX}' is for ensembles only"));
+    } else if written.string_value.parse::<u32>().ok().is_none_or(|max| max == 0) {
+        let got = shorten(&written.string_value);
+        check.mistake(key, format!("'{ENSEMBLE_REQUESTS_MAX}' must be a positive integer, got '{got}'"));
     }
 }

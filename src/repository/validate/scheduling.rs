@@ -1,8 +1,8 @@
-//! Dynamic batching and its queues; the outline of ensembles.
+//! Dynamic batching and its queues.
 
 use super::Check;
 use crate::model::schema::model_queue_policy::TimeoutAction;
-use crate::model::schema::{ModelDynamicBatching, ModelEnsembling, ModelQueuePolicy};
+use crate::model::schema::{ModelDynamicBatching, ModelQueuePolicy};
 
 /// A longer wait for a batch is a mistake in the unit: one hour.
 const DELAY_MICROSECONDS_MAX: u64 = 3_600_000_000;
@@ -96,44 +96,5 @@ fn queue(check: &mut Check<'_>, key: &str, policy: &ModelQueuePolicy, preserve_o
             policy.max_queue_size
         );
         check.warn(format!("{key}.max_queue_size"), message);
-    }
-}
-
-/// What an ensemble's configuration must have, whatever its members are.
-pub(super) fn ensemble(check: &mut Check<'_>, ensemble: &ModelEnsembling) {
-    const KEY: &str = "ensemble_scheduling";
-    let config = check.config;
-    if !config.backend.is_empty() {
-        check.mistake("backend", "an ensemble must not specify 'backend'");
-    }
-    if !config.platform.is_empty() && config.platform != "ensemble" {
-        check.mistake("platform", format!("an ensemble must have platform 'ensemble', got '{}'", config.platform));
-    }
-    let not_allowed = [
-        ("instance_group", !config.instance_group.is_empty()),
-        ("optimization", config.optimization.is_some()),
-        ("model_warmup", !config.model_warmup.is_empty()),
-    ];
-    for (name, _) in not_allowed.into_iter().filter(|(_, given)| *given) {
-        check.mistake(name, format!("an ensemble must not specify '{name}'"));
-    }
-    if ensemble.step.is_empty() {
-        check.mistake(KEY, "must specify one or more 'step'");
-    }
-    for (index, step) in ensemble.step.iter().enumerate() {
-        let key = format!("{KEY}.step[{index}]");
-        if step.model_name.is_empty() {
-            check.mistake(format!("{key}.model_name"), "a step must specify 'model_name'");
-        }
-        if step.model_version < -1 || step.model_version == 0 && check.positions.wrote(&format!("{key}.model_version"))
-        {
-            let message =
-                format!("'model_version' must be a version >= 1, or -1 for the latest, got {}", step.model_version);
-            check.mistake(format!("{key}.model_version"), message);
-        }
-        let maps = [("input_map", step.input_map.is_empty()), ("output_map", step.output_map.is_empty())];
-        for (name, _) in maps.into_iter().filter(|(_, empty)| *empty) {
-            check.mistake(format!("{key}.{name}"), format!("a step must specify '{name}'"));
-        }
     }
 }

@@ -8,15 +8,12 @@ pub(super) fn check(check: &mut Check<'_>) {
     let mut asked: Vec<(String, &str)> = Vec::new();
     let decoupled = config.model_transaction_policy.is_some_and(|policy| policy.decoupled);
     match &config.scheduling_choice {
-        Some(SchedulingChoice::EnsembleScheduling(_)) => asked.push(("ensemble_scheduling".into(), "an ensemble")),
         // Which response is a request's last, only its instance knows.
         Some(SchedulingChoice::DynamicBatching(batching)) if decoupled && batching.preserve_ordering => {
             asked.push(("dynamic_batching.preserve_ordering".into(), "keeping a decoupled model's responses in order"));
         }
-        None if config.platform == "ensemble" => asked.push(("platform".into(), "an ensemble")),
         _ => {}
     }
-    let decoupled = config.model_transaction_policy.is_some_and(|policy| policy.decoupled);
     let whole = [
         // One caller that takes its responses slowly would hold back all others of its batch.
         (

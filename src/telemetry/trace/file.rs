@@ -102,6 +102,9 @@ fn entries(record: &Record) -> String {
     let mut head = json!({ "id": record.id, "model_name": record.model });
     head["model_version"] = record.version.map_or(json!(-1), |version| json!(version));
     head["request_id"] = json!(record.shown_id());
+    if let Some(above) = record.above {
+        head["parent_id"] = json!(above);
+    }
     let mut entries = vec![head];
     if record.values.level.timestamps {
         entries.extend(record.stamps.iter().map(|(name, at)| {
@@ -172,7 +175,7 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use bytes::Bytes;
-    use opentelemetry::trace::SpanContext;
+    use opentelemetry::trace::{SpanContext, SpanId};
 
     use super::super::record::Clock;
     use super::super::settings::{Level, Values};
@@ -201,6 +204,8 @@ mod tests {
             message_id: "mine".to_owned(),
             request_id: "made".into(),
             span: SpanContext::empty_context(),
+            model_span: SpanId::INVALID,
+            above: None,
             parent: None,
             error: None,
             executed: None,

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use super::Tracer;
 use super::settings::Values;
 use crate::error::Error;
-use crate::infer::{Instant, Response, Times};
+use crate::infer::{Follow, Instant, Request, Response, Times};
 use crate::model::Version;
 use crate::tensor::{DataType, Shape, Tensor};
 
@@ -61,6 +61,10 @@ struct Draft {
     id: u64,
     values: Values,
     span: SpanContext,
+    /// The span of the model's part in it.
+    model_span: SpanId,
+    /// The trace of the request that passed this one on.
+    above: Option<Above>,
     model: String,
     version: Option<Version>,
     message_id: String,
@@ -72,6 +76,13 @@ struct Draft {
     tensors: Vec<RecordedTensor>,
     /// What is left of the bound of `tensors`.
     tensor_bytes: usize,
+}
+
+/// The trace of a request that was passed on.
+#[derive(Clone, Copy, Debug)]
+struct Above {
+    id: u64,
+    model_span: SpanId,
 }
 
 /// The part of a request that decides whether it is traced.
@@ -112,6 +123,8 @@ impl Trace {
             id,
             values,
             span,
+            model_span: ids.new_span_id(),
+            above: None,
             model: bounded(start.model),
             version: None,
             message_id: bounded(start.id),
@@ -167,7 +180,47 @@ impl Trace {
     }
 }
 
+impl Follow for Trace {
+    fn passed_on(&self, request: &Request) -> Arc<dyn Follow> {
+        let draft = self.draft.lock().as_ref().map(|draft| draft.below(&self.tracer, request));
+        let trace = Self::new(self.tracer.clone(), self.caller.clone());
+        *trace.draft.lock() = draft;
+        Arc::new(trace)
+    }
+
+    fn responded(&self, response: &Response) {
+        Trace::responded(self, response);
+    }
+
+    fn failed(&self, error: &Error) {
+        Trace::failed(self, error);
+    }
+}
+
 impl Draft {
+    /// The trace of a request that this one's is passed on as.
+    fn below(&self, tracer: &Tracer, request: &Request) -> Self {
+        let mut below = Self {
+            id: tracer.next_id(),
+            values: self.values,
+            span: self.span.clone(),
+            model_span: RandomIdGenerator::default().new_span_id(),
+            above: Some(Above { id: self.id, model_span: self.model_span }),
+            model: bounded(&request.model),
+            version: None,
+            message_id: bounded(&request.id),
+            arrived: request.arrived,
+            executed: None,
+            responded: None,
+            sending: None,
+            error: None,
+            tensors: Vec::new(),
+            tensor_bytes: tracer.tensor_bytes_max(),
+        };
+        below.record(Side::Input, request.inputs.iter().map(|input| (input.name.as_str(), &input.tensor)));
+        below
+    }
+
     fn record<'a>(&mut self, side: Side, tensors: impl Iterator<Item = (&'a str, &'a Tensor)>) {
         if !self.values.level.tensors {
             return;
@@ -195,7 +248,11 @@ impl Drop for Trace {
         let Some(draft) = self.draft.get_mut().take() else { return };
         let sent = Instant::now();
         let [receiving, received, sending_began, sending_ended] = self.caller.protocol.names();
-        let mut stamps = vec![(receiving, self.caller.since), (received, draft.arrived)];
+        let mut stamps = match draft.above {
+            None => vec![(receiving, self.caller.since), (received, draft.arrived)],
+            // Nothing carries it.
+            Some(_) => Vec::new(),
+        };
         stamps.push(("REQUEST_START", draft.arrived));
         if let Some(times) = draft.executed {
             stamps.push(("QUEUE_START", times.queued));
@@ -218,7 +275,12 @@ impl Drop for Trace {
             message_id: draft.message_id,
             request_id: self.caller.request_id.clone(),
             span: draft.span,
-            parent: self.caller.parent.as_ref().map(SpanContext::span_id),
+            model_span: draft.model_span,
+            above: draft.above.map(|above| above.id),
+            parent: match draft.above {
+                None => self.caller.parent.as_ref().map(SpanContext::span_id),
+                Some(above) => Some(above.model_span),
+            },
             error: draft.error.or_else(|| draft.responded.is_none().then(|| "cancelled by the caller".to_owned())),
             executed: draft.executed,
             stamps,
@@ -261,7 +323,11 @@ pub struct Record {
     pub request_id: Arc<str>,
     /// The span of the request as a whole.
     pub span: SpanContext,
-    /// The caller's span.
+    /// The span of the model's part in it.
+    pub model_span: SpanId,
+    /// The number of the trace of the request that passed this one on.
+    pub above: Option<u64>,
+    /// The caller's span, or that of the model that passed it on.
     pub parent: Option<SpanId>,
     /// Why it has no response.
     pub error: Option<String>,

@@ -21,21 +21,14 @@ pub const SPANS_MAX: usize = 4;
 /// The spans of one request.
 pub fn spans(record: &Record) -> Vec<SpanData> {
     let first = record.stamps.first().map_or(record.ended, |(_, at)| *at);
-    let mut request = span(record, REQUEST.into(), (first, record.ended));
-    request.span_context = record.span.clone();
-    request.span_kind = SpanKind::Server;
-    if let Some(caller) = record.parent {
-        request.parent_span_id = caller;
-        request.parent_span_is_remote = true;
-    }
-    request.attributes = attributes(record);
-    request.events = events(record, |name| !is_in_model(name));
-    if let Some(error) = &record.error {
-        request.status = Status::error(error.clone());
-    }
     let at = |name: &str| record.stamps.iter().find(|(stamp, _)| *stamp == name).map(|(_, at)| *at);
     let (began, ended) = (at("REQUEST_START").unwrap_or(first), at("REQUEST_END").unwrap_or(record.ended));
-    let mut model = child(record, record.model.clone().into(), (began, ended), record.span.span_id());
+    let around = match (record.above, record.parent) {
+        (Some(_), Some(passed_on_by)) => passed_on_by,
+        _ => record.span.span_id(),
+    };
+    let mut model = child(record, record.model.clone().into(), (began, ended), around);
+    model.span_context = context(record, record.model_span);
     model.events = events(record, |name| is_in_model(name) && !name.starts_with("COMPUTE_"));
     model.attributes = attributes(record);
     let mut spans = Vec::with_capacity(SPANS_MAX);
@@ -46,8 +39,33 @@ pub fn spans(record: &Record) -> Vec<SpanData> {
         compute.events = events(record, |name| name.starts_with("COMPUTE_"));
         spans.push(compute);
     }
-    spans.extend([model, request]);
+    if record.above.is_some() {
+        // Nothing carries it; the span around it is another model's.
+        model.status = status(record);
+        spans.push(model);
+    } else {
+        spans.extend([model, request(record, first)]);
+    }
     spans
+}
+
+/// The span of a request as a whole, which began then.
+fn request(record: &Record, began: Instant) -> SpanData {
+    let mut request = span(record, REQUEST.into(), (began, record.ended));
+    request.span_context = record.span.clone();
+    request.span_kind = SpanKind::Server;
+    if let Some(caller) = record.parent {
+        request.parent_span_id = caller;
+        request.parent_span_is_remote = true;
+    }
+    request.attributes = attributes(record);
+    request.events = events(record, |name| !is_in_model(name));
+    request.status = status(record);
+    request
+}
+
+fn status(record: &Record) -> Status {
+    record.error.as_ref().map_or(Status::Unset, |error| Status::error(error.clone()))
 }
 
 /// Whether a time belongs to the model and not to what carries the request.
@@ -61,8 +79,7 @@ fn attributes(record: &Record) -> Vec<KeyValue> {
         KeyValue::new("triton.model_name", record.model.clone()),
         KeyValue::new("triton.model_version", version),
         KeyValue::new("triton.request_id", record.shown_id().to_owned()),
-        // No trace of this server is below another one.
-        KeyValue::new("triton.trace_parent_id", 0),
+        KeyValue::new("triton.trace_parent_id", i64::try_from(record.above.unwrap_or(0)).unwrap_or(i64::MAX)),
         KeyValue::new("request_id", record.request_id.to_string()),
     ]
 }
@@ -78,12 +95,15 @@ fn child(record: &Record, name: Cow<'static, str>, times: (Instant, Instant), pa
     SpanData { parent_span_id: parent, ..span(record, name, times) }
 }
 
+fn context(record: &Record, own: SpanId) -> SpanContext {
+    let state = record.span.trace_state().clone();
+    SpanContext::new(record.span.trace_id(), own, TraceFlags::SAMPLED, false, state)
+}
+
 /// A span of the record's trace without a parent.
 fn span(record: &Record, name: Cow<'static, str>, (began, ended): (Instant, Instant)) -> SpanData {
-    let own = RandomIdGenerator::default().new_span_id();
-    let state = record.span.trace_state().clone();
     SpanData {
-        span_context: SpanContext::new(record.span.trace_id(), own, TraceFlags::SAMPLED, false, state),
+        span_context: context(record, RandomIdGenerator::default().new_span_id()),
         parent_span_id: SpanId::INVALID,
         parent_span_is_remote: false,
         span_kind: SpanKind::Internal,
