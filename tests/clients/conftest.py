@@ -29,9 +29,14 @@ def repository(tmp_path_factory):
     write_model(folder, "slow", identity_config(["FP32"], max_batch_size=1, extra=f"dynamic_batching {{ }}\n{delay}"))
     versions = "version_policy { all { } }"
     write_model(folder, "versioned", identity_config(["FP32"], extra=versions), versions=(1, 3))
-    for example in ("add_sub", "repeat_int32"):
-        shutil.copytree(ROOT / "model_repository" / example, folder / example)
+    copy_examples(folder, "add_sub", "repeat_int32")
     return folder
+
+
+def copy_examples(folder, *names):
+    """Puts examples of the project into a repository."""
+    for name in names:
+        shutil.copytree(ROOT / "model_repository" / name, folder / name)
 
 
 @pytest.fixture(scope="session")
