@@ -170,6 +170,7 @@ impl Run {
             version: step.version,
             id: self.request.id.clone(),
             inputs: start.inputs,
+            inputs_shared: self.request.inputs_shared,
             outputs: step.wanted.clone(),
             arrived: now,
             deadline: self.request.deadline,
