@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
@@ -67,7 +67,7 @@ struct State {
     serving: bool,
     retiring: bool,
     lost: usize,
-    /// Numbers of instances that were lost after they were dismissed, and may still be told so.
+    /// Numbers of instances that were dismissed and may never look: nobody else gets them.
     burnt: Vec<usize>,
     supervisor: Option<AbortHandle>,
 }
@@ -326,7 +326,7 @@ impl Crew {
                 Err(error) => tracing::error!(%error, "an instance that was given up cannot be replaced"),
             }
         }
-        self.fail_if_deserted(state, || format!("{lost} instances were given up because {error}"));
+        self.go_without(index, state, || format!("{lost} instances were given up because {error}"));
     }
 
     /// Forgets an instance that has ended although nobody told it to.
@@ -343,15 +343,17 @@ impl Crew {
             _ => "its thread ended".to_owned(),
         };
         tracing::error!(instance = format!("{}/{index}", self.settings.name), why, "an instance has ended");
-        self.fail_if_deserted(state, || format!("the last instance has ended: {why}"));
+        self.go_without(index, state, || format!("the last instance has ended: {why}"));
     }
 
-    /// When nobody is left to serve, everything is refused and the reason told.
-    fn fail_if_deserted(&self, state: parking_lot::MutexGuard<'_, State>, why: impl FnOnce() -> String) {
+    /// Nobody takes the place of this instance. When nobody is left at all, everything is refused and the reason told.
+    fn go_without(&self, index: usize, mut state: MutexGuard<'_, State>, why: impl FnOnce() -> String) {
         let left = state.serving();
+        state.burnt.push(index);
         drop(state);
-        self.settings.scheduler.staffed(left.max(1));
+        self.settings.scheduler.dismiss(index);
         if left > 0 {
+            self.settings.scheduler.staffed(left);
             return;
         }
         let error = Error::unavailable(why());

@@ -268,9 +268,11 @@ fn the_others_serve_on_while_one_hangs() {
     stage.time_passes();
     assert_eq!(outcome(hung).expect_err("given up").kind(), Kind::Backend);
     assert_eq!(stage.crew.len(), 1, "it is not replaced, but the other is there");
-    let asked = stage.ask(None).expect("accepted");
-    stage.order(Order::Answer);
-    outcome(asked).expect("answered");
+    stage.crew.resize(&[Instances::new("g", Device::Cpu, 2)]).expect("it can be told to have two again");
+    let both = [stage.ask(None).expect("accepted"), stage.ask(None).expect("accepted")];
+    assert_ne!(stage.begun().0, stage.begun().0);
+    (0..2).for_each(|_| stage.order(Order::Answer));
+    both.into_iter().for_each(|asked| outcome(asked).expect("answered"));
     stage.crew.retire();
 }
 
