@@ -181,15 +181,23 @@ impl Loader {
         }
         let served = job.served.iter().flat_map(|(_, served)| served);
         let stay = served.filter(|(version, _)| kept.contains(version));
+        let mut resized: Vec<&Serving> = Vec::new();
         for (version, serving) in stay {
             match serving.resize(&origin.config) {
-                Ok(serving) => servings.insert(*version, serving),
+                Ok(same) => servings.insert(*version, same),
                 Err(error) => {
+                    // All or nothing: those that have the new instances by now go back to the old ones.
+                    for changed in resized {
+                        if let Err(error) = changed.resize_back() {
+                            tracing::error!(model = %job.key, %error, "instances cannot be had back");
+                        }
+                    }
                     let opened = servings.into_iter().filter(|(version, _)| !kept.contains(version));
                     opened.for_each(|(_, serving)| serving.retire());
                     return Err(error);
                 }
             };
+            resized.push(serving);
         }
         Ok(servings)
     }

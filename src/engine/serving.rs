@@ -48,16 +48,13 @@ impl Serving {
         libtorch::release_unused();
     }
 
-    /// Whether this configuration asks for nothing that is not served already, but for other instances on the devices
-    /// that have some. A sequence stays where its state is, so its instances stay what they are.
+    /// Whether the instances of this configuration can be had in place: on devices that have some already, and not for
+    /// sequences, which stay where their state is.
     pub(super) fn can_resize(&self, config: &ModelConfig) -> bool {
         let own = &self.handle.config;
-        let without = |config: &ModelConfig| {
-            let mut schema = (*config.schema).clone();
-            schema.instance_group.clear();
-            schema.version_policy = None;
-            schema
-        };
+        if own.instances == config.instances {
+            return true;
+        }
         let devices = |config: &ModelConfig| {
             let mut devices: Vec<Device> = config.instances.iter().map(|group| group.device).collect();
             devices.sort_unstable();
@@ -68,7 +65,6 @@ impl Serving {
         matches!(config.scheduling, Scheduling::Single(_) | Scheduling::Dynamic(_))
             && !wanted.is_empty()
             && wanted.iter().all(|device| devices(own).contains(device))
-            && without(own) == without(config)
     }
 
     /// The same version with the instances of this configuration, of which nothing else differs: new ones are ready when
@@ -82,6 +78,14 @@ impl Serving {
         }
         let handle = Handle { config: config.clone(), ..Handle::clone(&self.handle) };
         Ok(Self { handle: Arc::new(handle), ..self.clone() })
+    }
+
+    /// Undoes a [`Serving::resize`] of this.
+    ///
+    /// # Errors
+    /// Why an instance could not be started.
+    pub(super) fn resize_back(&self) -> Result<()> {
+        self.crew.resize(&self.handle.config.instances)
     }
 }
 

@@ -235,3 +235,23 @@ async fn a_passive_group_never_runs() {
     ask(&engine, "m").await.expect("answered");
     within(engine.stop()).await;
 }
+
+#[tokio::test]
+async fn other_instance_counts_are_taken_in_place() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let group = |count: usize| identity_config(&format!("instance_group {{ count: {count} kind: KIND_CPU }}"));
+    write_model(root.path(), "m", &group(1), &[1]);
+    let (engine, _) = engine_with(root.path(), Control::Explicit(None), |_| {}).await;
+    ask(&engine, "m").await.expect("answered");
+    for (count, answered) in [(3, 1), (1, 2)] {
+        write_model(root.path(), "m", &group(count), &[1]);
+        engine.load("m", Overrides::default()).await.expect("loads");
+        let handle = engine.find("m", None).expect("served");
+        assert_eq!(handle.config.instances[0].count, count);
+        assert_eq!(handle.stats.snapshot().success.count, answered, "the version is the same, its statistics go on");
+        assert_eq!(metric(&engine, "nereid_instances{model=\"m\""), count as f64);
+        ask(&engine, "m").await.expect("answered");
+    }
+    assert_eq!(metric(&engine, "nereid_model_loads_total{result=\"success\"}"), 1.0, "opened once");
+    within(engine.stop()).await;
+}
