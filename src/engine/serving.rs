@@ -85,7 +85,7 @@ impl Serving {
     /// # Errors
     /// Why an instance could not be started.
     pub(super) fn resize_back(&self) -> Result<()> {
-        self.crew.resize(&self.handle.config.instances)
+        self.crew.as_ref().map_or(Ok(()), |crew| crew.resize(&self.handle.config.instances))
     }
 }
 
