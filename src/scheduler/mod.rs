@@ -192,4 +192,6 @@ mod queue_tests;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
+mod simulation_levels;
+#[cfg(test)]
 mod tests;

@@ -17,8 +17,8 @@ use crate::model::{Priorities, QueuePolicy, TimeoutAction};
 use crate::tensor::{Batch, DataType, Shape};
 
 /// Answers or fails at once, as told.
-struct Doer {
-    fails: bool,
+pub(super) struct Doer {
+    pub(super) fails: bool,
 }
 
 impl Instance for Doer {
@@ -109,7 +109,7 @@ impl Bench {
     }
 }
 
-fn seqs(pulled: &Pulled) -> Vec<u64> {
+pub(super) fn seqs(pulled: &Pulled) -> Vec<u64> {
     pulled.entries.iter().map(|entry| entry.seq).collect()
 }
 
