@@ -204,7 +204,9 @@ def test_a_reload_waits_for_those_who_wait_for_others(server, repository):
     config = json.dumps({"backend": "identity", "max_batch_size": 8, "response_cache": {"enable": True},
                          "input": [{"name": "INPUT0", "data_type": "TYPE_FP32", "dims": [-1]}],
                          "output": [{"name": "OUTPUT0", "data_type": "TYPE_FP32", "dims": [-1]}],
-                         "parameters": {"identity.delay_us": {"string_value": str(SLOW_MS * 1000)}}})
+                         # A load that changes nothing would keep the copy that is served.
+                         "parameters": {"identity.delay_us": {"string_value": str(SLOW_MS * 1000)},
+                                        "cache.ttl_ms": {"string_value": "3600000"}}})
     with connect("grpc", server) as leader, connect("grpc", server) as other, ThreadPoolExecutor(2) as pool:
         call = leader.async_infer("slow", [leader.tensor("INPUT0", "FP32", array)], callback=lambda result, error: None)
         wait_until(lambda: metric(server, "nereid_requests_in_flight") >= 1)
