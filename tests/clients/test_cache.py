@@ -15,6 +15,21 @@ from tritonclient.utils import InferenceServerException, shared_memory
 # How long one execution of the model `slow` takes.
 SLOW_MS = 300
 CACHE = "response_cache { enable: true }"
+ENSEMBLE = f"""
+platform: "ensemble"
+max_batch_size: 8
+input [ {{ name: "IN" data_type: TYPE_FP32 dims: [ -1 ] }} ]
+output [ {{ name: "OUT" data_type: TYPE_FP32 dims: [ -1 ] }} ]
+ensemble_scheduling {{
+  step [ {{
+    model_name: "step"
+    model_version: -1
+    input_map {{ key: "INPUT0" value: "IN" }}
+    output_map {{ key: "OUTPUT0" value: "OUT" }}
+  }} ]
+}}
+{CACHE}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +41,8 @@ def repository(tmp_path_factory):
     short = 'parameters { key: "cache.ttl_ms" value { string_value: "50" } }'
     write_model(folder, "short", identity_config(["FP32"], extra=f"{CACHE}\n{short}"))
     write_model(folder, "uncached", identity_config(["FP32"]))
+    write_model(folder, "step", identity_config(["FP32"], extra=CACHE))
+    write_model(folder, "whole", ENSEMBLE)
     return folder
 
 
@@ -55,6 +72,15 @@ def quick(client, floats, integers=None):
     """The inputs of the model `quick`."""
     integers = floats.astype(np.int32) if integers is None else integers
     return [client.tensor("INPUT0", "FP32", floats), client.tensor("INPUT1", "INT32", integers)]
+
+
+def changed(parameters):
+    """A configuration of a model with one tensor, as none was before: a load that changes nothing keeps what is served."""
+    tensor = {"data_type": "TYPE_FP32", "dims": [-1]}
+    ttl = {"cache.ttl_ms": {"string_value": str(3_600_000 + next(numbers))}}
+    config = {"backend": "identity", "max_batch_size": 8, "response_cache": {"enable": True}}
+    config |= {"input": [tensor | {"name": "INPUT0"}], "output": [tensor | {"name": "OUTPUT0"}]}
+    return json.dumps(config | {"parameters": parameters | ttl})
 
 
 def stats(client, model):
@@ -201,12 +227,7 @@ def test_a_reload_forgets(client):
 def test_a_reload_waits_for_those_who_wait_for_others(server, repository):
     """The leader of the old copy goes away while the model is reloaded; who waited for it is answered all the same."""
     array = unseen()
-    config = json.dumps({"backend": "identity", "max_batch_size": 8, "response_cache": {"enable": True},
-                         "input": [{"name": "INPUT0", "data_type": "TYPE_FP32", "dims": [-1]}],
-                         "output": [{"name": "OUTPUT0", "data_type": "TYPE_FP32", "dims": [-1]}],
-                         # A load that changes nothing would keep the copy that is served.
-                         "parameters": {"identity.delay_us": {"string_value": str(SLOW_MS * 1000)},
-                                        "cache.ttl_ms": {"string_value": "3600000"}}})
+    config = changed({"identity.delay_us": {"string_value": str(SLOW_MS * 1000)}})
     with connect("grpc", server) as leader, connect("grpc", server) as other, ThreadPoolExecutor(2) as pool:
         call = leader.async_infer("slow", [leader.tensor("INPUT0", "FP32", array)], callback=lambda result, error: None)
         wait_until(lambda: metric(server, "nereid_requests_in_flight") >= 1)
@@ -285,6 +306,21 @@ def test_metrics_agree_with_the_statistics(client, server):
     changed = change(client, "slow", lambda: (infer(), infer(), infer()))
     assert {name: counted()[name] - before[name] for name in names} == {name: changed[name] for name in names}
     assert metric(server, "nv_cache_miss_duration_per_model", model="slow") > 0
+
+
+def test_an_ensemble_is_kept_as_a_whole_and_so_are_its_members(client):
+    array = unseen()
+    whole = lambda: client.infer("whole", [client.tensor("IN", "FP32", array)]).as_numpy("OUT")
+    member = lambda: client.infer("step", [client.tensor("INPUT0", "FP32", array)]).as_numpy("OUTPUT0")
+    before = stats(client, "step")
+    counts = change(client, "whole", lambda: (np.testing.assert_array_equal(whole(), array), whole()))
+    assert (counts["hits"], counts["misses"], counts["success"]) == (1, 1, 2)
+    np.testing.assert_array_equal(member(), array)
+    after = stats(client, "step")
+    assert (after["hits"] - before["hits"], after["misses"] - before["misses"]) == (1, 1)
+    # What was made with a member that is replaced is not given any more, once the ensemble has the new one.
+    client.load_model("step", config=changed({}))
+    wait_until(lambda: (whole(), stats(client, "step"))[1]["misses"] == 1)
 
 
 def test_a_model_that_does_not_ask_is_not_cached(client, server):
