@@ -76,7 +76,11 @@ ensemble_scheduling {
 def chains(tmp_path_factory):
     """A server of ensembles over identity models; each test has a chain of its own, so that its counts are its own."""
     folder = tmp_path_factory.mktemp("ensembles")
-    copy_examples(folder, "tokenise_free", "byte_trigrams", "trigram_embedding", "repeat_int32")
+    copy_examples(folder, "tokenise_free", "byte_trigrams", "trigram_embedding", "repeat_int32", "accumulator")
+    summed = chain(["plain", "accumulator"], max_batch_size=8, dims="4")
+    summed = summed.replace('"INPUT0" value: "between1"', '"INPUT__0" value: "between1"')
+    write_model(folder, "summed", summed.replace('{ key: "OUTPUT0" value: "OUTPUT0" }', '{ key: "OUTPUT__0" value: "OUTPUT0" }'))
+    write_model(folder, "plain", identity_config(["FP32"], dims="4"))
     for test in ("deadline", "cancel", "stream", "overload", "full"):
         limit = "dynamic_batching { default_queue_policy { max_queue_size: 1 } }"
         first = slow_config(limit) if test == "full" else slow_config()
@@ -179,6 +183,19 @@ def test_an_output_has_the_labels_of_the_member_that_makes_it(client, chains, mo
     # What comes from `flat` has no labels: it has none.
     expected = [[b"2.000000:1:dog", b"1.000000:2:fish"]] if model == "classes" else [[b"2.000000:1", b"1.000000:2"]]
     assert result.as_numpy("OUTPUT0").tolist() == expected
+
+
+def test_a_sequence_goes_through_to_the_member_that_keeps_its_state(client):
+    def add(sequence, value, **ends):
+        inputs = [client.tensor("INPUT0", "FP32", np.full((1, 4), value, dtype=np.float32))]
+        return float(client.infer("summed", inputs, sequence_id=sequence, **ends).as_numpy("OUTPUT0")[0][0])
+
+    assert add(71, 1, sequence_start=True) == 1
+    assert add(72, 10, sequence_start=True) == 10
+    assert (add(71, 2), add(72, 20)) == (3, 30)
+    assert (add(71, 3, sequence_end=True), add(72, 30, sequence_end=True)) == (6, 60)
+    with pytest.raises(InferenceServerException, match="in ensemble 'summed'.*START flag"):
+        add(71, 4)
 
 
 def test_each_response_of_a_decoupled_member_goes_on(chains):
