@@ -22,8 +22,8 @@ const LIMIT: Duration = Duration::from_secs(5);
 enum Order {
     Answer,
     Panic,
-    /// Does not end before the other end is dropped.
-    Hang(mpsc::Receiver<()>),
+    /// Tells that it has begun to hang, and does not end before the other end is dropped.
+    Hang(mpsc::Sender<()>, mpsc::Receiver<()>),
 }
 
 /// A model whose instances tell their number and the rows that they were given, and do what they are told.
@@ -56,7 +56,10 @@ impl Instance for PuppetInstance {
         match order.unwrap_or(Order::Answer) {
             Order::Answer => {}
             Order::Panic => panic!("told to"),
-            Order::Hang(until) => drop(until.recv()),
+            Order::Hang(begun, until) => {
+                let _ = begun.send(());
+                drop(until.recv());
+            }
         }
         for (index, member) in batch.members.iter().enumerate() {
             replies.member(index, member.inputs.clone())?;
@@ -116,7 +119,7 @@ impl Stage {
         if !scene.warmup.is_empty() {
             let (never, until) = mpsc::channel();
             std::mem::forget(never);
-            orders.send(Order::Hang(until)).expect("it is there");
+            orders.send(Order::Hang(mpsc::channel().0, until)).expect("it is there");
         }
         let settings = CrewSettings {
             name: "m/1".to_owned(),
@@ -165,7 +168,10 @@ impl Stage {
     /// Lets the next execution hang until the result is dropped.
     fn hang(&self) -> mpsc::Sender<()> {
         let (end, until) = mpsc::channel();
-        self.order(Order::Hang(until));
+        let (tell, begun) = mpsc::channel();
+        self.order(Order::Hang(tell, until));
+        // The next order must not reach the wrong instance.
+        begun.recv().expect("an instance waits for an order");
         end
     }
 
