@@ -351,12 +351,12 @@ impl Crew {
         let left = state.serving();
         state.burnt.push(index);
         drop(state);
-        self.settings.scheduler.dismiss(index);
+        let error = Error::unavailable(why());
+        self.settings.scheduler.deserted(index, &error);
         if left > 0 {
             self.settings.scheduler.staffed(left);
             return;
         }
-        let error = Error::unavailable(why());
         self.settings.scheduler.abort_for(error.clone());
         (self.settings.failed)(error);
     }

@@ -87,6 +87,11 @@ pub trait Scheduler: fmt::Debug + Send + Sync {
     /// Lets an instance end: it is given nothing more.
     fn dismiss(&self, instance: usize);
 
+    /// An instance is gone and nobody takes its place: what nobody else can serve is refused for this reason.
+    fn deserted(&self, instance: usize, _why: &Error) {
+        self.dismiss(instance);
+    }
+
     /// Hears how many instances pull from now on.
     fn staffed(&self, instances: usize);
 

@@ -500,6 +500,18 @@ impl Scheduler for Sequences {
         ring(&mut state);
     }
 
+    fn deserted(&self, instance: usize, why: &Error) {
+        self.dismiss(instance);
+        let mut state = self.state.lock();
+        let mut gone = Gone::new();
+        for key in state.table.seated_at(instance) {
+            gone.extend(self.end(&mut state, key, why.clone()));
+        }
+        ring(&mut state);
+        drop(state);
+        self.settle(gone, Instant::now());
+    }
+
     fn staffed(&self, instances: usize) {
         let mut state = self.state.lock();
         state.table.staff(instances);

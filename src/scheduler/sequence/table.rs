@@ -498,6 +498,11 @@ impl<I: Clone + Eq + Hash, R, S: Default> Table<I, R, S> {
         self.instances.iter().flat_map(|seats| &seats.slots).flatten().count()
     }
 
+    /// The sequences of an instance.
+    pub(super) fn seated_at(&self, instance: usize) -> Vec<Key> {
+        self.instances.get(instance).map(|seats| seats.slots.iter().flatten().copied().collect()).unwrap_or_default()
+    }
+
     /// Whether an instance has no sequence, and will get none.
     pub(super) fn is_done(&self, instance: usize) -> bool {
         self.instances.get(instance).is_none_or(|seats| {

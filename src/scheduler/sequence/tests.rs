@@ -396,6 +396,31 @@ async fn what_was_accepted_is_answered_after_the_close_and_an_abort_refuses_it()
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_sequences_of_a_deserted_instance_end_and_those_of_others_go_on() {
+    let mut stage = Stage::new(0, batching(direct(Duration::ZERO, 0.0)));
+    stage.scheduler.staffed(2);
+    let lost = [stage.ask(1, 1, "S").expect("ok"), stage.ask(1, 1, "").expect("ok")];
+    let mut kept = stage.ask(2, 2, "S").expect("ok");
+    let mut backlog = stage.ask(3, 3, "SE").expect("ok");
+    stage.scheduler.deserted(0, &Error::unavailable("it hangs"));
+    let [first, second] = lost;
+    assert_eq!(refused(first).await.message(), "it hangs");
+    assert_eq!(refused(second).await.kind(), Kind::Cancelled);
+    assert!(stage.scheduler.pull(0).is_none());
+    let pulled = stage.scheduler.try_pull(1).expect("the other instance has a sequence");
+    execute(&*stage.scheduler, 1, &mut stage.adder, pulled);
+    assert_eq!(answer(&mut kept).await, Ok(2));
+    let mut end = stage.ask(2, 2, "E").expect("ok");
+    for _ in 0..2 {
+        let pulled = stage.scheduler.try_pull(1).expect("the rest, and then the backlog");
+        execute(&*stage.scheduler, 1, &mut stage.adder, pulled);
+    }
+    answer(&mut end).await.expect("answered");
+    assert_eq!(answer(&mut backlog).await, Ok(3));
+    assert_eq!((stage.scheduler.waiting(), stage.scheduler.seated()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_batch_waits_for_enough_slots_or_for_its_delay() {
     let mut stage = Stage::new(4, batching(direct(100 * MS, 0.5)));
     let _first = stage.ask(1, 1, "S").expect("ok");
