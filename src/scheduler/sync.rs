@@ -42,6 +42,10 @@ mod watched {
     }
 
     impl<T> Mutex<T> {
+        pub fn new(value: T) -> Self {
+            Self(sync::Mutex::new(value))
+        }
+
         pub fn lock(&self) -> MutexGuard<'_, T> {
             MutexGuard { mutex: &self.0, held: Some(lock(&self.0)) }
         }
