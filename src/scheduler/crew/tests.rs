@@ -58,7 +58,7 @@ impl Instance for PuppetInstance {
             Order::Panic => panic!("told to"),
             Order::Hang(begun, until) => {
                 let _ = begun.send(());
-                drop(until.recv());
+                let _ = until.recv();
             }
         }
         for (index, member) in batch.members.iter().enumerate() {
