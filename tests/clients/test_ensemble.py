@@ -327,7 +327,8 @@ def test_members_decide_whether_an_ensemble_is_there(tmp_path):
         wait_until(lambda: client.is_model_ready("ensemble"))
         assert client.infer("ensemble", row(client)).as_numpy("OUTPUT0").shape == (1, 2)
 
-        # `second` was loaded by a command of its own and stays.
+        # `second` was loaded by a command of its own and stays; `lonely` would still need `first`.
+        client.unload_model("lonely")
         client.unload_model("ensemble", unload_dependents=True)
         wait_until(lambda: not client.is_model_ready("first"))
         assert client.is_model_ready("second")
