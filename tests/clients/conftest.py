@@ -5,7 +5,7 @@ import shutil
 import pytest
 import tritonclient.grpc as grpcclient
 from arrays import DTYPES
-from nereid import BINARY, ROOT, Nereid, identity_config, write_model
+from nereid import BINARY, ROOT, Nereid, identity_config, parameter, write_model
 from protocols import PROTOCOLS, connect
 
 # How long one execution of the model `slow` takes.
@@ -25,7 +25,7 @@ def repository(tmp_path_factory):
         write_model(folder, f"batched_{dtype}", identity_config([dtype], extra="dynamic_batching { }"))
         write_model(folder, f"plain_{dtype}", identity_config([dtype], max_batch_size=0, dims="-1, 2"))
     write_model(folder, "pair", identity_config(["FP32", "INT32"], dims="4"))
-    delay = f'parameters {{ key: "identity.delay_us" value {{ string_value: "{SLOW_MS * 1000}" }} }}'
+    delay = parameter("identity.delay_us", SLOW_MS * 1000)
     write_model(folder, "slow", identity_config(["FP32"], max_batch_size=1, extra=f"dynamic_batching {{ }}\n{delay}"))
     versions = "version_policy { all { } }"
     write_model(folder, "versioned", identity_config(["FP32"], extra=versions), versions=(1, 3))

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,6 +54,21 @@ class Nereid:
     def metrics(self):
         """The URL of the metrics."""
         return f"http://{self.addresses['metrics']}/metrics"
+
+    def samples(self):
+        """The value of each series of the metrics, by the series as it is written."""
+        with urllib.request.urlopen(self.metrics, timeout=STOP_MAX_S) as page:
+            lines = page.read().decode().splitlines()
+        pairs = (line.rsplit(" ", 1) for line in lines if line and line[0] != "#")
+        return {series: float(value) for series, value in pairs}
+
+    def metric(self, name, **labels):
+        """The sum of a metric's series that have these labels."""
+        wanted = [f'{label}="{value}"' for label, value in labels.items()]
+        samples = self.samples().items()
+        return sum(
+            value for series, value in samples if series.split("{")[0] == name and all(each in series for each in wanted)
+        )
 
     def wait(self, state):
         """Waits until it is "live" or "ready"; returns its addresses by name."""
@@ -110,6 +126,19 @@ def identity_config(dtypes, max_batch_size=8, dims="-1", extra=""):
         f"input [ {', '.join(inputs)} ]\noutput [ {', '.join(outputs)} ]\n"
         f"instance_group [ {{ count: 1 kind: KIND_CPU }} ]\n{extra}\n"
     )
+
+
+def parameter(key, value):
+    """A parameter of a configuration."""
+    return f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n'
+
+
+def torchscript(repository, name, source, config):
+    """Writes a model whose file is compiled from `source` by the server's own command."""
+    folder = write_model(repository, name, f'platform: "pytorch_libtorch"\n{config}')
+    (folder / "source").write_text(source)
+    subprocess.run([BINARY, "torchscript", folder / "source", folder / "1" / "model.pt"], check=True)
+    return folder
 
 
 def wait_until(reached, limit_s=30):

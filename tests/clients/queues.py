@@ -8,7 +8,6 @@ import json
 import queue
 import threading
 import time
-import urllib.request
 
 import tritonclient.grpc as grpcclient
 from arrays import sample, tensor
@@ -62,15 +61,7 @@ class Flight:
 
     def wait_for_pending(self, model, count):
         """Waits until so many requests of a model wait in its queue."""
-        wait_until(lambda: self.metric("nv_inference_pending_request_count", model) == count)
-
-    def metric(self, metric, model=None):
-        """The sum of a metric's series, or of those of one model."""
-        with urllib.request.urlopen(self.server.metrics) as page:
-            lines = page.read().decode().splitlines()
-        series = (line for line in lines if line.startswith((metric + "{", metric + " ")))
-        of_model = (line for line in series if model is None or f'model="{model}"' in line)
-        return sum(float(line.rsplit(" ", 1)[1]) for line in of_model)
+        wait_until(lambda: self.server.metric("nv_inference_pending_request_count", model=model) == count)
 
     def stats(self, model):
         """The statistics of a model's only version."""

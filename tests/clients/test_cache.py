@@ -1,14 +1,12 @@
 """The response cache: hits, equal requests at the same time, reloads and refusals, over both protocols."""
 
 import json
-import re
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from nereid import Nereid, identity_config, wait_until, write_model
+from nereid import Nereid, identity_config, parameter, wait_until, write_model
 from protocols import PROTOCOLS, connect
 from tritonclient.utils import InferenceServerException, shared_memory
 
@@ -35,10 +33,10 @@ ensemble_scheduling {{
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cached")
-    slow = f'parameters {{ key: "identity.delay_us" value {{ string_value: "{SLOW_MS * 1000}" }} }}'
+    slow = parameter("identity.delay_us", SLOW_MS * 1000)
     write_model(folder, "quick", identity_config(["FP32", "INT32"], extra=f"dynamic_batching {{ }}\n{CACHE}"))
     write_model(folder, "slow", identity_config(["FP32"], extra=f"{CACHE}\n{slow}"))
-    short = 'parameters { key: "cache.ttl_ms" value { string_value: "50" } }'
+    short = parameter("cache.ttl_ms", 50)
     write_model(folder, "short", identity_config(["FP32"], extra=f"{CACHE}\n{short}"))
     write_model(folder, "uncached", identity_config(["FP32"]))
     write_model(folder, "step", identity_config(["FP32"], extra=CACHE))
@@ -104,14 +102,6 @@ def change(client, model, work):
     return {name: value - before[name] for name, value in stats(client, model).items() if value != before[name]}
 
 
-def metric(server, name, **labels):
-    with urllib.request.urlopen(server.metrics, timeout=10) as response:
-        lines = response.read().decode().splitlines()
-    wanted = [f'{key}="{value}"' for key, value in labels.items()]
-    found = [line for line in lines if re.match(rf"{name}(\{{|\s)", line) and all(label in line for label in wanted)]
-    return sum(float(line.rsplit(" ", 1)[1]) for line in found)
-
-
 def test_a_request_that_was_answered_is_not_executed_again(client):
     array = unseen()
 
@@ -166,17 +156,17 @@ def test_equal_requests_at_the_same_time_are_executed_once(client, server):
             assert result.get_response().id == str(number)
             np.testing.assert_array_equal(result.as_numpy("OUTPUT0"), array)
 
-    shared = metric(server, "nereid_cache_shared_total", model="slow")
+    shared = server.metric("nereid_cache_shared_total", model="slow")
     counts = change(client, "slow", at_once)
     assert (counts["executions"], counts["success"], counts["hits"], counts["misses"]) == (1, 8, 7, 1)
-    assert metric(server, "nereid_cache_shared_total", model="slow") > shared
+    assert server.metric("nereid_cache_shared_total", model="slow") > shared
 
 
 def test_who_waits_for_another_has_a_deadline_of_its_own(server):
     array = unseen()
     with connect("grpc", server) as client, ThreadPoolExecutor(1) as pool:
         leader = pool.submit(client.infer, "slow", [client.tensor("INPUT0", "FP32", array)])
-        wait_until(lambda: metric(server, "nereid_requests_in_flight") >= 1)
+        wait_until(lambda: server.metric("nereid_requests_in_flight") >= 1)
         began = time.monotonic()
         with pytest.raises(InferenceServerException) as refused:
             client.infer("slow", [client.tensor("INPUT0", "FP32", array)], client_timeout=0.05)
@@ -190,9 +180,9 @@ def test_a_leader_that_is_cancelled_takes_nobody_with_it(server):
     with connect("grpc", server) as leader, connect("grpc", server) as other, ThreadPoolExecutor(1) as pool:
         call = leader.async_infer("slow", [leader.tensor("INPUT0", "FP32", array)], callback=lambda result, error: None)
         misses = stats(other, "slow")
-        wait_until(lambda: metric(server, "nereid_requests_in_flight") >= 1)
+        wait_until(lambda: server.metric("nereid_requests_in_flight") >= 1)
         follower = pool.submit(other.infer, "slow", [other.tensor("INPUT0", "FP32", array)])
-        wait_until(lambda: metric(server, "nereid_requests_in_flight") >= 2)
+        wait_until(lambda: server.metric("nereid_requests_in_flight") >= 2)
         call.cancel()
         np.testing.assert_array_equal(follower.result().as_numpy("OUTPUT0"), array)
         after = stats(other, "slow")
@@ -204,13 +194,8 @@ def test_an_answer_that_is_too_old_is_not_given(client, server):
     array = unseen()
     infer = lambda: client.infer("short", [client.tensor("INPUT0", "FP32", array)])
     infer()
-    expired = metric(server, "nereid_cache_evictions_total", reason="expired")
-    deadline = time.monotonic() + 30
-    while metric(server, "nereid_cache_evictions_total", reason="expired") == expired:
-        assert time.monotonic() < deadline
-        infer()
-        # Asks for something in between, so that time passes.
-        client.is_server_live()
+    expired = server.metric("nereid_cache_evictions_total", reason="expired")
+    wait_until(lambda: (infer(), server.metric("nereid_cache_evictions_total", reason="expired"))[1] > expired)
 
 
 def test_a_reload_forgets(client):
@@ -230,12 +215,12 @@ def test_a_reload_waits_for_those_who_wait_for_others(server, repository):
     config = changed({"identity.delay_us": {"string_value": str(SLOW_MS * 1000)}})
     with connect("grpc", server) as leader, connect("grpc", server) as other, ThreadPoolExecutor(2) as pool:
         call = leader.async_infer("slow", [leader.tensor("INPUT0", "FP32", array)], callback=lambda result, error: None)
-        wait_until(lambda: metric(server, "nereid_requests_in_flight") >= 1)
+        wait_until(lambda: server.metric("nereid_requests_in_flight") >= 1)
         follower = pool.submit(other.infer, "slow", [other.tensor("INPUT0", "FP32", array)])
-        wait_until(lambda: metric(server, "nereid_requests_in_flight") >= 2)
-        loads = metric(server, "nereid_model_loads_total", result="success")
+        wait_until(lambda: server.metric("nereid_requests_in_flight") >= 2)
+        loads = server.metric("nereid_model_loads_total", result="success")
         reload = pool.submit(other.load_model, "slow", config=config)
-        wait_until(lambda: metric(server, "nereid_model_loads_total", result="success") > loads)
+        wait_until(lambda: server.metric("nereid_model_loads_total", result="success") > loads)
         call.cancel()
         np.testing.assert_array_equal(follower.result().as_numpy("OUTPUT0"), array)
         reload.result()
@@ -258,10 +243,10 @@ def test_the_cache_stays_within_its_bytes(client, server):
     few = np.zeros((1, 4), np.int32)
     for _ in range(40):
         client.infer("quick", quick(client, np.full((1, 1024), next(numbers), np.float32), few))
-    assert metric(server, "nereid_cache_limit_bytes") == 65536
-    assert 40_000 < metric(server, "nereid_cache_bytes") <= 65536
-    assert 0 < metric(server, "nereid_cache_entries") < 16
-    assert metric(server, "nereid_cache_evictions_total", reason="full") > 0
+    assert server.metric("nereid_cache_limit_bytes") == 65536
+    assert 40_000 < server.metric("nereid_cache_bytes") <= 65536
+    assert 0 < server.metric("nereid_cache_entries") < 16
+    assert server.metric("nereid_cache_evictions_total", reason="full") > 0
     huge = np.zeros((1, 65536), np.float32) + next(numbers)
     result = client.infer("quick", quick(client, huge, few))
     np.testing.assert_array_equal(result.as_numpy("OUTPUT0"), huge)
@@ -299,13 +284,13 @@ def test_metrics_agree_with_the_statistics(client, server):
         "success": "nv_inference_request_success",
         "executions": "nv_inference_exec_count",
     }
-    counted = lambda: {name: metric(server, family, model="slow") for name, family in names.items()}
+    counted = lambda: {name: server.metric(family, model="slow") for name, family in names.items()}
     array, before = unseen(), counted()
     infer = lambda: client.infer("slow", [client.tensor("INPUT0", "FP32", array)])
     # Statistics begin again with a reload, which metrics do not.
     changed = change(client, "slow", lambda: (infer(), infer(), infer()))
     assert {name: counted()[name] - before[name] for name in names} == {name: changed[name] for name in names}
-    assert metric(server, "nv_cache_miss_duration_per_model", model="slow") > 0
+    assert server.metric("nv_cache_miss_duration_per_model", model="slow") > 0
 
 
 def test_an_ensemble_is_kept_as_a_whole_and_so_are_its_members(client):
@@ -328,7 +313,7 @@ def test_a_model_that_does_not_ask_is_not_cached(client, server):
     infer = lambda: client.infer("uncached", [client.tensor("INPUT0", "FP32", array)])
     infer()
     assert change(client, "uncached", infer) == {"executions": 1, "inferences": 1, "success": 1, "computed": 1}
-    assert metric(server, "nv_cache_num_hits_per_model", model="uncached") == 0
+    assert server.metric("nv_cache_num_hits_per_model", model="uncached") == 0
 
 
 def test_without_a_cache_the_model_is_served(repository):

@@ -5,7 +5,6 @@ import queue
 import signal
 import threading
 import time
-import urllib.request
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,12 +12,14 @@ import pytest
 import tritonclient.grpc as grpcclient
 from arrays import sample
 from conftest import copy_examples
-from nereid import Nereid, identity_config, wait_until, write_model
+from nereid import Nereid, identity_config, parameter, wait_until, write_model
 from protocols import PROTOCOLS, connect
 from tritonclient.utils import InferenceServerException
 
-# How long one step of `slow_chain` takes.
+# How long one step of a slow model takes.
 STEP_MS = 300
+# Why requests fail, as the metrics have it.
+REASONS = ["REJECTED", "CANCELED", "BACKEND", "OTHER"]
 
 
 def chain(models, dtype="FP32", max_batch_size=1, dims="-1", extra=""):
@@ -35,10 +36,6 @@ def chain(models, dtype="FP32", max_batch_size=1, dims="-1", extra=""):
         f'output [ {{ name: "OUTPUT0" data_type: TYPE_{dtype} dims: [ {dims} ] }} ]\n'
         f"ensemble_scheduling {{ step [ {', '.join(steps)} ] }}\n{extra}\n"
     )
-
-
-def parameter(key, value):
-    return f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n'
 
 
 def slow_config(extra="dynamic_batching { }"):
@@ -131,16 +128,16 @@ def grpc_row():
 
 def counts(server, model):
     """What the metrics count of a model: answered, and failed by reason."""
-    found = SimpleNamespace(answered=0, failed={})
-    for line in urllib.request.urlopen(server.metrics).read().decode().splitlines():
-        if f'model="{model}"' not in line:
-            continue
-        value = int(float(line.rsplit(" ", 1)[1]))
-        if line.startswith("nv_inference_request_success{"):
-            found.answered = value
-        if line.startswith("nv_inference_request_failure{") and value:
-            found.failed[line.split('reason="')[1].split('"')[0]] = value
-    return found
+    failed = {reason: server.metric("nv_inference_request_failure", model=model, reason=reason) for reason in REASONS}
+    return SimpleNamespace(
+        answered=server.metric("nv_inference_request_success", model=model),
+        failed={reason: count for reason, count in failed.items() if count},
+    )
+
+
+def wait_for_requests(server, count):
+    """Waits until so many requests are in flight, those of members included."""
+    wait_until(lambda: server.metric("nereid_requests_in_flight") == count)
 
 
 def test_the_example_embeds_texts_without_a_tokeniser(client):
@@ -175,11 +172,9 @@ def test_the_configuration_says_that_it_is_an_ensemble(client):
 
 
 @pytest.mark.parametrize("model", ["classes", "nested"])
-def test_an_output_has_the_labels_of_the_member_that_makes_it(client, chains, model):
-    module = grpcclient if client.protocol == "grpc" else __import__("tritonclient.http", fromlist=["http"])
+def test_an_output_has_the_labels_of_the_member_that_makes_it(client, model):
     values = np.array([[0.5, 2.0, 1.0]], dtype=np.float32)
-    wanted = module.InferRequestedOutput("OUTPUT0", class_count=2)
-    result = client.infer(model, [client.tensor("INPUT0", "FP32", values)], outputs=[wanted])
+    result = client.infer(model, [client.tensor("INPUT0", "FP32", values)], outputs=[client.classes("OUTPUT0", 2)])
     # What comes from `flat` has no labels: it has none.
     expected = [[b"2.000000:1:dog", b"1.000000:2:fish"]] if model == "classes" else [[b"2.000000:1", b"1.000000:2"]]
     assert result.as_numpy("OUTPUT0").tolist() == expected
@@ -239,7 +234,7 @@ def test_a_deadline_in_the_second_step_is_kept(chains, asking):
 def test_a_cancelled_request_begins_no_other_step(chains, asking):
     ended = queue.Queue()
     call = asking.async_infer("cancel", grpc_row(), callback=lambda result, error: ended.put(error))
-    wait_until(lambda: "nereid_requests_in_flight 2" in urllib.request.urlopen(chains.metrics).read().decode())
+    wait_for_requests(chains, 2)
     call.cancel()
     assert ended.get(timeout=30).status() == "StatusCode.CANCELLED"
     wait_until(lambda: counts(chains, "cancel").failed == {"CANCELED": 1})
@@ -254,7 +249,7 @@ def test_a_closed_stream_cancels_what_it_asked_for(chains, asking):
         streaming.start_stream(lambda result, error: None)
         for _ in range(3):
             streaming.async_stream_infer("stream", grpc_row())
-        wait_until(lambda: "nereid_requests_in_flight 6" in urllib.request.urlopen(chains.metrics).read().decode())
+        wait_for_requests(chains, 6)
         streaming.stop_stream(cancel_requests=True)
     wait_until(lambda: counts(chains, "stream").failed == {"CANCELED": 3})
     asking.infer("stream", grpc_row())
@@ -265,7 +260,7 @@ def test_more_requests_than_may_be_are_refused_at_once(client, chains, asking):
     answers = queue.Queue()
     for _ in range(2):
         asking.async_infer("overload", grpc_row(), callback=lambda result, error: answers.put(error))
-    wait_until(lambda: "nereid_requests_in_flight 4" in urllib.request.urlopen(chains.metrics).read().decode())
+    wait_for_requests(chains, 4)
     start = time.monotonic()
     with pytest.raises(InferenceServerException) as refused:
         client.infer("overload", row(client))
@@ -279,9 +274,9 @@ def test_more_requests_than_may_be_are_refused_at_once(client, chains, asking):
 def test_a_member_that_refuses_fails_the_ensemble_for_the_same_reason(client, chains, asking):
     answers = queue.Queue()
     asking.async_infer("full", grpc_row(), callback=lambda result, error: answers.put(error))
-    wait_until(lambda: "nereid_requests_in_flight 2" in urllib.request.urlopen(chains.metrics).read().decode())
+    wait_for_requests(chains, 2)
     asking.async_infer("full_first", grpc_row(), callback=lambda result, error: answers.put(error))
-    wait_until(lambda: "nereid_requests_in_flight 3" in urllib.request.urlopen(chains.metrics).read().decode())
+    wait_for_requests(chains, 3)
     before = counts(chains, "full").failed.get("REJECTED", 0)
     with pytest.raises(InferenceServerException) as refused:
         client.infer("full", row(client))
@@ -301,7 +296,7 @@ def test_a_stop_answers_what_was_accepted(tmp_path):
             waiting = threading.Thread(target=lambda: answers.put(other.infer("ensemble", row(other))))
             waiting.start()
             asking.async_infer("ensemble", grpc_row(), callback=lambda result, error: answers.put(result))
-            wait_until(lambda: "nereid_requests_in_flight 4" in urllib.request.urlopen(server.metrics).read().decode())
+            wait_for_requests(server, 4)
             server.process.send_signal(signal.SIGTERM)
             results = [answers.get(timeout=30) for _ in range(2)]
             waiting.join()

@@ -5,12 +5,11 @@ these are one batch for certain; the statistics tell.
 """
 
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
 from arrays import infer_at_once, tensor
-from nereid import BINARY, ROOT, Nereid, write_model
+from nereid import ROOT, Nereid, parameter, torchscript, write_model
 from protocols import PROTOCOLS, connect
 from tritonclient.utils import InferenceServerException
 
@@ -39,18 +38,6 @@ def forward(self, ids, mask):
     lengths = torch.ones_like(ids).sum(1, True)
     return (ids * mask).sum(1, True), torch.cumsum(ids, 1), lengths
 """
-
-
-def parameter(key, value):
-    return f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n'
-
-
-def torchscript(repository, name, source, config):
-    """A model whose file is compiled from `source` by the server's own command."""
-    folder = write_model(repository, name, f'platform: "pytorch_libtorch"\n{config}')
-    (folder / "source").write_text(source)
-    subprocess.run([BINARY, "torchscript", folder / "source", folder / "1" / "model.pt"], check=True)
-    return folder
 
 
 def padded_minilm(folder):

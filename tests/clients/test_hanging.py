@@ -1,12 +1,10 @@
 """A TorchScript model that never returns for some inputs: it is given up, and everything else serves on."""
 
-import subprocess
 import time
 
 import numpy
 import pytest
-from arrays import tensor
-from nereid import BINARY, Nereid, identity_config, wait_until, write_model
+from nereid import Nereid, identity_config, torchscript, wait_until, write_model
 from protocols import PROTOCOLS, connect
 from tritonclient.utils import InferenceServerException
 
@@ -19,7 +17,6 @@ def forward(self, INPUT0: Tensor) -> Tensor:
 """
 
 CONFIG = """
-backend: "pytorch"
 input { name: "INPUT0" data_type: TYPE_FP32 dims: [ 4 ] }
 output { name: "OUTPUT__0" data_type: TYPE_FP32 dims: [ 4 ] }
 instance_group { count: 2 kind: KIND_CPU }
@@ -30,12 +27,9 @@ parameters { key: "INTRA_OP_THREAD_COUNT" value { string_value: "1" } }
 
 @pytest.fixture
 def repository(tmp_path):
-    source = tmp_path / "loop.py"
-    source.write_text(SOURCE)
-    folder = write_model(tmp_path / "models", "loop", CONFIG)
-    subprocess.run([BINARY, "torchscript", source, folder / "1" / "model.pt"], check=True)
-    write_model(tmp_path / "models", "good", identity_config(["FP32"]))
-    return tmp_path / "models"
+    torchscript(tmp_path, "loop", SOURCE, CONFIG)
+    write_model(tmp_path, "good", identity_config(["FP32"]))
+    return tmp_path
 
 
 def values(filled):

@@ -5,7 +5,7 @@ import time
 from threading import Thread
 
 import pytest
-from nereid import Nereid, identity_config, wait_until, write_model
+from nereid import Nereid, identity_config, parameter, wait_until, write_model
 from protocols import PROTOCOLS
 from queues import Flight
 
@@ -13,7 +13,7 @@ EXECUTION_MS = 600
 FULL = "Exceeds maximum queue size"
 EXPIRED = "Request timeout expired"
 
-SLOW = f'parameters {{ key: "identity.delay_us" value {{ string_value: "{EXECUTION_MS * 1000}" }} }}'
+SLOW = parameter("identity.delay_us", EXECUTION_MS * 1000)
 LEVELED = """dynamic_batching {
   priority_levels: 3 default_priority_level: 2
   default_queue_policy { allow_timeout_override: true }
@@ -27,8 +27,7 @@ ORDERED = """dynamic_batching {
   preserve_ordering: true max_queue_delay_microseconds: 600000
   default_queue_policy { max_queue_size: 4 allow_timeout_override: true } }"""
 GROW_S = 0.6
-SHARED = """dynamic_batching { priority_levels: 2 default_priority_level: 2 }
-parameters { key: "priority.weights" value { string_value: "3,1" } }"""
+SHARED = "dynamic_batching { priority_levels: 2 default_priority_level: 2 }\n" + parameter("priority.weights", "3,1")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +57,7 @@ def flight(request, serving):
 def occupy(flight, model):
     """Lets the model's only instance run a request, which is called "busy"."""
     flight.send("busy", model)
-    wait_until(lambda: flight.metric("nereid_requests_received_total") == 1)
+    wait_until(lambda: flight.server.metric("nereid_requests_received_total") == 1)
     # Between its arrival and the queue are microseconds, and a look takes longer.
     flight.wait_for_pending(model, 0)
     flight.wait_for_pending(model, 0)
@@ -66,7 +65,7 @@ def occupy(flight, model):
 
 def queue_up(flight, model, *requests):
     """Sends requests, each a name and its options, so that they arrive in this order."""
-    before = int(flight.metric("nv_inference_pending_request_count", model))
+    before = int(flight.server.metric("nv_inference_pending_request_count", model=model))
     for number, (name, options) in enumerate(requests):
         flight.send(name, model, **options)
         flight.wait_for_pending(model, before + number + 1)
@@ -80,11 +79,11 @@ def let_timeouts_pass():
 
 def check_counters(flight, model, answered, failed):
     """Every request has one outcome, and nothing is left over."""
-    wait_until(lambda: flight.metric("nereid_requests_in_flight") == 0)
-    assert flight.metric("nv_inference_request_success", model) == answered
-    assert flight.metric("nereid_request_failures_total", model) == failed
-    assert flight.metric("nereid_requests_received_total") == answered + failed
-    assert flight.metric("nv_inference_pending_request_count", model) == 0
+    wait_until(lambda: flight.server.metric("nereid_requests_in_flight") == 0)
+    assert flight.server.metric("nv_inference_request_success", model=model) == answered
+    assert flight.server.metric("nereid_request_failures_total", model=model) == failed
+    assert flight.server.metric("nereid_requests_received_total") == answered + failed
+    assert flight.server.metric("nv_inference_pending_request_count", model=model) == 0
     assert flight.stats(model).inference_stats.success.count == answered
 
 

@@ -6,11 +6,10 @@ The model `slow` takes `SLOW_S` for each request and has one slot.
 import queue
 import shutil
 import time
-import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
 from nereid import ROOT, Nereid, wait_until, write_model
 from protocols import PROTOCOLS, connect
@@ -76,7 +75,7 @@ def either(request, server):
 
 @pytest.fixture
 def grpc_client(server):
-    with grpcclient.InferenceServerClient(server.grpc) as connected:
+    with connect("grpc", server) as connected:
         yield connected
 
 
@@ -84,41 +83,37 @@ def grpc_client(server):
 def settled(server):
     """No test finds what another one left: sequences that are over in the end, requests that still run."""
     yield
-    with grpcclient.InferenceServerClient(server.grpc) as client:
+    with connect("grpc", server) as client:
         arrived(server, 0, 0)
         for sequence in (71, 72):
             client.infer("slow", [ints(client, [[0]])], sequence_id=sequence, sequence_start=True, sequence_end=True)
 
 
 def ints(client, values, name="IN"):
-    array = np.array(values, dtype=np.int32)
-    if hasattr(client, "tensor"):
-        return client.tensor(name, "INT32", array)
-    return grpcclient.InferInput(name, list(array.shape), "INT32").set_data_from_numpy(array)
-
-
-def gauge(server, name, label=""):
-    with urllib.request.urlopen(server.metrics, timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    found = [line for line in lines if line.split("{")[0].split(" ")[0] == name and label in line]
-    return sum(float(line.rsplit(" ", 1)[1]) for line in found)
+    return client.tensor(name, "INT32", np.array(values, dtype=np.int32))
 
 
 def pending(server):
-    return gauge(server, "nv_inference_pending_request_count", '"slow"')
+    return server.metric("nv_inference_pending_request_count", model="slow")
 
 
 def arrived(server, running, waiting):
     """Waits until so many requests are there, of which so many wait."""
-    in_flight = lambda: gauge(server, "nereid_requests_in_flight")
+    in_flight = lambda: server.metric("nereid_requests_in_flight")
     wait_until(lambda: in_flight() == running + waiting and pending(server) == waiting)
 
 
-def refused(call, status, client, words):
+def refused(client, status, words, *arguments, **options):
+    """An inference is refused with this status, and with these words in its message."""
     with pytest.raises(InferenceServerException) as error:
-        call()
+        client.infer(*arguments, **options)
     assert error.value.status() == client.status(status)
     assert words in error.value.message()
+
+
+def assert_over(client, sequence):
+    """A sequence of `slow` has ended: another request of it would have to begin one."""
+    refused(client, "INVALID_ARGUMENT", "START", "slow", [ints(client, [[1]])], sequence_id=sequence)
 
 
 def accumulate(client, sequence, values, start=True, end=True):
@@ -143,14 +138,13 @@ def test_state_is_kept_for_a_sequence_and_never_sent(either, sequence):
 def test_requests_of_many_sequences_on_one_stream_keep_their_order(server):
     answers = queue.Queue()
     values = list(range(1, 21))
-    with grpcclient.InferenceServerClient(server.grpc) as streaming:
+    with connect("grpc", server) as streaming:
         streaming.start_stream(lambda result, error: answers.put((result, error)))
         expected = {}
         for number, value in enumerate(values):
             # No more than may wait.
             for sequence in (101, 102):
-                inputs = [grpcclient.InferInput("INPUT__0", [1, 4], "FP32")]
-                inputs[0].set_data_from_numpy(np.full([1, 4], value * sequence, dtype=np.float32))
+                inputs = [streaming.tensor("INPUT__0", "FP32", np.full([1, 4], value * sequence, dtype=np.float32))]
                 flags = {"sequence_start": number == 0, "sequence_end": number + 1 == len(values)}
                 streaming.async_stream_infer(
                     "accumulator", inputs, request_id=f"{sequence}", sequence_id=sequence, **flags
@@ -165,31 +159,16 @@ def test_requests_of_many_sequences_on_one_stream_keep_their_order(server):
 
 
 def test_what_is_wrong_is_said_in_the_words_that_clients_know(either):
-    inputs = [ints(either, [[1]])]
-    refused(
-        lambda: either.infer("slow", inputs, sequence_id=9),
-        "INVALID_ARGUMENT",
-        either,
-        "inference request for sequence 9 to model 'slow' must specify the START flag on the first request of the sequence",
-    )
-    refused(
-        lambda: either.infer("slow", inputs),
-        "INVALID_ARGUMENT",
-        either,
-        "inference request to model 'slow' must specify a non-zero or non-empty correlation ID",
-    )
-    refused(
-        lambda: either.infer("simple_sequence", [ints(either, [[1], [2]], "INPUT")], sequence_id=1, sequence_start=True),
-        "INVALID_ARGUMENT",
-        either,
-        "must specify batch-size 1 due to requirements of sequence batcher",
-    )
-    refused(
-        lambda: either.infer("simple_dyna_sequence", [ints(either, [[1]], "INPUT")], sequence_id="x", sequence_start=True),
-        "INVALID_ARGUMENT",
-        either,
-        "sequence batching control 'CORRID' data-type is 'BYTES', but model 'simple_dyna_sequence' expects 'INT64'",
-    )
+    one, text = [ints(either, [[1]])], [ints(either, [[1]], "INPUT")]
+    words = "inference request for sequence 9 to model 'slow' must specify the START flag on the first request of the sequence"
+    refused(either, "INVALID_ARGUMENT", words, "slow", one, sequence_id=9)
+    words = "inference request to model 'slow' must specify a non-zero or non-empty correlation ID"
+    refused(either, "INVALID_ARGUMENT", words, "slow", one)
+    words = "must specify batch-size 1 due to requirements of sequence batcher"
+    two = [ints(either, [[1], [2]], "INPUT")]
+    refused(either, "INVALID_ARGUMENT", words, "simple_sequence", two, sequence_id=1, sequence_start=True)
+    words = "sequence batching control 'CORRID' data-type is 'BYTES', but model 'simple_dyna_sequence' expects 'INT64'"
+    refused(either, "INVALID_ARGUMENT", words, "simple_dyna_sequence", text, sequence_id="x", sequence_start=True)
 
 
 def test_an_idle_sequence_is_over(either):
@@ -199,7 +178,7 @@ def test_an_idle_sequence_is_over(either):
     # The next one waits until the slot is free.
     either.infer("slow", inputs, sequence_id=4, sequence_start=True, sequence_end=True)
     assert IDLE_S - 0.05 < time.monotonic() - began - SLOW_S < IDLE_S + 0.3
-    refused(lambda: either.infer("slow", inputs, sequence_id=3), "INVALID_ARGUMENT", either, "START")
+    assert_over(either, 3)
 
 
 class Sender:
@@ -244,20 +223,7 @@ def test_cancelling_a_request_that_waits_ends_its_sequence_and_no_other(occupied
     occupied.behind.cancel()
     outcomes = occupied.outcomes()
     assert outcomes == [None, "StatusCode.CANCELLED", None, None]
-    refused(
-        lambda: occupied.client.infer("slow", [ints(occupied.client, [[1]])], sequence_id=1),
-        "INVALID_ARGUMENT",
-        GRPC,
-        "START",
-    )
-
-
-class GRPC:
-    """Statuses as the gRPC client names them."""
-
-    @staticmethod
-    def status(name):
-        return f"StatusCode.{name}"
+    assert_over(occupied.client, 1)
 
 
 def test_cancelling_the_request_that_runs_fails_those_behind_it(occupied):
@@ -279,14 +245,10 @@ def test_a_deadline_that_passes_ends_the_sequence_in_time(grpc_client, server):
 
 def test_a_queue_timeout_ends_the_sequence(occupied, either):
     began = time.monotonic()
-    refused(
-        lambda: either.infer("slow", [ints(either, [[1]])], sequence_id=2, sequence_start=True, timeout=100_000),
-        "UNAVAILABLE",
-        either,
-        "Request timeout expired",
-    )
+    late = {"sequence_id": 2, "sequence_start": True, "timeout": 100_000}
+    refused(either, "UNAVAILABLE", "Request timeout expired", "slow", [ints(either, [[1]])], **late)
     assert time.monotonic() - began < SLOW_S
-    refused(lambda: either.infer("slow", [ints(either, [[1]])], sequence_id=2), "INVALID_ARGUMENT", either, "START")
+    assert_over(either, 2)
     assert occupied.outcomes() == [None, None]
 
 
@@ -297,12 +259,7 @@ def test_an_http_client_that_goes_away_ends_the_sequence(occupied, server):
         with pytest.raises(Exception):
             leaving.infer("slow", inputs, sequence_id=2, sequence_start=True)
     wait_until(lambda: pending(server) <= 1)
-    refused(
-        lambda: occupied.client.infer("slow", [ints(occupied.client, [[1]])], sequence_id=2),
-        "INVALID_ARGUMENT",
-        GRPC,
-        "START",
-    )
+    assert_over(occupied.client, 2)
     assert occupied.outcomes() == [None, None]
 
 
@@ -310,36 +267,22 @@ def test_more_than_may_wait_is_refused_and_the_rest_is_answered(occupied, either
     for sequence in range(11, 11 + QUEUE_MAX - 1):
         occupied.send(sequence_id=sequence, sequence_start=True, sequence_end=True)
     arrived(server, 1, QUEUE_MAX)
-    refused(
-        lambda: either.infer("slow", [ints(either, [[1]])], sequence_id=30, sequence_start=True),
-        "UNAVAILABLE",
-        either,
-        "Exceeds maximum queue size",
-    )
+    other = {"sequence_id": 30, "sequence_start": True}
+    refused(either, "UNAVAILABLE", "Exceeds maximum queue size", "slow", [ints(either, [[1]])], **other)
     assert occupied.outcomes() == [None] * (QUEUE_MAX + 1)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_what_was_accepted_is_answered_when_the_server_stops(models, protocol):
-    with Nereid(models) as stopping:
-        module = grpcclient if protocol == "grpc" else httpclient
-        answers = queue.Queue()
-        with grpcclient.InferenceServerClient(stopping.grpc) as client:
-            occupied = Occupied(client, stopping)
-            if protocol == "grpc":
-                occupied.send(sequence_id=2, sequence_start=True)
-                arrived(stopping, 1, 2)
-                assert stopping.stop() == 0
-            else:
-                with module.InferenceServerClient(stopping.http, concurrency=1) as other:
-                    array = np.array([[1]], dtype=np.int32)
-                    inputs = [httpclient.InferInput("IN", [1, 1], "INT32").set_data_from_numpy(array)]
-                    waiting = other.async_infer("slow", inputs, sequence_id=2, sequence_start=True)
-                    arrived(stopping, 1, 2)
-                    assert stopping.stop() == 0
-                    answers.put(waiting.get_result())
-                assert answers.get(timeout=30).as_numpy("OUT")[0, 0] == 1
-            assert set(occupied.outcomes()) == {None}
+    with Nereid(models) as stopping, connect("grpc", stopping) as client, ThreadPoolExecutor(1) as pool:
+        occupied = Occupied(client, stopping)
+        with connect(protocol, stopping) as other:
+            inputs = [ints(other, [[1]])]
+            waiting = pool.submit(other.infer, "slow", inputs, sequence_id=2, sequence_start=True)
+            arrived(stopping, 1, 2)
+            assert stopping.stop() == 0
+            assert waiting.result(30).as_numpy("OUT").tolist() == [[1]]
+        assert occupied.outcomes() == [None, None]
 
 
 def test_a_request_of_an_iterative_model_is_executed_until_it_is_done(either):
@@ -352,7 +295,7 @@ def test_a_request_of_an_iterative_model_is_executed_until_it_is_done(either):
 
 def test_each_step_of_a_decoupled_iterative_model_is_a_response_and_requests_share_steps(server, grpc_client):
     answers = queue.Queue()
-    with grpcclient.InferenceServerClient(server.grpc) as streaming:
+    with connect("grpc", server) as streaming:
         streaming.start_stream(lambda result, error: answers.put((result, error)))
         for name, steps in [("long", 30), ("short", 5)]:
             streaming.async_stream_infer("tokens", [ints(streaming, [[steps]])], request_id=name)
@@ -376,7 +319,7 @@ def test_cancelling_between_two_steps_ends_the_request(server, grpc_client):
     executions = lambda: grpc_client.get_inference_statistics("tokens").model_stats[0].execution_count
     before = executions()
     answers = queue.Queue()
-    with grpcclient.InferenceServerClient(server.grpc) as streaming:
+    with connect("grpc", server) as streaming:
         streaming.start_stream(lambda result, error: answers.put((result, error)))
         streaming.async_stream_infer("tokens", [ints(streaming, [[1_000_000]])])
         answers.get(timeout=30)
