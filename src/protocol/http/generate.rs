@@ -11,6 +11,7 @@ use futures_core::Stream;
 use futures_util::StreamExt as _;
 use http::{HeaderName, StatusCode};
 
+use super::deadline::deadline;
 use super::path::Named;
 use super::reply::{self, Answer};
 use super::{App, body, json, mapping, sse};
@@ -78,6 +79,7 @@ async fn event_of_each(app: &App, at: Named, request: Request, context: Context)
 /// The responses of an inference as objects, without one that says nothing but that it is the last.
 async fn start(app: &App, at: Named, request: Request, context: Context) -> Result<Objects> {
     let unread = Unread::new(app.gateway.clone());
+    let deadline = deadline(request.headers());
     let message = match read(app, at, request).await {
         Ok(message) => message,
         Err(error) => {
@@ -86,7 +88,7 @@ async fn start(app: &App, at: Named, request: Request, context: Context) -> Resu
         }
     };
     unread.read();
-    let arrival = Arrival { at: Instant::now(), deadline: None, context };
+    let arrival = Arrival { at: Instant::now(), deadline, context };
     let responses = infer::start(&app.gateway, message, arrival, Rpc::Stream)?.responses;
     let says_something = |response: &Result<Response>| match response {
         Ok(response) => !response.last || !response.outputs.is_empty(),

@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName};
 
 use super::binary::{self, Layout};
+use super::deadline::deadline;
 use super::decode::{self, Decoded};
 use super::path::Named;
 use super::reply::Answer;
@@ -33,6 +34,7 @@ pub async fn infer(State(app): State<Arc<App>>, at: Named, request: Request) -> 
 
 async fn answer(app: &App, at: Named, request: Request, context: Context) -> Answer {
     let (head, body) = request.into_parts();
+    let deadline = deadline(&head.headers);
     let unread = Unread::new(app.gateway.clone());
     let Decoded { mut message, binary } = match read(app, &at, &head.headers, body).await {
         Ok(decoded) => decoded,
@@ -45,7 +47,7 @@ async fn answer(app: &App, at: Named, request: Request, context: Context) -> Ans
     unread.read();
     app.settings.forward.add(&head.headers, &mut message.parameters);
     (message.model_name, message.model_version) = (at.model, at.version);
-    let arrival = Arrival { at: Instant::now(), deadline: None, context: context.clone() };
+    let arrival = Arrival { at: Instant::now(), deadline, context: context.clone() };
     let response = infer::over_http(&app.gateway, message, arrival).await?;
     context.sending();
     Ok(encode::response(response, &binary, context)?)

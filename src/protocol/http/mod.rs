@@ -11,6 +11,7 @@ mod compress;
 mod console;
 mod cors;
 mod counted;
+mod deadline;
 pub mod decode;
 mod encode;
 mod generate;
