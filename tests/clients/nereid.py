@@ -64,11 +64,7 @@ class Nereid:
 
     def metric(self, name, **labels):
         """The sum of a metric's series that have these labels."""
-        wanted = [f'{label}="{value}"' for label, value in labels.items()]
-        samples = self.samples().items()
-        return sum(
-            value for series, value in samples if series.split("{")[0] == name and all(each in series for each in wanted)
-        )
+        return total(self.samples(), name, **labels)
 
     def wait(self, state):
         """Waits until it is "live" or "ready"; returns its addresses by name."""
@@ -103,6 +99,13 @@ class Nereid:
 
     def _log_end(self):
         return "".join(Path(self.log.name).read_text().splitlines(keepends=True)[-30:])
+
+
+def total(samples, name, **labels):
+    """The sum of those samples of a metric that have these labels."""
+    wanted = [f'{label}="{value}"' for label, value in labels.items()]
+    series = ((one, value) for one, value in samples.items() if one.split("{")[0] == name)
+    return sum(value for one, value in series if all(each in one for each in wanted))
 
 
 def write_model(repository, name, config, versions=(1,)):

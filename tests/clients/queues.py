@@ -1,4 +1,4 @@
-"""Requests in flight over either protocol: sent one after the other, cancelled, and noted in the order of their ends.
+"""Requests in flight: sent one after the other, cancelled, and noted in the order of their ends, by each way there is.
 
 Begin at `Flight`. The HTTP requests are written by hand, because Triton's HTTP client cannot cancel one.
 """
@@ -6,58 +6,79 @@ Begin at `Flight`. The HTTP requests are written by hand, because Triton's HTTP 
 import http.client
 import json
 import queue
+import re
 import threading
 import time
+from dataclasses import dataclass
 
 import tritonclient.grpc as grpcclient
 from arrays import sample, tensor
 from nereid import wait_until
 
 PATIENCE_S = 30
+# A call of gRPC, a stream of gRPC for each request, a request of HTTP.
+WAYS = ["grpc", "stream", "http"]
+# The outcome of a request whose caller's deadline passed, whoever ended it first.
+LATE = re.compile("deadline", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class End:
+    """What became of a request: "answered", "cancelled", "late", or why it failed."""
+
+    outcome: str
+    # gRPC's name of it or HTTP's number; None in an answer of a stream, whose errors have none.
+    status: str | int | None
+    # Seconds since the first request was sent.
+    after: float
 
 
 class Flight:
     """Requests to one server."""
 
-    def __init__(self, protocol, server):
-        self.protocol = protocol
+    def __init__(self, way, server):
+        self.way = way
         self.server = server
         self.ended = queue.Queue()
         self.calls = {}
+        self.noted = set()
         self.began = None
         self.grpc = grpcclient.InferenceServerClient(server.grpc)
 
-    def send(self, name, model, width=2, rows=1, seconds=None, **options):
-        """Sends a request that is called `name`; `seconds` is the caller's deadline, which only gRPC has."""
+    def send(self, name, model, width=2, rows=1, inputs=None, seconds=None, decoupled=False, **options):
+        """Sends a request that is called `name`; `inputs` are arrays with their types by name, `seconds` is the
+        caller's deadline."""
         self.began = self.began or time.monotonic()
-        if self.protocol == "grpc":
-            inputs = [tensor("INPUT0", "FP32", sample("FP32", [rows, width]))]
-            note = lambda result, error: self._note(name, grpc_outcome(error))  # noqa: E731
-            self.calls[name] = self.grpc.async_infer(model, inputs, note, client_timeout=seconds, **options)
+        inputs = inputs or {"INPUT0": ("FP32", sample("FP32", [rows, width]))}
+        if self.way == "http":
+            self._send_http(name, model, inputs, seconds, decoupled, options)
             return
-        call = http.client.HTTPConnection(self.server.http, timeout=PATIENCE_S)
-        data = [0.0] * (rows * width)
-        body = {"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [rows, width], "data": data}]}
-        call.request("POST", f"/v2/models/{model}/infer", json.dumps(body | {"parameters": options}))
-        self.calls[name] = call
-        threading.Thread(target=self._read, args=(name, call), daemon=True).start()
+        note = lambda result, error: self._note_grpc(name, result, error)  # noqa: E731
+        tensors = [tensor(each, dtype, array) for each, (dtype, array) in inputs.items()]
+        if self.way == "grpc":
+            self.calls[name] = self.grpc.async_infer(model, tensors, note, client_timeout=seconds, **options)
+            return
+        self.calls[name] = grpcclient.InferenceServerClient(self.server.grpc)
+        self.calls[name].start_stream(note, stream_timeout=seconds)
+        self.calls[name].async_stream_infer(model, tensors, enable_empty_final_response=True, **options)
 
     def cancel(self, name):
-        """Ends the call from the client's side; its end is noted as "cancelled"."""
+        """Ends the call from the client's side, which is noted as "cancelled": over HTTP it closes the connection."""
         call = self.calls[name]
-        if self.protocol == "grpc":
+        if self.way == "grpc":
             call.cancel()
+        elif self.way == "stream":
+            call.stop_stream(cancel_requests=True)
         else:
             call.sock.shutdown(2)
 
+    def timed_ends(self, count):
+        """The next ends, by name in their order."""
+        return dict(self.ended.get(timeout=PATIENCE_S) for _ in range(count))
+
     def ends(self, count):
         """The next ends: names with outcomes, in their order."""
-        return [self.ended.get(timeout=PATIENCE_S)[:2] for _ in range(count)]
-
-    def timed_ends(self, count):
-        """The next ends with their times since the first was sent, by name."""
-        ended = [self.ended.get(timeout=PATIENCE_S) for _ in range(count)]
-        return {name: (outcome, after) for name, outcome, after in ended}
+        return [(name, end.outcome) for name, end in self.timed_ends(count).items()]
 
     def wait_for_pending(self, model, count):
         """Waits until so many requests of a model wait in its queue."""
@@ -71,27 +92,49 @@ class Flight:
     def close(self):
         """Gives the connections back."""
         self.grpc.close()
-        if self.protocol == "http":
+        if self.way != "grpc":
             for call in self.calls.values():
                 call.close()
+
+    def _send_http(self, name, model, inputs, seconds, decoupled, options):
+        call = http.client.HTTPConnection(self.server.http, timeout=PATIENCE_S)
+        if decoupled:
+            path, body = "generate_stream", {each: array.tolist() for each, (_, array) in inputs.items()}
+        else:
+            tensors = [
+                {"name": each, "datatype": dtype, "shape": array.shape, "data": array.flatten().tolist()}
+                for each, (dtype, array) in inputs.items()
+            ]
+            path, body = "infer", {"inputs": tensors}
+        headers = {} if seconds is None else {"x-envoy-expected-rq-timeout-ms": str(round(seconds * 1000))}
+        call.request("POST", f"/v2/models/{model}/{path}", json.dumps(body | {"parameters": options}), headers)
+        self.calls[name] = call
+        threading.Thread(target=self._read, args=(name, call), daemon=True).start()
 
     def _read(self, name, call):
         try:
             response = call.getresponse()
             body = response.read()
-            outcome = "answered" if response.status == 200 else json.loads(body)["error"]
         except (OSError, http.client.HTTPException):
-            outcome = "cancelled"
-        self._note(name, outcome)
+            self._note(name, "cancelled", None)
+            return
+        error = re.search(rb'(?<="error":")[^"]*', body)
+        self._note(name, error[0].decode() if error else "answered", response.status)
 
-    def _note(self, name, outcome):
-        self.ended.put((name, outcome, time.monotonic() - self.began))
+    def _note_grpc(self, name, result, error):
+        if error is None:
+            final = result.get_response().parameters["triton_final_response"].bool_param
+            if self.way == "grpc" or final:
+                self._note(name, "answered", None)
+        elif "CANCELLED" in str(error.status()):
+            self._note(name, "cancelled", error.status())
+        else:
+            self._note(name, error.message(), error.status())
 
-
-def grpc_outcome(error):
-    """What a call led to, as over HTTP."""
-    if error is None:
-        return "answered"
-    if "CANCELLED" in str(error.status()):
-        return "cancelled"
-    return "late" if "DEADLINE_EXCEEDED" in str(error.status()) else error.message()
+    def _note(self, name, outcome, status):
+        if name in self.noted:
+            # A stream ends once more when its time is over.
+            return
+        self.noted.add(name)
+        outcome = "late" if LATE.search(outcome) else outcome
+        self.ended.put((name, End(outcome, status, time.monotonic() - self.began)))

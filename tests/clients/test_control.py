@@ -208,34 +208,6 @@ def connect_like(client, server):
     return connect(client.protocol, server)
 
 
-def test_termination_waits_for_accepted_requests(tmp_path):
-    delay = 'parameters { key: "identity.delay_us" value { string_value: "300000" } }'
-    write_model(tmp_path, "slow", identity_config(["FP32"], max_batch_size=1, extra=delay))
-    with Nereid(tmp_path) as server, grpcclient.InferenceServerClient(server.grpc) as client:
-        done = threading.Semaphore(0)
-        answers = []
-
-        def note(result, error):
-            answers.append(error)
-            done.release()
-
-        for _ in range(4):
-            client.async_infer("slow", fp32(), callback=note)
-        wait_until(lambda: executions(client) >= 1)
-        assert server.stop() == 0
-        for _ in range(4):
-            assert done.acquire(timeout=30)
-    # What was accepted is answered; what had not arrived at that moment is refused, and told so.
-    assert answers.count(None) >= 1
-    assert {error.status() for error in answers if error} <= {"StatusCode.UNAVAILABLE"}
-
-
-def executions(client):
-    """The executions of `slow` so far."""
-    (stats,) = client.get_inference_statistics("slow").model_stats
-    return stats.execution_count
-
-
 def test_a_second_signal_ends_at_once(tmp_path):
     delay = 'parameters { key: "identity.delay_us" value { string_value: "60000000" } }'
     write_model(tmp_path, "slow", identity_config(["FP32"], max_batch_size=1, extra=delay))

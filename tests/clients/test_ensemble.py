@@ -1,8 +1,7 @@
-"""Ensembles: the example of the project, and what cancellation, deadlines, limits and a stop do to them."""
+"""Ensembles: the example of the project, and what a deadline, a full member, a reload and traces do to them."""
 
 import json
 import queue
-import signal
 import threading
 import time
 from types import SimpleNamespace
@@ -78,13 +77,12 @@ def chains(tmp_path_factory):
     summed = summed.replace('"INPUT0" value: "between1"', '"INPUT__0" value: "between1"')
     write_model(folder, "summed", summed.replace('{ key: "OUTPUT0" value: "OUTPUT0" }', '{ key: "OUTPUT__0" value: "OUTPUT0" }'))
     write_model(folder, "plain", identity_config(["FP32"], dims="4"))
-    for test in ("deadline", "cancel", "stream", "overload", "full"):
+    for test in ("deadline", "full"):
         limit = "dynamic_batching { default_queue_policy { max_queue_size: 1 } }"
         first = slow_config(limit) if test == "full" else slow_config()
         write_model(folder, f"{test}_first", first)
         write_model(folder, f"{test}_second", slow_config())
-        bound = parameter("ensemble.requests_max", 2) if test == "overload" else ""
-        write_model(folder, test, chain([f"{test}_first", f"{test}_second"], extra=bound))
+        write_model(folder, test, chain([f"{test}_first", f"{test}_second"]))
     write_model(folder, "pass", identity_config(["INT32"], max_batch_size=0, dims="1"))
     write_model(folder, "repeated", REPEATED)
     labelled = write_model(folder, "labelled", LABELLED)
@@ -231,46 +229,6 @@ def test_a_deadline_in_the_second_step_is_kept(chains, asking):
     assert (counts(chains, "deadline_first").answered, counts(chains, "deadline_second").answered) == (1, 0)
 
 
-def test_a_cancelled_request_begins_no_other_step(chains, asking):
-    ended = queue.Queue()
-    call = asking.async_infer("cancel", grpc_row(), callback=lambda result, error: ended.put(error))
-    wait_for_requests(chains, 2)
-    call.cancel()
-    assert ended.get(timeout=30).status() == "StatusCode.CANCELLED"
-    wait_until(lambda: counts(chains, "cancel").failed == {"CANCELED": 1})
-    # Whatever ran has ended when the next request is answered.
-    asking.infer("cancel", grpc_row())
-    assert counts(chains, "cancel_second").answered == 1
-    assert counts(chains, "cancel").answered == 1
-
-
-def test_a_closed_stream_cancels_what_it_asked_for(chains, asking):
-    with grpcclient.InferenceServerClient(chains.grpc) as streaming:
-        streaming.start_stream(lambda result, error: None)
-        for _ in range(3):
-            streaming.async_stream_infer("stream", grpc_row())
-        wait_for_requests(chains, 6)
-        streaming.stop_stream(cancel_requests=True)
-    wait_until(lambda: counts(chains, "stream").failed == {"CANCELED": 3})
-    asking.infer("stream", grpc_row())
-    assert counts(chains, "stream_second").answered == 1
-
-
-def test_more_requests_than_may_be_are_refused_at_once(client, chains, asking):
-    answers = queue.Queue()
-    for _ in range(2):
-        asking.async_infer("overload", grpc_row(), callback=lambda result, error: answers.put(error))
-    wait_for_requests(chains, 4)
-    start = time.monotonic()
-    with pytest.raises(InferenceServerException) as refused:
-        client.infer("overload", row(client))
-    assert time.monotonic() - start < STEP_MS / 1000
-    assert refused.value.status() == client.status("UNAVAILABLE")
-    assert "Exceeds maximum queue size" in refused.value.message()
-    assert [answers.get(timeout=30) for _ in range(2)] == [None, None]
-    assert set(counts(chains, "overload").failed) == {"REJECTED"}
-
-
 def test_a_member_that_refuses_fails_the_ensemble_for_the_same_reason(client, chains, asking):
     answers = queue.Queue()
     asking.async_infer("full", grpc_row(), callback=lambda result, error: answers.put(error))
@@ -284,24 +242,6 @@ def test_a_member_that_refuses_fails_the_ensemble_for_the_same_reason(client, ch
     assert refused.value.message() == "in ensemble 'full', Exceeds maximum queue size"
     assert counts(chains, "full").failed == {"REJECTED": before + 1}
     assert [answers.get(timeout=30) for _ in range(2)] == [None, None]
-
-
-def test_a_stop_answers_what_was_accepted(tmp_path):
-    for name in ("first", "second"):
-        write_model(tmp_path, name, slow_config())
-    write_model(tmp_path, "ensemble", chain(["first", "second"]))
-    with Nereid(tmp_path) as server, grpcclient.InferenceServerClient(server.grpc) as asking:
-        answers = queue.Queue()
-        with connect("http", server) as other:
-            waiting = threading.Thread(target=lambda: answers.put(other.infer("ensemble", row(other))))
-            waiting.start()
-            asking.async_infer("ensemble", grpc_row(), callback=lambda result, error: answers.put(result))
-            wait_for_requests(server, 4)
-            server.process.send_signal(signal.SIGTERM)
-            results = [answers.get(timeout=30) for _ in range(2)]
-            waiting.join()
-        assert all(result.as_numpy("OUTPUT0").shape == (1, 2) for result in results)
-        assert server.process.wait(30) == 0
 
 
 def test_members_decide_whether_an_ensemble_is_there(tmp_path):

@@ -1,4 +1,4 @@
-"""Sequences of requests: order, state, and what becomes of them when a request is given up, over each protocol.
+"""Sequences of requests: order, state, and what becomes of a sequence when one of its requests is given up, over each protocol.
 
 The model `slow` takes `SLOW_S` for each request and has one slot.
 """
@@ -6,7 +6,6 @@ The model `slow` takes `SLOW_S` for each request and has one slot.
 import queue
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -263,28 +262,6 @@ def test_an_http_client_that_goes_away_ends_the_sequence(occupied, server):
     assert occupied.outcomes() == [None, None]
 
 
-def test_more_than_may_wait_is_refused_and_the_rest_is_answered(occupied, either, server):
-    for sequence in range(11, 11 + QUEUE_MAX - 1):
-        occupied.send(sequence_id=sequence, sequence_start=True, sequence_end=True)
-    arrived(server, 1, QUEUE_MAX)
-    other = {"sequence_id": 30, "sequence_start": True}
-    refused(either, "UNAVAILABLE", "Exceeds maximum queue size", "slow", [ints(either, [[1]])], **other)
-    assert occupied.outcomes() == [None] * (QUEUE_MAX + 1)
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_what_was_accepted_is_answered_when_the_server_stops(models, protocol):
-    with Nereid(models) as stopping, connect("grpc", stopping) as client, ThreadPoolExecutor(1) as pool:
-        occupied = Occupied(client, stopping)
-        with connect(protocol, stopping) as other:
-            inputs = [ints(other, [[1]])]
-            waiting = pool.submit(other.infer, "slow", inputs, sequence_id=2, sequence_start=True)
-            arrived(stopping, 1, 2)
-            assert stopping.stop() == 0
-            assert waiting.result(30).as_numpy("OUT").tolist() == [[1]]
-        assert occupied.outcomes() == [None, None]
-
-
 def test_a_request_of_an_iterative_model_is_executed_until_it_is_done(either):
     result = either.infer("countdown", [ints(either, [[7]])])
     assert result.as_numpy("OUT").tolist() == [[0]]
@@ -313,21 +290,6 @@ def test_each_step_of_a_decoupled_iterative_model_is_a_response_and_requests_sha
     assert got == {"long": list(range(29, -1, -1)), "short": list(range(4, -1, -1))}
     (stats,) = grpc_client.get_inference_statistics("tokens").model_stats
     assert stats.execution_count < 35, "steps are shared"
-
-
-def test_cancelling_between_two_steps_ends_the_request(server, grpc_client):
-    executions = lambda: grpc_client.get_inference_statistics("tokens").model_stats[0].execution_count
-    before = executions()
-    answers = queue.Queue()
-    with connect("grpc", server) as streaming:
-        streaming.start_stream(lambda result, error: answers.put((result, error)))
-        streaming.async_stream_infer("tokens", [ints(streaming, [[1_000_000]])])
-        answers.get(timeout=30)
-        streaming.stop_stream(cancel_requests=True)
-    failed = lambda: grpc_client.get_inference_statistics("tokens").model_stats[0].inference_stats.fail.count
-    wait_until(lambda: failed() >= 1)
-    assert executions() - before < 1000
-    assert grpc_client.infer("countdown", [ints(grpc_client, [[3]])]).as_numpy("OUT").tolist() == [[0]]
 
 
 @pytest.mark.parametrize("dyna", [False, True])
