@@ -103,6 +103,13 @@ def test_a_load_can_bring_its_own_configuration(client):
     assert result.as_numpy("Y").shape == (3, 2)
 
 
+def test_a_configuration_that_the_server_shows_can_be_loaded(controlled):
+    with connect("http", controlled) as client:
+        shown = client.get_model_config("early", as_json=True)["config"]
+        client.load_model("early", config=json.dumps(shown))
+        assert client.get_model_config("early", as_json=True)["config"] == shown
+
+
 def test_files_without_a_configuration_are_refused(client):
     with pytest.raises(InferenceServerException) as refused:
         client.load_model("changing", files={"file:1/model.pt": b"x"})

@@ -15,7 +15,11 @@ pub(super) fn check(check: &mut Check<'_>) {
 
 fn model_files(check: &mut Check<'_>) {
     let config = check.config;
-    let mut files = vec![("default_model_filename".to_owned(), &config.default_model_filename)];
+    let mut files = Vec::new();
+    // As the server shows a configuration, what is not set is an empty text.
+    if !config.default_model_filename.is_empty() {
+        files.push(("default_model_filename".to_owned(), &config.default_model_filename));
+    }
     files.extend(config.cc_model_filenames.iter().map(|(key, name)| (format!("cc_model_filenames[{key}]"), name)));
     files.sort();
     for (key, name) in files {
