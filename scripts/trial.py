@@ -1,5 +1,7 @@
-"""What the long trials of a server share: models made on the spot, the server's counters, and its memory over time."""
+"""What the long trials of a server share: which server that is, models made on the spot, the server's counters, and its
+memory over time."""
 
+import argparse
 import os
 import re
 import subprocess
@@ -13,7 +15,21 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "clients"))
 
-from nereid import BINARY, write_model  # noqa: E402
+# The options of every trial.
+OPTIONS = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+OPTIONS.add_argument(
+    "--server", type=Path, metavar="PATH", help="the server to try; otherwise that of NEREID_BIN, or target/debug/nereid"
+)
+chosen = OPTIONS.parse_known_args()[0].server
+if chosen:
+    # Whoever starts a server looks there.
+    os.environ["NEREID_BIN"] = str(chosen.resolve())
+
+import tritonclient.grpc as grpcclient  # noqa: E402
+from nereid import BINARY, identity_config, parameter, write_model  # noqa: E402
+
+# Our own load generator, built with the server.
+LOAD = BINARY.parent / "examples" / "load"
 
 SAMPLE = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>[^}]*)\})? (?P<value>\S+)$")
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -37,20 +53,27 @@ def compile_torch(source, path):
         made.rename(path)
 
 
-def identity_model(repository, name, extra="", max_batch_size=8, dtype="FP32", dims="16", versions=(1,)):
-    """Writes an identity model of one tensor."""
-    config = (
-        f'backend: "identity"\nmax_batch_size: {max_batch_size}\n'
-        f'input [ {{ name: "INPUT0" data_type: TYPE_{dtype} dims: [ {dims} ] }} ]\n'
-        f'output [ {{ name: "OUTPUT0" data_type: TYPE_{dtype} dims: [ {dims} ] }} ]\n'
-        f"instance_group [ {{ count: 1 kind: KIND_CPU }} ]\n{extra}\n"
-    )
-    return write_model(repository, name, config, versions)
+def identity_model(repository, name, extra="", max_batch_size=8):
+    """Writes an identity model of 16 numbers."""
+    return write_model(repository, name, identity_config(["FP32"], max_batch_size, dims="16", extra=extra))
 
 
 def delay(microseconds):
     """The parameter that makes an identity model slow."""
-    return f'parameters {{ key: "identity.delay_us" value {{ string_value: "{microseconds}" }} }}'
+    return parameter("identity.delay_us", microseconds)
+
+
+def torch_config(inputs, outputs, dims=16, instances=1):
+    """The configuration of a TorchScript model of numbers, but for its scheduling."""
+    lines = ['backend: "pytorch"\nmax_batch_size: 8']
+    for kind, names in (("input", inputs), ("output", outputs)):
+        lines += [f'{kind} [ {{ name: "{name}" data_type: TYPE_FP32 dims: [ {dims} ] }} ]' for name in names]
+    return "\n".join([*lines, f"instance_group [ {{ count: {instances} kind: KIND_CPU }} ]\n"])
+
+
+def grpc_client(server):
+    """A client with a connection of its own: gRPC's Python would share one between all of a process."""
+    return grpcclient.InferenceServerClient(server.grpc, channel_args=[("grpc.use_local_subchannel_pool", 1)])
 
 
 class Counters:

@@ -3,6 +3,7 @@
 Begin at `Flight`. The HTTP requests are written by hand, because Triton's HTTP client cannot cancel one.
 """
 
+import contextlib
 import http.client
 import json
 import queue
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import tritonclient.grpc as grpcclient
 from arrays import sample, tensor
 from nereid import wait_until
+from tritonclient.utils import InferenceServerException
 
 PATIENCE_S = 30
 # A call of gRPC, a stream of gRPC for each request, a request of HTTP.
@@ -60,7 +62,9 @@ class Flight:
             return
         self.calls[name] = grpcclient.InferenceServerClient(self.server.grpc)
         self.calls[name].start_stream(note, stream_timeout=seconds)
-        self.calls[name].async_stream_infer(model, tensors, enable_empty_final_response=True, **options)
+        # A stream whose time is over already takes no request; its end is noted all the same.
+        with contextlib.suppress(InferenceServerException):
+            self.calls[name].async_stream_infer(model, tensors, enable_empty_final_response=True, **options)
 
     def cancel(self, name):
         """Ends the call from the client's side, which is noted as "cancelled": over HTTP it closes the connection."""
@@ -69,8 +73,10 @@ class Flight:
             call.cancel()
         elif self.way == "stream":
             call.stop_stream(cancel_requests=True)
-        else:
-            call.sock.shutdown(2)
+        elif call.sock:
+            # It may have been answered, and closed, at this moment.
+            with contextlib.suppress(OSError):
+                call.sock.shutdown(2)
 
     def timed_ends(self, count):
         """The next ends, by name in their order."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
 from arrays import sample
+from configs import chain, ensemble, step
 from conftest import copy_examples
 from nereid import Nereid, identity_config, parameter, wait_until, write_model
 from protocols import PROTOCOLS, connect
@@ -19,22 +20,6 @@ from tritonclient.utils import InferenceServerException
 STEP_MS = 300
 # Why requests fail, as the metrics have it.
 REASONS = ["REJECTED", "CANCELED", "BACKEND", "OTHER"]
-
-
-def chain(models, dtype="FP32", max_batch_size=1, dims="-1", extra=""):
-    """The configuration of an ensemble that passes INPUT0 through identity `models`, one after the other, to OUTPUT0."""
-    names = ["INPUT0", *(f"between{index}" for index in range(1, len(models))), "OUTPUT0"]
-    steps = [
-        f'{{ model_name: "{model}" model_version: -1 input_map {{ key: "INPUT0" value: "{given}" }} '
-        f'output_map {{ key: "OUTPUT0" value: "{made}" }} }}'
-        for model, given, made in zip(models, names, names[1:])
-    ]
-    return (
-        f'platform: "ensemble"\nmax_batch_size: {max_batch_size}\n'
-        f'input [ {{ name: "INPUT0" data_type: TYPE_{dtype} dims: [ {dims} ] }} ]\n'
-        f'output [ {{ name: "OUTPUT0" data_type: TYPE_{dtype} dims: [ {dims} ] }} ]\n'
-        f"ensemble_scheduling {{ step [ {', '.join(steps)} ] }}\n{extra}\n"
-    )
 
 
 def slow_config(extra="dynamic_batching { }"):
@@ -73,9 +58,11 @@ def chains(tmp_path_factory):
     """A server of ensembles over identity models; each test has a chain of its own, so that its counts are its own."""
     folder = tmp_path_factory.mktemp("ensembles")
     copy_examples(folder, "tokenise_free", "byte_trigrams", "trigram_embedding", "repeat_int32", "accumulator")
-    summed = chain(["plain", "accumulator"], max_batch_size=8, dims="4")
-    summed = summed.replace('"INPUT0" value: "between1"', '"INPUT__0" value: "between1"')
-    write_model(folder, "summed", summed.replace('{ key: "OUTPUT0" value: "OUTPUT0" }', '{ key: "OUTPUT__0" value: "OUTPUT0" }'))
+    steps = [
+        step("plain", {"INPUT0": "INPUT0"}, {"OUTPUT0": "between"}),
+        step("accumulator", {"INPUT__0": "between"}, {"OUTPUT__0": "OUTPUT0"}),
+    ]
+    write_model(folder, "summed", ensemble(["INPUT0"], ["OUTPUT0"], steps, max_batch_size=8, dims="4"))
     write_model(folder, "plain", identity_config(["FP32"], dims="4"))
     for test in ("deadline", "full"):
         limit = "dynamic_batching { default_queue_policy { max_queue_size: 1 } }"

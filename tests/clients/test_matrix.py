@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from configs import REPEAT, chain, countdown, repeated
 from nereid import Nereid, identity_config, parameter, total, wait_until, write_model
 from protocols import connect
 from queues import WAYS, Flight
@@ -34,54 +35,9 @@ def slow(part=1.0):
     return parameter("identity.delay_us", int(EXECUTION_S * part * 1e6))
 
 
-def step(model, given, made):
-    return (
-        f'{{ model_name: "{model}" model_version: -1 input_map {{ key: "INPUT0" value: "{given}" }} '
-        f'output_map {{ key: "OUTPUT0" value: "{made}" }} }}'
-    )
-
-
-ENSEMBLE = f"""
-platform: "ensemble"
-max_batch_size: 1
-input [ {{ name: "INPUT0" data_type: TYPE_FP32 dims: [ -1 ] }} ]
-output [ {{ name: "OUTPUT0" data_type: TYPE_FP32 dims: [ -1 ] }} ]
-ensemble_scheduling {{ step [ {step("first", "INPUT0", "between")}, {step("second", "between", "OUTPUT0")} ] }}
-{parameter("ensemble.requests_max", 1 + WAITING_MAX)}"""
+# The executions of a request to the iterative model.
 STEPS = 4
-ITERATIVE = f"""
-backend: "identity"
-max_batch_size: 1
-input [ {{ name: "IN" data_type: TYPE_INT32 dims: [ 1 ] }} ]
-output [ {{ name: "OUT" data_type: TYPE_INT32 dims: [ 1 ] }} ]
-sequence_batching {{
-  iterative_sequence: true
-  oldest {{ max_candidate_sequences: 1 }}
-  state [
-    {{ input_name: "COUNT_IN" output_name: "COUNT" data_type: TYPE_INT32 dims: [ 1 ] }},
-    {{ input_name: "DONE_IN" output_name: "DONE" data_type: TYPE_INT32 dims: [ 1 ] }}
-  ]
-}}
-instance_group [ {{ count: 1 kind: KIND_CPU }} ]
-{parameter("identity.mode", "countdown")}{parameter("sequence.done_output", "DONE")}{slow(1 / STEPS)}"""
-DECOUPLED = """
-backend: "identity"
-input [
-  { name: "IN" data_type: TYPE_INT32 dims: [ -1 ] },
-  { name: "DELAY" data_type: TYPE_UINT32 dims: [ -1 ] },
-  { name: "WAIT" data_type: TYPE_UINT32 dims: [ 1 ] }
-]
-output [ { name: "OUT" data_type: TYPE_INT32 dims: [ 1 ] } , { name: "IDX" data_type: TYPE_UINT32 dims: [ 1 ] } ]
-model_transaction_policy { decoupled: true }
-instance_group [ { count: 1 kind: KIND_CPU } ]
-parameters { key: "identity.mode" value { string_value: "repeat" } }
-"""
-DELAY_MS = int(EXECUTION_S * 1000) // 2
-RESPONSES = {
-    "IN": ("INT32", np.array([1, 2], np.int32)),
-    "DELAY": ("UINT32", np.array([DELAY_MS, DELAY_MS], np.uint32)),
-    "WAIT": ("UINT32", np.array([0], np.uint32)),
-}
+DELAYS_MS = [int(EXECUTION_S * 1000) // 2] * 2
 
 
 @dataclass(frozen=True)
@@ -113,6 +69,8 @@ def identity(extra):
     return identity_config(["FP32"], max_batch_size=1, extra=f"{slow()}{extra}")
 
 
+ITERATIVE = countdown(max_batch_size=1, candidates=1, delay_us=int(EXECUTION_S / STEPS * 1e6))
+ENSEMBLE = chain(["first", "second"], extra=parameter("ensemble.requests_max", 1 + WAITING_MAX))
 LEVELS = "dynamic_batching { priority_levels: 2 default_priority_level: 1 }"
 SCHEDULERS = [
     Scheduler("single", identity("")),
@@ -122,7 +80,7 @@ SCHEDULERS = [
     Scheduler("oldest", identity("sequence_batching { oldest { max_candidate_sequences: 4 } }"), sequence=True),
     Scheduler("iterative", ITERATIVE, {"IN": ("INT32", np.array([[STEPS]], np.int32))}, executions=STEPS, begun=(STEPS - 1,)),
     Scheduler("ensemble", ENSEMBLE, executing=("first", "second"), begun=(1, 0)),
-    Scheduler("decoupled", DECOUPLED, RESPONSES, {"decoupled": True}, begun=(0,)),
+    Scheduler("decoupled", REPEAT, repeated([1, 2], DELAYS_MS), {"decoupled": True}, begun=(0,)),
 ]
 # What there cannot be, and what says so.
 IMPOSSIBLE = {("decoupled", "grpc"): "ModelInfer RPC doesn't support models with decoupled transaction policy"}

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import tritonclient.http as httpclient
+from configs import countdown
 from nereid import ROOT, Nereid, wait_until, write_model
 from protocols import PROTOCOLS, connect
 from tritonclient.utils import InferenceServerException
@@ -29,25 +30,6 @@ instance_group [ {{ count: 1 kind: KIND_CPU }} ]
 parameters {{ key: "identity.delay_us" value {{ string_value: "{int(SLOW_S * 1e6)}" }} }}
 """
 
-COUNTDOWN = """
-backend: "identity"
-max_batch_size: 4
-input [ { name: "IN" data_type: TYPE_INT32 dims: [ 1 ] } ]
-output [ { name: "OUT" data_type: TYPE_INT32 dims: [ 1 ] } ]
-sequence_batching {
-  iterative_sequence: true
-  oldest { max_candidate_sequences: 64 }
-  state [
-    { input_name: "COUNT_IN" output_name: "COUNT" data_type: TYPE_INT32 dims: [ 1 ] },
-    { input_name: "DONE_IN" output_name: "DONE" data_type: TYPE_INT32 dims: [ 1 ] }
-  ]
-}
-instance_group [ { count: 1 kind: KIND_CPU } ]
-parameters { key: "identity.mode" value { string_value: "countdown" } }
-parameters { key: "identity.delay_us" value { string_value: "2000" } }
-parameters { key: "sequence.done_output" value { string_value: "DONE" } }
-"""
-
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
@@ -55,8 +37,8 @@ def models(tmp_path_factory):
     for example in EXAMPLES:
         shutil.copytree(ROOT / "model_repository" / example, folder / example)
     write_model(folder, "slow", ONE_SLOT)
-    write_model(folder, "countdown", COUNTDOWN)
-    write_model(folder, "tokens", COUNTDOWN + "model_transaction_policy { decoupled: true }\n")
+    write_model(folder, "countdown", countdown())
+    write_model(folder, "tokens", countdown() + "model_transaction_policy { decoupled: true }\n")
     return folder
 
 

@@ -3,10 +3,10 @@
 import queue
 
 import grpc
-import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
 from arrays import sample, tensor
+from configs import repeated
 from nereid import wait_until
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
@@ -83,14 +83,8 @@ def test_requests_in_flight_are_answered_after_the_client_has_finished_sending(s
 
 def repeat_inputs(delays_ms):
     """Inputs of repeat_int32: one response for each delay, with the values 100, 101, ..."""
-    count = len(delays_ms)
-    arrays = {
-        "IN": np.arange(100, 100 + count, dtype=np.int32),
-        "DELAY": np.array(delays_ms, dtype=np.uint32),
-        "WAIT": np.array([0], dtype=np.uint32),
-    }
-    types = {"IN": "INT32", "DELAY": "UINT32", "WAIT": "UINT32"}
-    return [tensor(name, types[name], array) for name, array in arrays.items()]
+    arrays = repeated(range(100, 100 + len(delays_ms)), delays_ms)
+    return [tensor(name, dtype, array) for name, (dtype, array) in arrays.items()]
 
 
 def received(answers):
