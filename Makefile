@@ -76,7 +76,6 @@ chaos: setup-run ## a server that is ended at any moment, for five minutes
 	@$(PYTHON) scripts/setup-clients
 	$(CARGO) test --no-run --test tidy $(cargo_jobs)
 	.venv/bin/python scripts/chaos
-	.venv/bin/python scripts/chaos stuck
 	.venv/bin/python scripts/chaos killer
 
 fuzz: setup-run ## the fuzz targets, ten minutes each

@@ -8,12 +8,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
 
 use crate::Failure;
 
 /// Kernel clock ticks per second, the same on every Linux that Rust runs on.
 const TICKS_PER_SECOND: u64 = 100;
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
+/// How long requests that nobody waits for any more may go on.
+const SETTLE_MAX: Duration = Duration::from_secs(30);
 
 /// Watches the server while requests are sent.
 pub struct Server {
@@ -42,9 +45,9 @@ impl Server {
     /// Ends to watch, after the last answer. A server that has ended meanwhile has no counters any more.
     pub async fn finish(self) -> Result<Seen, Failure> {
         drop(self.stop);
-        let counters = match (Counters::ask(self.metrics.as_deref()).await, self.counters_before) {
-            (Ok(Some(after)), Some(before)) => Some(after.since(&before)),
-            _ => None,
+        let counters = match self.counters_before {
+            Some(before) => Counters::settled(self.metrics.as_deref(), &before).await,
+            None => None,
         };
         Ok(Seen {
             cpu_us: self.pid.and_then(cpu_us).map(|after| after - self.cpu_us_before),
@@ -133,6 +136,19 @@ impl Counters {
         let mut text = String::new();
         stream.read_to_string(&mut text).await?;
         Ok(Some(Self::parse(&text)))
+    }
+
+    /// The growth since `before` once it adds up: what a caller gave up while it ran is counted when it ends, and so
+    /// are the steps of ensembles, each a request of its own. If that takes too long, as it is then.
+    async fn settled(address: Option<&str>, before: &Self) -> Option<Self> {
+        let give_up = Instant::now() + SETTLE_MAX;
+        loop {
+            let grown = Self::ask(address).await.ok()??.since(before);
+            if grown.add_up() || Instant::now() > give_up {
+                return Some(grown);
+            }
+            sleep(SAMPLE_INTERVAL).await;
+        }
     }
 
     fn parse(text: &str) -> Self {
