@@ -119,7 +119,7 @@ fn resident(pid: u32) -> Option<u64> {
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
-/// Counters of `/metrics`, summed over models and versions: by name, and by name and reason.
+/// Counters of `/metrics`, summed over models and versions: by name, by name and reason, and by name and model.
 #[derive(Default)]
 pub struct Counters(BTreeMap<String, f64>);
 
@@ -161,9 +161,11 @@ impl Counters {
             }
             let value: f64 = value.parse().unwrap_or(0.0);
             *sums.entry(name.to_owned()).or_default() += value;
-            if let Some((_, reason)) = series.split_once("reason=\"") {
-                let reason = reason.split('"').next().unwrap_or_default();
-                *sums.entry(format!("{name} {reason}")).or_default() += value;
+            for label in ["reason=\"", "model=\""] {
+                if let Some((_, label)) = series.split_once(label) {
+                    let label = label.split('"').next().unwrap_or_default();
+                    *sums.entry(format!("{name} {label}")).or_default() += value;
+                }
             }
         }
         Self(sums)
