@@ -9,7 +9,6 @@ import time
 
 import numpy as np
 import pytest
-import tritonclient.http as httpclient
 from configs import countdown
 from nereid import ROOT, Nereid, wait_until, write_model
 from protocols import PROTOCOLS, connect
@@ -158,7 +157,8 @@ def test_an_idle_sequence_is_over(either):
     began = time.monotonic()
     # The next one waits until the slot is free.
     either.infer("slow", inputs, sequence_id=4, sequence_start=True, sequence_end=True)
-    assert IDLE_S - 0.05 < time.monotonic() - began - SLOW_S < IDLE_S + 0.3
+    # Less than the default of a second.
+    assert IDLE_S - 0.05 < time.monotonic() - began - SLOW_S < IDLE_S + 0.45
     assert_over(either, 3)
 
 
@@ -230,17 +230,6 @@ def test_a_queue_timeout_ends_the_sequence(occupied, either):
     refused(either, "UNAVAILABLE", "Request timeout expired", "slow", [ints(either, [[1]])], **late)
     assert time.monotonic() - began < SLOW_S
     assert_over(either, 2)
-    assert occupied.outcomes() == [None, None]
-
-
-def test_an_http_client_that_goes_away_ends_the_sequence(occupied, server):
-    with httpclient.InferenceServerClient(server.http, network_timeout=0.1) as leaving:
-        array = np.array([[1]], dtype=np.int32)
-        inputs = [httpclient.InferInput("IN", [1, 1], "INT32").set_data_from_numpy(array)]
-        with pytest.raises(Exception):
-            leaving.infer("slow", inputs, sequence_id=2, sequence_start=True)
-    wait_until(lambda: pending(server) <= 1)
-    assert_over(occupied.client, 2)
     assert occupied.outcomes() == [None, None]
 
 
