@@ -256,12 +256,11 @@ class Shared(Worker):
 
 
 class GivenUp(Worker):
-    """Requests that are cancelled at any moment, or late for their callers or in the queue, by every way there is.
+    """Requests that are cancelled at any moment, or late for their callers or in the queue; each chooses its way.
 
     Who ends a call itself does not know whether its request reached the server first."""
 
     model = "given_up"
-    protocols = ("grpc",)
     expected = ("cancelled", "late", "Request timeout expired", "Exceeds maximum queue size")
     sequences = itertools.count(1)
     extra, decoupled, sequence = DYNAMIC, False, False
