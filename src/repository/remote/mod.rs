@@ -189,13 +189,15 @@ impl Remote {
         if self.rests() {
             return Ok(());
         }
+        // What is known of one model is kept with what is known of all.
+        let model = model.filter(|_| self.state.lock().shown.is_some());
         match self.wait(self.bucket.list(model)) {
             Ok(found) => {
                 let mut state = self.state.lock();
                 state.failed = None;
-                let next = match (model, state.shown.as_ref()) {
-                    (None, _) => found,
-                    (Some(name), shown) => with_model(shown.cloned().unwrap_or_default(), name, found),
+                let next = match (model, &state.shown) {
+                    (Some(name), Some(shown)) => with_model(shown.clone(), name, found),
+                    (_, _) => found,
                 };
                 if model.is_none() {
                     state.listed = Some(Instant::now());
@@ -243,6 +245,7 @@ impl Remote {
         let shown = tree::show(&self.root, &before, next, |name| reading.contains_key(name), link);
         let shown = shown.map_err(|error| {
             // Half of a change: the next look begins anew.
+            state.listed = None;
             let _ = fs::remove_dir_all(&self.root).and_then(|()| cache::make(&self.root));
             Error::internal(format!("cannot write '{}': {error}", self.root.display()))
         })?;

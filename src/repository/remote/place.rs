@@ -89,7 +89,7 @@ impl Place {
             return Err("has more than names in it; credentials come from the environment or a file".to_owned());
         }
         let prefix: Vec<&str> = parts.collect();
-        if prefix.iter().any(|part| [".", ".."].contains(part)) {
+        if rest.split('/').any(|part| [".", ".."].contains(&part)) {
             return Err("has '.' or '..' in its path".to_owned());
         }
         Ok(Self { store, endpoint, account, bucket, prefix: prefix.join("/") })
@@ -170,6 +170,9 @@ mod tests {
             ("s3://http://key:secret@host/b", "names no host"),
             ("s3://key:secret/b", "has more than names"),
             ("s3://b/../c", "has '.' or '..'"),
+            ("s3://../c", "has '.' or '..'"),
+            ("s3://http://../c", "has '.' or '..'"),
+            ("as://../../c", "has '.' or '..'"),
         ] {
             let error = place(text).expect_err(text);
             assert!(error.starts_with(why), "{text}: {error}");

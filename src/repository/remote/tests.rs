@@ -105,6 +105,33 @@ fn what_the_store_said_last_holds_when_it_cannot_be_reached() {
 }
 
 #[test]
+fn a_look_for_one_model_forgets_no_other() {
+    let lab = Lab::new();
+    lab.put("models/a/1/model.pt", "one");
+    lab.put("models/b/1/model.pt", "one");
+    let remote = lab.remote();
+    remote.refresh(Some("a")).expect("memory can be read");
+    assert_eq!(stamp(&remote, "b").versions, [1]);
+    lab.put("models/a/2/model.pt", "two");
+    remote.refresh(Some("a")).expect("memory can be read");
+    assert_eq!((stamp(&remote, "a").versions, stamp(&remote, "b").versions), (vec![1, 2], vec![1]));
+}
+
+#[test]
+fn a_tree_that_cannot_be_written_is_made_anew_at_the_next_look() {
+    let lab = Lab::new();
+    lab.put("models/a/1/model.pt", "one");
+    let remote = lab.remote();
+    remote.refresh(None).expect("memory can be read");
+    lab.put("models/b/1/model.pt", "one");
+    fs::write(remote.root.join("b"), "in the way").expect("writable");
+    assert_eq!(remote.refresh(None).map_err(|error| error.kind()), Err(Kind::Internal));
+    assert!(!remote.is_fresh(Duration::from_secs(3600)));
+    remote.refresh(Some("b")).expect("memory can be read");
+    assert_eq!((stamp(&remote, "a").versions, stamp(&remote, "b").versions), (vec![1], vec![1]));
+}
+
+#[test]
 fn an_object_that_is_gone_is_an_error_that_names_it() {
     let lab = Lab::new();
     lab.put("models/a/1/model.pt", "one");

@@ -50,9 +50,9 @@ impl Trees {
         open().map_err(|error| Error::internal(format!("cannot write in '{}': {error}", trees.display())))
     }
 
-    /// The root of a repository's tree.
+    /// The root of a repository's tree, which no other repository's is inside of.
     pub(super) fn root(&self, place: &Place) -> io::Result<PathBuf> {
-        let root = self.directory.join(place.directory());
+        let root = self.directory.join(place.directory()).join("@");
         make(&root)?;
         Ok(root)
     }
@@ -62,9 +62,10 @@ fn remove_abandoned(trees: &Path) -> io::Result<()> {
     for entry in fs::read_dir(trees)? {
         let path = entry?.path();
         let is_lock = path.extension().is_some_and(|extension| extension == "lock");
-        if is_lock && File::open(&path)?.try_lock().is_ok() {
+        // A process that ends at this moment removes its own.
+        if is_lock && File::open(&path).is_ok_and(|lock| lock.try_lock().is_ok()) {
             let _ = fs::remove_dir_all(path.with_extension(""));
-            fs::remove_file(&path)?;
+            let _ = fs::remove_file(&path);
         }
     }
     Ok(())
@@ -202,6 +203,14 @@ mod tests {
     }
 
     #[test]
+    fn a_repository_below_another_has_a_tree_beside_it() {
+        let directory = tempfile::tempdir().expect("there is room");
+        let trees = Trees::open(&Cache::open(directory.path(), 1).expect("writable")).expect("writable");
+        let root = |text: &str| trees.root(&Place::parse(text).and_then(Result::ok).expect(text)).expect("writable");
+        assert!(!root("s3://b/models").starts_with(root("s3://b")));
+    }
+
+    #[test]
     fn trees_of_processes_that_are_gone_are_removed_and_others_not() {
         let directory = tempfile::tempdir().expect("there is room");
         let cache = Cache::open(directory.path(), 1).expect("writable");
@@ -209,7 +218,10 @@ mod tests {
         let living = Trees::open(&cache).expect("writable");
         make(&trees.join("1-abc/s3/b")).expect("writable");
         fs::write(trees.join("1-abc.lock"), "").expect("writable");
+        // As if its process removed it between two looks.
+        symlink("gone", trees.join("2-abc.lock")).expect("writable");
         let other = Trees::open(&cache).expect("writable");
+        fs::remove_file(trees.join("2-abc.lock")).expect("writable");
         assert_eq!(fs::read_dir(&trees).expect("a directory").count(), 4);
         assert!(living.directory.is_dir());
         drop((living, other));
