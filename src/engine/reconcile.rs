@@ -40,15 +40,8 @@ mod tests {
     use crate::model::ModelConfig;
     use crate::repository::look;
 
-    /// A model of these versions, each with a file of so many bytes, and a configuration as said.
-    fn origin(versions: &[(Version, usize)], change: impl FnOnce(&mut schema::ModelConfig)) -> Origin {
-        let root = tempfile::tempdir().expect("there is room");
-        write(root.path(), versions);
-        origin_of(root.path(), change)
-    }
-
+    /// Writes these versions, each with a file of so many bytes.
     fn write(root: &Path, versions: &[(Version, usize)]) {
-        fs::write(root.join("labels.txt"), "a").expect("there is room");
         for (version, bytes) in versions {
             let directory = root.join(version.to_string());
             fs::create_dir_all(&directory).expect("there is room");
@@ -56,6 +49,7 @@ mod tests {
         }
     }
 
+    /// The model that is there, with a configuration as said.
     fn origin_of(root: &Path, change: impl FnOnce(&mut schema::ModelConfig)) -> Origin {
         let mut schema = schema::ModelConfig { name: "m".to_owned(), max_batch_size: 4, ..Default::default() };
         change(&mut schema);
@@ -99,20 +93,32 @@ mod tests {
     }
 
     proptest! {
-        /// What is kept was served, is wanted, and has not changed; what could be kept is.
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
+
         #[test]
-        fn exactly_what_is_the_same_is_kept(
-            sizes in proptest::collection::vec(1usize..3, 3),
-            wanted in proptest::collection::btree_set(1u64..5, 0..4),
+        fn exactly_what_is_served_and_wanted_and_the_same_is_kept(
+            served in versions(),
+            wanted in versions(),
+            changed in versions(),
+            gone in versions(),
         ) {
-            let before = origin(&[(1, 1), (2, 1), (3, 1)], |_| {});
             let root = tempfile::tempdir().expect("there is room");
-            write(root.path(), &[(1, sizes[0]), (2, sizes[1]), (3, sizes[2])]);
-            // Other files, as they have other inodes.
-            let other = origin_of(root.path(), |_| {});
-            prop_assert!(kept(&before, &other, [1, 2, 3].into_iter(), &wanted).is_empty());
-            let same: BTreeSet<Version> = wanted.iter().copied().filter(|version| *version <= 3).collect();
-            prop_assert_eq!(kept(&before, &before, [1, 2, 3].into_iter(), &wanted), same);
+            write(root.path(), &(1..=VERSIONS).map(|version| (version, 1)).collect::<Vec<_>>());
+            let before = origin_of(root.path(), |_| {});
+            write(root.path(), &changed.iter().map(|version| (*version, 2)).collect::<Vec<_>>());
+            for version in &gone {
+                fs::remove_dir_all(root.path().join(version.to_string())).expect("it is there");
+            }
+            let after = origin_of(root.path(), |_| {});
+            let expected = &(&(&served & &wanted) - &changed) - &gone;
+            prop_assert_eq!(kept(&before, &after, served.into_iter(), &wanted), expected);
         }
+    }
+
+    /// More than one digit, so that names begin with other names.
+    const VERSIONS: Version = 12;
+
+    fn versions() -> impl Strategy<Value = BTreeSet<Version>> {
+        proptest::collection::btree_set(1..=VERSIONS, 0..8)
     }
 }
