@@ -3,24 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bytes::Bytes;
 use nereid::engine::{Amount, Control, Engine, HostPolicy, InstanceSettings, Overrides, Settings, State};
 use nereid::error::Kind;
-use nereid::infer::{self, Infer as _, Request, Response};
+use nereid::infer::{self, Infer as _, Response};
 use nereid::repository::Facts;
-use nereid::tensor::{DataType, NamedTensor, Shape, Tensor};
 
-use crate::support::{engine_with, identity_config, until, within, write_model};
+use crate::support::{engine_with, identity_config, metric, request, until, within, write_model};
 
 /// Nothing of these tests lasts so long.
 const FOR_EVER: &str = "3600000000";
-
-fn request(model: &str) -> Request {
-    let mut request = Request::new(model, infer::Instant::now());
-    let tensor = Tensor { dtype: DataType::Uint8, shape: Shape::new(&[1, 4]), data: Bytes::from_static(b"abcd") };
-    request.inputs.push(NamedTensor { name: "IN".to_owned(), tensor });
-    request
-}
 
 async fn ask(engine: &Engine, model: &str) -> nereid::error::Result<Response> {
     within(infer::only(engine.infer(request(model)))).await
@@ -42,13 +33,6 @@ async fn reason(engine: &Engine, model: &str) -> (State, String) {
     let index = engine.index(false).await;
     let entry = index.into_iter().find(|entry| &*entry.key.name == model).expect("it is listed");
     (entry.state.expect("it was loaded"), entry.reason)
-}
-
-/// The sum of the series whose lines begin so.
-fn metric(engine: &Engine, start: &str) -> f64 {
-    let text = engine.metrics().render();
-    let lines = text.lines().filter(|line| line.starts_with(start));
-    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
 #[tokio::test]

@@ -7,17 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use nereid::engine::{Control, Engine, IndexEntry, Overrides, Settings, State};
 use nereid::error::Kind;
-use nereid::infer::{self, Infer as _, Request};
-use nereid::tensor::{DataType, NamedTensor, Shape, Tensor};
+use nereid::infer::{self, Infer as _};
 
-use crate::support::{engine, engine_with, identity_config, write_model};
-
-fn request(model: &str) -> Request {
-    let mut request = Request::new(model, infer::Instant::now());
-    let tensor = Tensor { dtype: DataType::Uint8, shape: Shape::new(&[1, 4]), data: Bytes::from_static(b"abcd") };
-    request.inputs.push(NamedTensor { name: "IN".to_owned(), tensor });
-    request
-}
+use crate::support::{engine, engine_with, identity_config, metric, request, until, write_model};
 
 async fn version_that_answers(engine: &Engine, model: &str) -> u64 {
     infer::only(engine.infer(request(model))).await.expect("answered").version
@@ -234,28 +226,13 @@ async fn every_request_is_counted_exactly_once() {
     wrong.inputs.clear();
     infer::only(engine.infer(wrong)).await.expect_err("an input is missing");
     infer::only(engine.infer(request("unknown"))).await.expect_err("there is no such model");
-    let text = engine.metrics().render();
-    let value = |start: &str| {
-        let lines = text.lines().filter(|line| line.starts_with(start));
-        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>()
-    };
-    assert_eq!(value("nereid_requests_received_total"), 5.0, "{text}");
+    let value = |start: &str| metric(&engine, start);
+    assert_eq!(value("nereid_requests_received_total"), 5.0);
     assert_eq!(value("nv_inference_request_success"), 3.0);
     assert_eq!(value("nereid_request_failures_total"), 1.0);
     assert_eq!(value("nereid_unrouted_requests_total"), 1.0);
     assert_eq!(value("nereid_requests_in_flight"), 0.0);
     engine.stop().await;
-}
-
-/// Waits until `true_now`, looking again whenever the other tasks had a turn.
-async fn until(true_now: impl Fn() -> bool) {
-    let mut ticks = tokio::time::interval(Duration::from_millis(5));
-    let waited = async {
-        while !true_now() {
-            ticks.tick().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), waited).await.expect("it becomes true in time");
 }
 
 #[tokio::test]

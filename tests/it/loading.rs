@@ -5,15 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use nereid::engine::{Control, Engine, IndexEntry, Overrides, Settings, State};
 use nereid::error::Kind;
-use nereid::infer::{self, Infer as _, Request};
+use nereid::infer::{self, Infer as _};
 use nereid::model::schema::model_version_policy::PolicyChoice;
-use nereid::tensor::{DataType, NamedTensor, Shape, Tensor};
 
 use crate::gate::Gate;
-use crate::support::{engine_with, identity_config, new_engine, until, within, write_model};
+use crate::support::{beside, engine_with, identity_config, new_engine, request, until, within, write_model};
 
 const OUTDATED: &str = "Newer operation has been applied to the model lifecycle, current load operation is out-dated.";
 
@@ -26,10 +24,7 @@ fn explicit_none() -> Control {
 }
 
 async fn answers(engine: &Engine, model: &str) -> bool {
-    let mut request = Request::new(model, infer::Instant::now());
-    let tensor = Tensor { dtype: DataType::Uint8, shape: Shape::new(&[1, 4]), data: Bytes::from_static(b"abcd") };
-    request.inputs.push(NamedTensor { name: "IN".to_owned(), tensor });
-    infer::only(engine.infer(request)).await.is_ok()
+    infer::only(engine.infer(request(model))).await.is_ok()
 }
 
 async fn until_index(engine: &Engine, reached: impl Fn(&[IndexEntry]) -> bool) {
@@ -54,10 +49,7 @@ async fn a_model_that_loads_is_seen_in_the_index_and_refused_as_not_ready() {
     let gate = Arc::new(Gate::default());
     let engine = Arc::new(new_engine(root.path(), Control::None, |settings| gate.join(settings)));
     assert_eq!(refusal(&engine, "m", None), (Kind::Unavailable, "Server not ready".to_owned()));
-    let starting = tokio::spawn({
-        let engine = engine.clone();
-        async move { engine.start().await }
-    });
+    let starting = beside(&engine, |engine| async move { engine.start().await });
     until(|| gate.waiting() == ["m"]).await;
 
     // The manager hears of the loader's progress a moment later.
@@ -92,10 +84,7 @@ async fn so_many_load_at_the_same_time_and_the_others_wait() {
     }
     let gate = Arc::new(Gate::default());
     let engine = Arc::new(new_engine(root.path(), Control::None, |settings| gate.join(settings)));
-    let starting = tokio::spawn({
-        let engine = engine.clone();
-        async move { engine.start().await }
-    });
+    let starting = beside(&engine, |engine| async move { engine.start().await });
     until(|| gate.waiting().len() == 2).await;
     let waits = |reason: &str| reason.starts_with("waiting to load: ");
     let index = engine.index(false).await;
@@ -139,8 +128,7 @@ async fn an_unload_overtakes_the_load_that_waits_for_its_turn() {
     let gate = Arc::new(Gate::default());
     let (engine, _) = engine_with(root.path(), explicit_none(), |settings| gate.join(settings)).await;
     let load = |name: &'static str| {
-        let engine = engine.clone();
-        tokio::spawn(async move { engine.load(name, Overrides::default()).await })
+        beside(&engine, move |engine| async move { engine.load(name, Overrides::default()).await })
     };
     let (a, b) = (load("a"), load("b"));
     until(|| gate.waiting().len() == 2).await;
@@ -164,15 +152,9 @@ async fn an_unload_of_a_model_that_loads_is_the_last_word() {
     write_model(root.path(), "m", &gate_config("version_policy { all {} }"), &[1, 2, 3]);
     let gate = Arc::new(Gate::default());
     let (engine, _) = engine_with(root.path(), explicit_none(), |settings| gate.join(settings)).await;
-    let load = tokio::spawn({
-        let engine = engine.clone();
-        async move { engine.load("m", Overrides::default()).await }
-    });
+    let load = beside(&engine, |engine| async move { engine.load("m", Overrides::default()).await });
     until(|| gate.waiting() == ["m"]).await;
-    let unload = tokio::spawn({
-        let engine = engine.clone();
-        async move { engine.unload("m", false).await }
-    });
+    let unload = beside(&engine, |engine| async move { engine.unload("m", false).await });
     gate.open();
     let loaded = within(load).await.expect("no panic");
     within(unload).await.expect("no panic").expect("it is unloaded");
@@ -192,15 +174,9 @@ async fn a_stop_does_not_wait_for_loads_that_have_not_begun() {
     }
     let gate = Arc::new(Gate::default());
     let engine = Arc::new(new_engine(root.path(), Control::None, |settings| gate.join(settings)));
-    let starting = tokio::spawn({
-        let engine = engine.clone();
-        async move { engine.start().await }
-    });
+    let starting = beside(&engine, |engine| async move { engine.start().await });
     until(|| gate.waiting().len() == 2).await;
-    let stopping = tokio::spawn({
-        let engine = engine.clone();
-        async move { engine.stop().await }
-    });
+    let stopping = beside(&engine, |engine| async move { engine.stop().await });
     until_index(&engine, |index| index.iter().filter(|entry| entry.state == Some(State::Loading)).count() == 2).await;
     gate.open();
     within(stopping).await.expect("no panic");
@@ -235,9 +211,7 @@ async fn a_version_that_stays_is_not_opened_again() {
     write_model(root.path(), "m", &gate_config("version_policy { specific { versions: [ 2 ] } }"), &[]);
     engine.load("m", Overrides::default()).await.expect("the policy is new");
     assert_eq!((engine.versions_ready("m"), gate.loads()), (vec![2], 4));
-    let mut request = Request::new("m", infer::Instant::now());
-    request.version = Some(3);
-    assert!(infer::only(engine.infer(request)).await.is_err());
+    assert!(engine.find("m", Some(3)).is_err());
 
     write_model(
         root.path(),
@@ -334,10 +308,7 @@ async fn poll_mode_mends_what_was_broken_and_forgets_what_is_gone() {
     let gate = Arc::new(Gate::default());
     let poll = Control::Poll(Duration::from_millis(10));
     let engine = Arc::new(new_engine(root.path(), poll, |settings| gate.join(settings)));
-    let starting = tokio::spawn({
-        let engine = engine.clone();
-        async move { engine.start().await }
-    });
+    let starting = beside(&engine, |engine| async move { engine.start().await });
     until(|| gate.waiting() == ["slow"]).await;
     // A model that takes long does not keep others from being polled.
     write_model(root.path(), "broken", &identity_config(""), &[]);
@@ -385,8 +356,8 @@ fn rewrite(root: &Path, round: usize) {
 async fn a_directory_that_is_rewritten_all_the_time_is_served_all_the_time() {
     let root = tempfile::tempdir().expect("a temporary directory");
     write_model(root.path(), "m", &identity_config(""), &[1]);
-    let (engine, _) = engine_with(root.path(), Control::Poll(Duration::from_millis(10)), |_| {}).await;
-    for round in 0..10 {
+    let (engine, _) = engine_with(root.path(), Control::Poll(Duration::from_millis(50)), |_| {}).await;
+    for round in 0..40 {
         let place = root.path().to_owned();
         let writing = tokio::task::spawn_blocking(move || rewrite(&place, round));
         while !writing.is_finished() {
@@ -395,7 +366,7 @@ async fn a_directory_that_is_rewritten_all_the_time_is_served_all_the_time() {
         writing.await.expect("no panic");
     }
     let rows = || engine.find("m", None).map_or(0, |handle| handle.config.max_batch_rows);
-    until(|| rows() == 10).await;
+    until(|| rows() == 40).await;
     assert!(answers(&engine, "m").await);
     engine.stop().await;
 }

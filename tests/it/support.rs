@@ -9,9 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use nereid::engine::{self, Control, Engine};
 use nereid::error::Error;
+use nereid::infer::{Instant, Request};
 use nereid::telemetry::metrics::Metrics;
+use nereid::tensor::{DataType, NamedTensor, Shape, Tensor};
+use tokio::task::JoinHandle;
 
 /// How long one execution of the model `slow` takes.
 pub const SLOW: Duration = Duration::from_millis(300);
@@ -79,6 +83,29 @@ pub fn new_engine(root: &Path, control: Control, change: impl FnOnce(&mut engine
     };
     change(&mut settings);
     Engine::new(settings, Metrics::new())
+}
+
+/// A request to a model of [`identity_config`].
+pub fn request(model: &str) -> Request {
+    let mut request = Request::new(model, Instant::now());
+    let tensor = Tensor { dtype: DataType::Uint8, shape: Shape::new(&[1, 4]), data: Bytes::from_static(b"abcd") };
+    request.inputs.push(NamedTensor { name: "IN".to_owned(), tensor });
+    request
+}
+
+/// The sum of the series whose lines begin so.
+pub fn metric(engine: &Engine, start: &str) -> f64 {
+    let text = engine.metrics().render();
+    let lines = text.lines().filter(|line| line.starts_with(start));
+    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}
+
+/// Does something with the engine beside the test.
+pub fn beside<F: Future<Output: Send> + Send + 'static>(
+    engine: &Arc<Engine>,
+    work: impl FnOnce(Arc<Engine>) -> F,
+) -> JoinHandle<F::Output> {
+    tokio::spawn(work(engine.clone()))
 }
 
 /// Writes the models that most tests use: `pair` (FP32 and INT32 of 4 elements), `text` (strings), `slow` (one at a
