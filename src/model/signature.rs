@@ -302,7 +302,6 @@ fn check_size(model: &str, spec: &TensorSpec, tensor: &Tensor) -> Result<()> {
     })
 }
 
-/// Names the element type for messages: the protocol's name, or `any`.
 impl TensorSpec {
     /// The protocol's name of the element type, or the reference server's word for an unknown one.
     pub fn dtype_name(&self) -> &'static str {

@@ -12,12 +12,14 @@ pub const LATENCY_BUDGET: &str = "latency.budget_us";
 
 /// The parameter that bounds an execution, in microseconds.
 pub const EXECUTION_TIMEOUT: &str = "execution.timeout_us";
+
 /// The parameter that gives each priority level a share in what is executed: one weight for each, from level 1 on.
 pub const PRIORITY_WEIGHTS: &str = "priority.weights";
 
 /// The parameter that lets a request count as one priority level higher each time that it has waited so long, in
 /// microseconds.
 pub const PRIORITY_AGEING: &str = "priority.ageing_us";
+
 /// The parameter that says how long the response cache may answer for the model, in milliseconds.
 pub const CACHE_TTL: &str = "cache.ttl_ms";
 

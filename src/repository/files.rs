@@ -22,5 +22,5 @@ pub(super) fn labels(directory: &Path, name: &str) -> Result<Vec<String>, String
         return Err(format!("label file '{}' is larger than {LABEL_BYTES_MAX} bytes", path.display()));
     }
     let text = fs::read_to_string(&path).map_err(cannot)?;
-    Ok(text.lines().map(|line| line.trim_end_matches('\r').to_owned()).collect())
+    Ok(text.lines().map(str::to_owned).collect())
 }

@@ -7,6 +7,7 @@ use super::{BackendFacts, Facts, ModelDir};
 use crate::model::schema::model_config::SchedulingChoice;
 use crate::model::schema::model_instance_group::Kind;
 use crate::model::schema::model_optimization_policy::PinnedMemoryBuffer;
+use crate::model::schema::model_sequence_batching::StrategyChoice;
 use crate::model::schema::model_version_policy::{Latest, PolicyChoice};
 use crate::model::schema::{ModelConfig, ModelInstanceGroup, ModelVersionPolicy};
 
@@ -20,6 +21,9 @@ const PLATFORMS: &[(&str, &str)] = &[
     ("openvino", "openvino"),
     ("ensemble", ""),
 ];
+
+/// How long a silent sequence lives.
+const SEQUENCE_IDLE_MICROSECONDS: u64 = 1_000_000;
 
 /// Settles name, platform and backend; what contradicts itself or this server is a mistake.
 pub(super) fn names(config: &mut ModelConfig, model: &ModelDir, positions: &Positions, facts: &Facts) -> Mistakes {
@@ -142,15 +146,29 @@ pub(super) fn defaults(config: &mut ModelConfig, facts: &Facts) {
     let optimization = config.optimization.get_or_insert_default();
     optimization.input_pinned_memory.get_or_insert(PinnedMemoryBuffer { enable: true });
     optimization.output_pinned_memory.get_or_insert(PinnedMemoryBuffer { enable: true });
-    if let Some(SchedulingChoice::DynamicBatching(batching)) = &mut config.scheduling_choice
-        && batching.preferred_batch_size.is_empty()
-        && config.max_batch_size > 0
-    {
-        batching.preferred_batch_size.push(config.max_batch_size);
-    }
+    scheduling(config);
     instance_groups(config, facts);
     for sample in &mut config.model_warmup {
         sample.count = sample.count.max(1);
+    }
+}
+
+fn scheduling(config: &mut ModelConfig) {
+    let preferred = match &mut config.scheduling_choice {
+        Some(SchedulingChoice::DynamicBatching(batching)) => Some(&mut batching.preferred_batch_size),
+        Some(SchedulingChoice::SequenceBatching(batching)) => {
+            if batching.max_sequence_idle_microseconds == 0 {
+                batching.max_sequence_idle_microseconds = SEQUENCE_IDLE_MICROSECONDS;
+            }
+            match &mut batching.strategy_choice {
+                Some(StrategyChoice::Oldest(oldest)) => Some(&mut oldest.preferred_batch_size),
+                Some(StrategyChoice::Direct(_)) | None => None,
+            }
+        }
+        Some(SchedulingChoice::EnsembleScheduling(_)) | None => None,
+    };
+    if let Some(preferred) = preferred.filter(|preferred| preferred.is_empty() && config.max_batch_size > 0) {
+        preferred.push(config.max_batch_size);
     }
 }
 
@@ -167,12 +185,17 @@ fn instance_groups(config: &mut ModelConfig, facts: &Facts) {
         if group.count < 1 {
             group.count = 1;
         }
-        if group.kind() == Kind::Auto {
-            let gpu = !group.gpus.is_empty() || uses_cuda && !facts.cuda_devices.is_empty();
-            group.set_kind(if gpu { Kind::Gpu } else { Kind::Cpu });
-        }
-        if group.kind() == Kind::Gpu && group.gpus.is_empty() {
-            group.gpus = facts.cuda_devices.iter().filter_map(|device| i32::try_from(*device).ok()).collect();
-        }
+        devices(group, uses_cuda, facts);
+    }
+}
+
+/// Settles on which devices the instances of a group run.
+pub(super) fn devices(group: &mut ModelInstanceGroup, uses_cuda: bool, facts: &Facts) {
+    if group.kind() == Kind::Auto {
+        let gpu = !group.gpus.is_empty() || uses_cuda && !facts.cuda_devices.is_empty();
+        group.set_kind(if gpu { Kind::Gpu } else { Kind::Cpu });
+    }
+    if group.kind() == Kind::Gpu && group.gpus.is_empty() {
+        group.gpus = facts.cuda_devices.iter().filter_map(|device| i32::try_from(*device).ok()).collect();
     }
 }

@@ -241,6 +241,7 @@ impl Written {
     pub fn finish(mut self, facts: &Facts) -> Result<Finished, Mistakes> {
         let found = self.check(facts);
         self.warnings.extend(found.warnings);
+        self.warnings.sort_by_key(|warning| warning.position);
         found.mistakes.into_result(())?;
         normalise::defaults(&mut self.schema, facts);
         let config = meant::config(&self.schema, &self.directory, facts)

@@ -17,14 +17,10 @@ use crate::model::{
     SequenceStrategy,
 };
 use crate::repository::facts::{DONE_OUTPUT, STEPS_MAX};
-use crate::repository::files;
 use crate::tensor::{DataType, Shape};
 
 /// The most executions of one request where the configuration does not say.
 const STEPS_MAX_DEFAULT: u32 = 65_536;
-
-/// How long a silent sequence lives where the configuration does not say.
-const IDLE_DEFAULT: Duration = Duration::from_secs(1);
 
 /// Sequence batching; an error is a key and what is wrong with it.
 pub(super) fn batching(
@@ -41,10 +37,9 @@ pub(super) fn batching(
         state(written, directory)
             .map_err(|message| (format!("sequence_batching.state[{index}].initial_state"), message))
     });
-    let idle = Duration::from_micros(written.max_sequence_idle_microseconds);
     Ok(SequenceBatching {
         strategy: strategy(written.strategy_choice.as_ref()),
-        idle_max: if idle.is_zero() { IDLE_DEFAULT } else { idle },
+        idle_max: Duration::from_micros(written.max_sequence_idle_microseconds),
         controls: controls.collect(),
         states: states.collect::<Result<_, _>>()?,
         iterative: written.iterative_sequence.then(|| iterative(schema)),
@@ -118,9 +113,6 @@ fn state(written: &State, directory: &Path) -> Result<SequenceState, String> {
 }
 
 fn read(directory: &Path, name: &str) -> Result<Bytes, String> {
-    if !files::is_inside(name) {
-        return Err(format!("the file '{name}' is not inside the directory 'initial_state'"));
-    }
     let path = directory.join("initial_state").join(name);
     fs::read(&path).map(Bytes::from).map_err(|error| format!("cannot read '{}': {error}", path.display()))
 }

@@ -1,6 +1,7 @@
 //! Model files, metric tags and histograms.
 
 use super::super::files::is_inside;
+use super::super::suggest::nearest;
 use super::super::tree::shorten;
 use super::Check;
 use crate::model::schema::model_metrics::metric_control::MetricOptions;
@@ -57,9 +58,9 @@ fn metrics(check: &mut Check<'_>) {
             "" => check.mistake(format!("{key}.metric_identifier"), "metric control must specify 'family'"),
             family if check.facts.histograms.contains(&family) => {}
             family => {
-                let suggestion = super::super::suggest::nearest(family, check.facts.histograms.iter().copied());
-                let message = format!("'{}' is no histogram of a model", shorten(family));
-                check.mistake_near(&format!("{key}.metric_identifier.family"), message, suggestion);
+                let suggestion = nearest(family, check.facts.histograms.iter().copied());
+                let message = format!("'{}' is no histogram of a model, and is ignored", shorten(family));
+                check.warn_near(&format!("{key}.metric_identifier.family"), message, suggestion);
             }
         }
         let buckets = match &control.metric_options {

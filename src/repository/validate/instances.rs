@@ -1,5 +1,6 @@
 //! Instance groups: where and how often a model runs.
 
+use super::super::normalise;
 use super::super::tree::shorten;
 use super::Check;
 use crate::model::schema::model_instance_group::Kind;
@@ -25,7 +26,9 @@ pub(super) fn check(check: &mut Check<'_>) {
         }
         devices(check, &key, group, uses_cuda);
         if let Some(limiter) = &group.rate_limiter {
-            resources(check, &format!("{key}.rate_limiter"), group, limiter);
+            let mut group = group.clone();
+            normalise::devices(&mut group, uses_cuda, check.facts);
+            resources(check, &format!("{key}.rate_limiter"), &group, limiter);
         }
         without_effect(check, &key, group);
     }
@@ -35,7 +38,8 @@ pub(super) fn check(check: &mut Check<'_>) {
 }
 
 fn devices(check: &mut Check<'_>, key: &str, group: &ModelInstanceGroup, uses_cuda: bool) {
-    let known = check.facts.cuda_devices.clone();
+    let facts = check.facts;
+    let known = &facts.cuda_devices;
     let on_gpu = match group.kind() {
         Kind::Gpu => true,
         Kind::Auto => !group.gpus.is_empty(),
@@ -88,12 +92,11 @@ fn resources(check: &mut Check<'_>, key: &str, group: &ModelInstanceGroup, limit
         if resource.count == 0 {
             check.warn(&key, format!("an instance that needs nothing of resource '{name}' is not limited by it"));
         }
-        let cpu = [Place::On(Device::Cpu)];
         let gpus = group.gpus.iter().filter_map(|gpu| Some(Place::On(Device::Cuda(u32::try_from(*gpu).ok()?))));
         let places: Vec<Place> = match (resource.global, group.kind()) {
             (true, _) => vec![Place::Global],
             (false, Kind::Gpu) => gpus.collect(),
-            (false, _) => cpu.to_vec(),
+            (false, _) => vec![Place::On(Device::Cpu)],
         };
         for place in places {
             let amount = Amount::find(amounts, &resource.name, place).filter(|amount| *amount < resource.count);

@@ -1,10 +1,11 @@
 //! The rules of a configuration: everything that is wrong, each at its place, all at once.
 //!
-//! The texts keep the fragments of the reference server's, because people search for them. What this server version
-//! does not do yet is checked by the same rules and then refused, in `unsupported`.
+//! The texts keep the fragments of the reference server's, because people search for them. What the reference server
+//! does and this one does not is refused in `unsupported`.
 
 mod agents;
 mod cache;
+mod data_file;
 mod ensemble;
 mod extras;
 mod instances;
@@ -82,6 +83,11 @@ impl Check<'_> {
     fn warn(&mut self, key: impl Into<String>, message: impl Into<String>) {
         let warning = self.positions.mistake(key, message);
         self.found.warnings.push(warning);
+    }
+
+    fn warn_near(&mut self, key: &str, message: String, suggestion: Option<String>) {
+        let warning = self.positions.mistake(key, message);
+        self.found.warnings.push(Mistake { suggestion, ..warning });
     }
 
     /// Whether the model has a first dimension for the batch.

@@ -26,6 +26,10 @@ pub(super) fn check(check: &mut Check<'_>, batching: &ModelDynamicBatching) {
     levels.sort_by_key(|(level, _)| **level);
     for (level, policy) in levels {
         let key = format!("{KEY}.priority_queue_policy[{level}]");
+        if batching.priority_levels == 0 {
+            check.warn(&key, "'priority_queue_policy' has no effect without 'priority_levels'");
+            continue;
+        }
         if *level < 1 || *level > batching.priority_levels {
             check.mistake(
                 &key,
@@ -72,8 +76,8 @@ fn priorities(check: &mut Check<'_>, batching: &ModelDynamicBatching) {
     let (levels, default) = (batching.priority_levels, batching.default_priority_level);
     let name = check.config.name.clone();
     if levels == 0 && default != 0 {
-        let message = "'default_priority_level' has no meaning without 'priority_levels'";
-        check.mistake(format!("{KEY}.default_priority_level"), message);
+        let message = "'default_priority_level' has no effect without 'priority_levels'";
+        check.warn(format!("{KEY}.default_priority_level"), message);
     } else if levels > 0 && (default < 1 || default > levels) {
         let message = format!("default priority level must be in range [1, {levels}] for {name}, got {default}");
         check.mistake(format!("{KEY}.default_priority_level"), message);
@@ -85,7 +89,8 @@ fn priorities(check: &mut Check<'_>, batching: &ModelDynamicBatching) {
 }
 
 fn queue(check: &mut Check<'_>, key: &str, policy: &ModelQueuePolicy, preserve_ordering: bool) {
-    if preserve_ordering && policy.timeout_action() == TimeoutAction::Delay {
+    let delays = policy.timeout_action() == TimeoutAction::Delay && policy.default_timeout_microseconds > 0;
+    if preserve_ordering && delays {
         let message = "Queue policy can not have DELAY as timeout action when 'preserve_ordering' is true";
         check.mistake(format!("{key}.timeout_action"), message);
     }

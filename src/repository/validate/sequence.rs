@@ -2,12 +2,14 @@
 
 use super::super::facts::{DONE_OUTPUT, STEPS_MAX};
 use super::super::tree::shorten;
+use super::data_file::{self, Tensor};
 use super::scheduling::{delay, preferred};
 use super::{Check, tensors};
 use crate::model::schema::DataType;
 use crate::model::schema::ModelSequenceBatching;
 use crate::model::schema::model_config::SchedulingChoice;
 use crate::model::schema::model_sequence_batching::control::Kind;
+use crate::model::schema::model_sequence_batching::initial_state::StateData;
 use crate::model::schema::model_sequence_batching::{Control, ControlInput, State, StrategyChoice};
 
 const KEY: &str = "sequence_batching";
@@ -37,6 +39,7 @@ pub(super) fn check(check: &mut Check<'_>, batching: &ModelSequenceBatching) {
         }
         None => {}
     }
+    names(check, batching);
     controls(check, &batching.control_input);
     decoupled(check, batching);
     for (index, state) in batching.state.iter().enumerate() {
@@ -142,8 +145,27 @@ fn initial(check: &mut Check<'_>, key: &str, state: &State) {
         );
         wrong("dims", message);
     }
-    if initial.state_data.is_none() {
-        wrong("zero_data", format!("initial_state of state '{name}' must specify 'zero_data' or 'data_file'"));
+    match &initial.state_data {
+        Some(StateData::DataFile(file)) => {
+            let tensor = Tensor { dtype: initial.data_type(), dims: &initial.dims, rows: 1 };
+            data_file::check(check, format!("{key}[0].data_file"), "initial_state", file, &tensor);
+        }
+        Some(StateData::ZeroData(_)) => {}
+        None => wrong("zero_data", format!("initial_state of state '{name}' must specify 'zero_data' or 'data_file'")),
+    }
+}
+
+/// The inputs of the model file are told apart by their names: the callers', the controls, and the states'.
+fn names(check: &mut Check<'_>, batching: &ModelSequenceBatching) {
+    let mut taken: Vec<&str> = check.config.input.iter().map(|input| input.name.as_str()).collect();
+    let controls = batching.control_input.iter().map(|input| ("control_input", "name", input.name.as_str()));
+    let states = batching.state.iter().map(|state| ("state", "input_name", state.input_name.as_str()));
+    for ((list, field, name), index) in controls.zip(0..).chain(states.zip(0..)) {
+        if !name.is_empty() && taken.contains(&name) {
+            let message = format!("input '{}' is given more than once", shorten(name));
+            check.mistake(format!("{KEY}.{list}[{index}].{field}"), message);
+        }
+        taken.push(name);
     }
 }
 
@@ -155,7 +177,13 @@ fn controls(check: &mut Check<'_>, inputs: &[ControlInput]) {
             check.mistake(format!("{key}.name"), "sequence batching control tensor must specify 'name'");
         }
         if input.control.is_empty() {
-            check.mistake(&key, format!("must specify one or more 'control' for control tensor '{}'", input.name));
+            check.mistake(&key, format!("must specify one 'control' for control tensor '{}'", input.name));
+        } else if input.control.len() > 1 {
+            let message = format!(
+                "sequence batching control tensor '{}' is specified for multiple control kinds",
+                shorten(&input.name)
+            );
+            check.mistake(format!("{key}.control"), message);
         }
         for (index, control) in input.control.iter().enumerate() {
             let key = format!("{key}.control[{index}]");

@@ -1,15 +1,13 @@
 //! Warm-up samples.
 
-use super::super::files::is_inside;
-use super::super::meant;
 use super::super::suggest::nearest;
 use super::super::tree::shorten;
 use super::Check;
+use super::data_file::{self, Tensor};
 use crate::model::schema::model_config::SchedulingChoice;
 use crate::model::schema::model_warmup::Input;
 use crate::model::schema::model_warmup::input::InputDataType;
 use crate::model::schema::{DataType, ModelInput, ModelWarmup};
-use crate::tensor::Shape;
 
 /// More executions of one sample than this are a mistake.
 const COUNT_MAX: u32 = 10_000;
@@ -65,7 +63,8 @@ fn inputs(check: &mut Check<'_>, key: &str, sample: &ModelWarmup) {
         }
         match &input.input_data_type {
             Some(InputDataType::InputDataFile(name)) => {
-                file(check, &format!("{key}.input_data_file"), name, (sample, input));
+                let tensor = Tensor { dtype: input.data_type(), dims: &input.dims, rows: sample.batch_size };
+                data_file::check(check, format!("{key}.input_data_file"), "warmup", name, &tensor);
             }
             Some(_) => {}
             None => {
@@ -93,29 +92,5 @@ fn data_type(check: &mut Check<'_>, key: &str, (name, input): (&str, &Input), of
     {
         let (got, expected) = (input.data_type().as_str_name(), expected.as_str_name());
         check.mistake(key, format!("warmup input '{name}' is {got}, but the model's is {expected}"));
-    }
-}
-
-fn file(check: &mut Check<'_>, key: &str, name: &str, (sample, input): (&ModelWarmup, &Input)) {
-    let path = check.directory.join("warmup").join(name);
-    let inside = is_inside(name);
-    let name = shorten(name);
-    if !inside {
-        check.mistake(key, format!("warmup file '{name}' must stay inside 'warmup/'"));
-        return;
-    }
-    let Some(found) = path.metadata().ok().filter(std::fs::Metadata::is_file).map(|metadata| metadata.len()) else {
-        check.mistake(key, format!("warmup file '{name}' does not exist in 'warmup/'"));
-        return;
-    };
-    let size = meant::data_type(input.data_type()).and_then(|dtype| dtype.size());
-    let elements = Shape::new(&input.dims).elements();
-    let Some(row) = size.zip(elements).and_then(|(size, elements)| size.checked_mul(elements)) else { return };
-    let row = row as u64;
-    if found < row {
-        check.mistake(key, format!("warmup file '{name}' has {found} bytes, a tensor of its dims has {row}"));
-    } else if found != row && found != row.saturating_mul(u64::from(sample.batch_size)) {
-        let message = format!("warmup file '{name}' has {found} bytes, of which the first {row} are used");
-        check.warn(key, message);
     }
 }
