@@ -7,13 +7,15 @@ JOBS ?=
 cargo_jobs := $(if $(JOBS),-j $(JOBS))
 # More flags for the server that `make run` starts, such as ARGS="--grpc-port 9001".
 ARGS ?=
+# What `make simulate` simulates, such as REQUESTS=1000000000.
+REQUESTS ?= 10000000
 # More flags for pytest, such as PYTEST_ARGS="-k stream".
 PYTEST_ARGS ?=
 
 minilm := model_repository/minilm/1/model.pt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check clients remote operator image bench soak chaos fuzz setup clean distclean
+.PHONY: help run test check simulate clients remote operator image bench soak chaos fuzz setup clean distclean
 
 help: ## say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -26,7 +28,7 @@ run: setup-run ## build the server and serve model_repository/
 	@echo "when it is ready, try: .venv/bin/python examples/embed.py"
 	@exec target/release/nereid serve --model-repository model_repository $(ARGS)
 
-test: check clients remote operator ## all that CI checks
+test: check simulate clients remote operator ## all that CI checks
 
 check: setup-run ## format, lints, house rules, unit and integration tests
 	$(CARGO) fmt --check
@@ -34,6 +36,10 @@ check: setup-run ## format, lints, house rules, unit and integration tests
 	$(CARGO) test $(cargo_jobs)
 	@# Every order of threads through the hand-over of requests; other locks, so a build of its own.
 	$(CARGO) test --features shuttle --lib $(cargo_jobs) handover
+
+simulate: setup-run ## ten million requests through the schedulers and the lifecycle, under faults
+	@# This crate alone is compiled once more, optimised, beside the dependencies of the other tests.
+	$(CARGO) test --config profile.dev.opt-level=1 --test sim $(cargo_jobs) -- --requests $(REQUESTS)
 
 clients: setup-run ## Triton's own clients, new and old, against the server, and the embeddings against numpy
 	@$(PYTHON) scripts/setup-clients --old

@@ -13,10 +13,10 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
+use super::Scheduler;
 use super::instance::{Extras, Starting, Warmup, start_with};
 use super::limiter::Limiter;
 use super::watch::{Charge, Sight, Watch};
-use super::{Execution, Scheduler};
 use crate::backend::Model;
 use crate::error::{Error, Kind, Result};
 use crate::infer::Instant;
@@ -278,38 +278,24 @@ impl Crew {
             ),
         );
         // If it had yet to say whether it is ready, who waits for that hears this.
-        watch.report(Err(error.clone()));
+        watch.report(error.clone());
         settings.metrics.lost();
-        let Charge { entries, permit, class, running } = charge;
-        drop(running);
-        drop(permit);
         tracing::error!(
             instance = format!("{}/{index}", settings.name),
             seconds,
-            requests = entries.len(),
+            requests = charge.entries.len(),
             "an execution did not end in its time, its instance is given up"
         );
-        if !entries.is_empty() {
-            let mut outputs: Vec<_> = entries.iter().map(|_| None).collect();
-            let _ = settings.scheduler.executed(Execution {
-                instance: index,
-                class,
-                rows: entries.iter().map(|entry| entry.promise.rows).sum(),
-                took: time_max,
-                failed: true,
-                outputs: &mut outputs,
-                entries: &entries,
-            });
-        }
-        for entry in entries {
-            entry.settle(settings.scheduler.stats(), error.clone(), now);
-        }
+        charge.fail(&*settings.scheduler, (index, time_max), &error, now);
         let mut state = self.state.lock();
         state.lost += 1;
         let (lost, serving) = (state.lost, state.serving);
         let Some(member) = state.take(index, watch) else { return };
         if member.leaves {
             state.burnt.push(index);
+            drop(state);
+            // It may have had sequences that it would have served to their end.
+            settings.scheduler.deserted(index, &error);
             return;
         }
         settings.metrics.left();

@@ -19,6 +19,7 @@ use super::order::Record;
 use super::pinning;
 use super::reply::Reply;
 use super::run::Run;
+use super::underway::Finished;
 use super::watch::{Charge, Watch};
 use super::{Execution, Scheduler, Verdict, Verdicts};
 use crate::backend::{Instance, Model};
@@ -130,11 +131,12 @@ impl Post {
         let mut instance = match guarded(|| self.make()) {
             Ok(instance) => instance,
             Err(error) => {
-                self.watch.report(Err(error));
+                self.watch.report(error);
                 return;
             }
         };
-        if !self.watch.report(Ok(())) {
+        // Before anybody can dismiss it, and before it pulls.
+        if !self.watch.ready(|| self.starting.scheduler.joins(self.starting.index)) {
             return;
         }
         while let Some((pulled, permit)) = self.next() {
@@ -218,19 +220,20 @@ impl Post {
 /// Runs one batch and settles each of its requests. `false` if the instance panicked.
 #[cfg(test)]
 pub(super) fn execute(scheduler: &dyn Scheduler, index: usize, instance: &mut dyn Instance, pulled: Pulled) -> bool {
-    execute_begun(scheduler, index, instance, pulled, Instant::now())
+    execute_begun(scheduler, index, instance, (pulled, None), Instant::now()).usable
 }
 
-/// Runs one batch that was taken at `began` and settles each of its requests. `false` if the instance panicked.
+/// Runs one batch that was taken at `began` and settles each of its requests.
 pub(super) fn execute_begun(
     scheduler: &dyn Scheduler,
     index: usize,
     instance: &mut dyn Instance,
-    pulled: Pulled,
+    (pulled, permit): (Pulled, Option<Permit>),
     began: Instant,
-) -> bool {
+) -> Finished {
     let mut hands = Hands { scheduler, index, watch: None, busy: None, began: Some(began) };
-    hands.execute(instance, pulled, None).state == Afterwards::Usable
+    let done = hands.execute(instance, pulled, permit);
+    Finished { usable: done.state == Afterwards::Usable, renewed: done.renewed }
 }
 
 /// What one execution needs.

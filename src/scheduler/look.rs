@@ -7,7 +7,7 @@ use crate::infer::Instant;
 
 /// What an instance that looks is after.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Want {
+pub enum Want {
     /// The next batch.
     Take,
     /// Whether there is one.
@@ -16,7 +16,7 @@ pub(super) enum Want {
 
 /// What an instance should do.
 #[derive(Debug)]
-pub(super) enum Look {
+pub enum Look {
     /// Run these.
     Run(Pulled),
     /// There is a batch to take.
@@ -27,6 +27,16 @@ pub(super) enum Look {
     Wait(Option<Duration>),
     /// End.
     Closed,
+}
+
+impl Look {
+    /// The batch, if there is one.
+    pub(super) fn batch(self) -> Option<Pulled> {
+        match self {
+            Look::Run(pulled) => Some(pulled),
+            Look::Ready | Look::Again | Look::Wait(_) | Look::Closed => None,
+        }
+    }
 }
 
 /// What the plan says.

@@ -36,14 +36,15 @@ pub use entry::{Entry, Pulled, Ticket};
 pub use estimate::{Estimates, SizeClass};
 pub use instance::{Started, Starting, Warmup, start};
 pub use levels::Levels;
-pub use limiter::Limiter;
+pub use limiter::{Claim, Limiter, Permit};
+pub use look::{Look, Want};
 pub use plan::{Curve, Limits, Plan, Waiting, plan};
 pub use queue::Queue;
 pub use reply::{Answer, Receiver};
 pub use responses::ResponseLimits;
 pub use sequence::{SequenceSettings, Sequences};
 pub use settings::{Hold, QueueSettings};
-pub use underway::Underway;
+pub use underway::{Finished, Underway};
 pub use waiter::Waiter;
 
 use std::fmt;
@@ -73,16 +74,31 @@ pub trait Scheduler: fmt::Debug + Send + Sync {
     /// The caller records the outcome. `why` is what it gives the request up for.
     fn take_back(&self, ticket: &Ticket, why: Kind) -> bool;
 
+    /// What this instance, which has nothing to do, should do now; does not block. Never [`Look::Again`].
+    fn look(&self, instance: usize, want: Want) -> Look;
+
+    /// Looks until there is something to do, and sleeps meanwhile.
+    fn wait(&self, instance: usize, want: Want) -> Look;
+
     /// Blocks until there is a batch for this instance. `None` once the scheduler is closed and empty, or the instance is
     /// dismissed.
-    fn pull(&self, instance: usize) -> Option<Pulled>;
+    fn pull(&self, instance: usize) -> Option<Pulled> {
+        self.wait(instance, Want::Take).batch()
+    }
 
     /// Blocks until there is a batch for this instance, and leaves it where it is, so that it goes on growing.
     /// `false` when [`Scheduler::pull`] would give `None`.
-    fn ready(&self, instance: usize) -> bool;
+    fn ready(&self, instance: usize) -> bool {
+        matches!(self.wait(instance, Want::Know), Look::Ready)
+    }
 
     /// What [`Scheduler::pull`] would give now; does not block.
-    fn try_pull(&self, instance: usize) -> Option<Pulled>;
+    fn try_pull(&self, instance: usize) -> Option<Pulled> {
+        self.look(instance, Want::Take).batch()
+    }
+
+    /// Hears that an instance is ready, before it pulls for the first time.
+    fn joins(&self, instance: usize);
 
     /// Lets an instance end: it is given nothing more.
     fn dismiss(&self, instance: usize);

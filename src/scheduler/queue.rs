@@ -53,7 +53,7 @@ struct State {
     refusal: Option<Error>,
     /// How many instances pull.
     instances: usize,
-    /// Instances that are to end.
+    /// Instances that are to end, until their numbers join again.
     dismissed: SmallVec<[usize; 2]>,
 }
 
@@ -109,10 +109,9 @@ impl Queue {
 
     /// What an instance that has nothing to do should do at `now`; requests that are late by then are refused. The batch
     /// is taken out only if it is wanted.
-    fn look(&self, state: &mut MutexGuard<'_, State>, instance: usize, now: Instant, want: Want) -> Look {
+    fn look_once(&self, state: &mut MutexGuard<'_, State>, instance: usize, now: Instant, want: Want) -> Look {
         state.running.remove(&instance);
-        if let Some(at) = state.dismissed.iter().position(|dismissed| *dismissed == instance) {
-            state.dismissed.swap_remove(at);
+        if state.dismissed.contains(&instance) {
             // It may have been woken for what another one has to do now.
             self.wake_one(state);
             return Look::Closed;
@@ -146,27 +145,6 @@ impl Queue {
         }
     }
 
-    /// Looks until there is something to do, and sleeps meanwhile.
-    fn wait(&self, instance: usize, want: Want) -> Look {
-        let mut state = self.state.lock();
-        loop {
-            match self.look(&mut state, instance, Instant::now(), want) {
-                Look::Again => {}
-                Look::Wait(None) => {
-                    state.sleepers += 1;
-                    self.pushed.wait(&mut state);
-                }
-                Look::Wait(Some(time)) => {
-                    state.sleepers += 1;
-                    if self.pushed.wait_for(&mut state, time).timed_out() {
-                        state.sleepers = state.sleepers.saturating_sub(1);
-                    }
-                }
-                look => return look,
-            }
-        }
-    }
-
     /// Whether no instance runs anything.
     #[cfg(test)]
     pub(super) fn is_idle(&self) -> bool {
@@ -194,7 +172,7 @@ impl Queue {
     /// Looks once, at `now`, without waiting; for simulations.
     #[cfg(test)]
     pub(super) fn look_at(&self, instance: usize, now: Instant) -> Look {
-        self.look(&mut self.state.lock(), instance, now, Want::Take)
+        self.look_once(&mut self.state.lock(), instance, now, Want::Take)
     }
 
     fn lane_key(&self, member: &Member) -> LaneKey {
@@ -397,31 +375,45 @@ impl Scheduler for Queue {
         true
     }
 
-    fn pull(&self, instance: usize) -> Option<Pulled> {
-        match self.wait(instance, Want::Take) {
-            Look::Run(pulled) => Some(pulled),
-            _ => None,
-        }
-    }
-
-    fn ready(&self, instance: usize) -> bool {
-        matches!(self.wait(instance, Want::Know), Look::Ready)
-    }
-
-    fn try_pull(&self, instance: usize) -> Option<Pulled> {
+    fn look(&self, instance: usize, want: Want) -> Look {
         let mut state = self.state.lock();
         loop {
-            match self.look(&mut state, instance, Instant::now(), Want::Take) {
-                Look::Run(pulled) => return Some(pulled),
+            match self.look_once(&mut state, instance, Instant::now(), want) {
                 Look::Again => {}
-                Look::Ready | Look::Wait(_) | Look::Closed => return None,
+                look => return look,
             }
         }
     }
 
+    fn wait(&self, instance: usize, want: Want) -> Look {
+        let mut state = self.state.lock();
+        loop {
+            match self.look_once(&mut state, instance, Instant::now(), want) {
+                Look::Again => {}
+                Look::Wait(None) => {
+                    state.sleepers += 1;
+                    self.pushed.wait(&mut state);
+                }
+                Look::Wait(Some(time)) => {
+                    state.sleepers += 1;
+                    if self.pushed.wait_for(&mut state, time).timed_out() {
+                        state.sleepers = state.sleepers.saturating_sub(1);
+                    }
+                }
+                look => return look,
+            }
+        }
+    }
+
+    fn joins(&self, instance: usize) {
+        self.state.lock().dismissed.retain(|dismissed| *dismissed != instance);
+    }
+
     fn dismiss(&self, instance: usize) {
         let mut state = self.state.lock();
-        state.dismissed.push(instance);
+        if !state.dismissed.contains(&instance) {
+            state.dismissed.push(instance);
+        }
         state.sleepers = 0;
         self.pushed.notify_all();
     }

@@ -22,8 +22,10 @@ use crate::infer::{Instant, Response};
 pub struct Waiter<F> {
     scheduler: Arc<dyn Scheduler>,
     receiver: Receiver,
-    /// Present as long as the request may still be in the queue.
+    /// Present as long as the request may wait: until its outcome, as one of an iterative model waits again and again.
     ticket: Option<Ticket>,
+    /// Whether it should have been given up, and ran.
+    overdue: bool,
     /// Fires when the request is to be given up or, once it runs, at the caller's deadline.
     timer: Option<Pin<Box<Sleep>>>,
     arrived: Instant,
@@ -41,22 +43,36 @@ impl<F: FnMut(Answer) -> Response + Unpin> Waiter<F> {
         respond: F,
     ) -> Self {
         let timer = ticket.give_up.map(|give_up| Box::pin(tokio::time::sleep_until(give_up.at)));
-        Self { scheduler, receiver, ticket: Some(ticket), timer, arrived, deadline, respond: Some(respond) }
+        Self {
+            scheduler,
+            receiver,
+            ticket: Some(ticket),
+            overdue: false,
+            timer,
+            arrived,
+            deadline,
+            respond: Some(respond),
+        }
     }
 
     /// The timer fired: gives the request up if it still waits or its caller does not wait any more.
     pub(super) fn time_is_up(&mut self) -> Option<Result<Answer>> {
-        let Some(ticket) = self.ticket.take() else {
+        let kind = match (self.overdue, &self.ticket) {
+            (false, Some(Ticket { give_up: Some(give_up), .. })) => give_up.kind,
+            _ => Kind::DeadlineExceeded,
+        };
+        let taken_back = |ticket: &Ticket| self.scheduler.take_back(ticket, kind);
+        if self.ticket.as_ref().is_some_and(taken_back) {
+            self.ticket = None;
+            self.scheduler.stats().request_failed(kind, Instant::now().saturating_duration_since(self.arrived));
+            return Some(Err(late_error(kind)));
+        }
+        if std::mem::replace(&mut self.overdue, true) {
             // It runs, and its caller's deadline passed. After this the instance sees that nobody waits, and records
             // that as the outcome; what it settled before is the outcome already.
             self.timer = None;
             let late = || Err(given_up(self.deadline, Instant::now()));
             return Some(self.receiver.close().unwrap_or_else(late));
-        };
-        let kind = ticket.give_up.map_or(Kind::TimedOut, |give_up| give_up.kind);
-        if self.scheduler.take_back(&ticket, kind) {
-            self.scheduler.stats().request_failed(kind, Instant::now().saturating_duration_since(self.arrived));
-            return Some(Err(late_error(kind)));
         }
         self.timer = self.deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
         None

@@ -13,7 +13,10 @@ use tokio::sync::oneshot;
 use super::entry::Entry;
 use super::estimate::SizeClass;
 use super::limiter::Permit;
-use crate::error::Result;
+use super::reply::Reply;
+use super::responses::given_up;
+use super::{Execution, Scheduler};
+use crate::error::{Error, Result};
 use crate::infer::Instant;
 use crate::telemetry::metrics::Running;
 
@@ -64,6 +67,39 @@ pub(super) struct Charge {
     pub(super) running: Option<Running>,
 }
 
+impl Charge {
+    /// Fails the requests of an execution that has not ended after `took`, and gives back what it holds.
+    pub(super) fn fail(
+        self,
+        scheduler: &dyn Scheduler,
+        (instance, took): (usize, Duration),
+        error: &Error,
+        now: Instant,
+    ) {
+        let Charge { entries, permit, class, running } = self;
+        drop(running);
+        drop(permit);
+        if !entries.is_empty() {
+            let mut outputs: Vec<_> = entries.iter().map(|_| None).collect();
+            let _ = scheduler.executed(Execution {
+                instance,
+                class,
+                rows: entries.iter().map(|entry| entry.promise.rows).sum(),
+                took,
+                failed: true,
+                outputs: &mut outputs,
+                entries: &entries,
+            });
+        }
+        for entry in entries.into_iter().filter(|entry| !matches!(entry.reply, Reply::Nobody)) {
+            // As at the end of any execution, what the caller has heard counts.
+            let gone = entry.reply.is_abandoned();
+            let error = if gone { given_up(entry.promise.deadline, now) } else { error.clone() };
+            entry.settle(scheduler.stats(), error, now);
+        }
+    }
+}
+
 /// What a look at an instance's watch tells.
 #[derive(Debug)]
 pub(super) enum Sight {
@@ -83,10 +119,24 @@ impl Watch {
         Self { state: Mutex::new(state), over: Condvar::new() }
     }
 
-    /// Tells, the first time, whether the instance is ready. `false` if nobody wants to know any more.
-    pub(super) fn report(&self, ready: Result<()>) -> bool {
+    /// Tells why the instance does not become ready, if it has not told anything yet.
+    pub(super) fn report(&self, error: Error) {
         let report = self.state.lock().report.take();
-        report.is_some_and(|report| report.send(ready).is_ok())
+        report.map(|report| report.send(Err(error)));
+    }
+
+    /// Tells that the instance is ready, after it `joins`. `false` if nobody wants it any more.
+    pub(super) fn ready(&self, joins: impl FnOnce()) -> bool {
+        let mut state = self.state.lock();
+        if matches!(state.phase, Phase::Lost) {
+            return false;
+        }
+        let report = state.report.take();
+        drop(state);
+        report.is_some_and(|report| {
+            joins();
+            report.send(Ok(())).is_ok()
+        })
     }
 
     /// An execution begins.

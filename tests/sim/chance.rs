@@ -19,6 +19,11 @@ impl Chance {
         z ^ (z >> 31)
     }
 
+    /// Choices of its own for a part of the world.
+    pub fn fork(&mut self) -> Self {
+        Self::new(self.next())
+    }
+
     /// Uniform below `end`; 0 if `end` is 0.
     pub fn below(&mut self, end: u64) -> u64 {
         if end == 0 { 0 } else { self.next() % end }

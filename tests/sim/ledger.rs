@@ -21,6 +21,8 @@ pub struct Asked {
     pub rows: usize,
     /// The size of a row: requests of different widths never share a batch.
     pub width: usize,
+    /// Its caller takes its time between responses, and may hear of the end late.
+    pub unhurried: bool,
 }
 
 /// Where a request is.
@@ -32,7 +34,7 @@ enum Place {
 }
 
 /// What a caller heard at last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Heard {
     Answer,
     Failure(Kind),
@@ -56,8 +58,7 @@ pub struct Ledger {
     /// Requests that wait, by level.
     levels: BTreeMap<u64, usize>,
     unended: usize,
-    last_answered: Option<(u64, Instant)>,
-    heard: BTreeMap<String, u64>,
+    heard: BTreeMap<Heard, u64>,
 }
 
 impl Ledger {
@@ -90,19 +91,24 @@ impl Ledger {
         self.lines[&id].asked.level
     }
 
-    /// Answers come in the order of their requests.
-    pub fn in_turn(&mut self, id: u64, now: Instant) {
-        // What happens at one moment, tasks hear of in any order.
-        if let Some((last, at)) = self.last_answered.filter(|(last, _)| *last > id) {
-            assert_eq!(at, now, "request {id} is answered behind {last}");
-            return;
-        }
-        self.last_answered = Some((id, now));
-    }
-
     fn left(&mut self, level: u64) {
         self.waiting -= 1;
         *self.levels.get_mut(&level).expect("counted when it came") -= 1;
+    }
+
+    /// Whether the caller of a request waits no longer.
+    pub fn is_over(&self, id: u64) -> bool {
+        self.lines[&id].heard.is_some()
+    }
+
+    /// A request that ran is to run again; that it began in time is all that its timeout asked for.
+    pub fn again(&mut self, id: u64) {
+        let line = self.lines.get_mut(&id).expect("only what was accepted runs again");
+        assert_eq!(line.place, Place::Runs, "request {id} is brought back and does not run");
+        line.place = Place::Waits;
+        line.asked.timeout = None;
+        self.waiting += 1;
+        *self.levels.entry(line.asked.level).or_default() += 1;
     }
 
     /// An instance has taken these as one batch.
@@ -130,29 +136,20 @@ impl Ledger {
         assert_eq!(widths.len(), 1, "a batch has requests of different shapes");
     }
 
-    /// A caller has heard the last of its request, or hears no more.
-    pub fn end(&mut self, id: u64, heard: Heard, now: Instant) {
+    /// A caller has heard the last of its request, or hears no more; whether the request waited until then.
+    pub fn end(&mut self, id: u64, heard: Heard, now: Instant) -> bool {
         self.unended -= 1;
         let line = self.lines.get_mut(&id).expect("only what was accepted ends");
         assert_eq!(line.heard, None, "request {id} has a second outcome");
         line.heard = Some(heard);
-        *self.heard.entry(format!("{heard:?}")).or_default() += 1;
-        let waited = line.place == Place::Waits;
+        *self.heard.entry(heard).or_default() += 1;
+        let (asked, waited) = (&line.asked, line.place == Place::Waits);
         assert!(!waited || heard != Heard::Answer, "request {id} is answered and never ran");
-        let asked = &line.asked;
-        match heard {
-            Heard::Failure(Kind::TimedOut) => {
-                let due = asked.arrived + asked.timeout.expect("only with a timeout can it pass");
-                assert!(waited, "request {id} timed out while it ran");
-                assert!(now + TICK >= due, "request {id} timed out {:?} too early", due - now);
-                assert!(now <= due + TICK, "request {id} timed out {:?} too late", now - due);
-            }
-            Heard::Failure(Kind::DeadlineExceeded) => {
-                assert!(asked.deadline.is_some(), "request {id} has no deadline to exceed");
-            }
-            _ => {}
+        if heard == Heard::Failure(Kind::DeadlineExceeded) {
+            assert!(asked.deadline.is_some(), "request {id} has no deadline to exceed");
         }
-        if let Some(deadline) = asked.deadline.filter(|_| heard != Heard::Nothing) {
+        let bounded = heard != Heard::Nothing && !asked.unhurried;
+        if let Some(deadline) = asked.deadline.filter(|_| bounded) {
             assert!(now <= deadline + TICK, "request {id} was told {:?} after its deadline", now - deadline);
         }
         line.place = Place::Ended;
@@ -160,6 +157,15 @@ impl Ledger {
             let level = asked.level;
             self.left(level);
         }
+        waited
+    }
+
+    /// A request that waited has heard at `now` that its queue timeout has passed.
+    pub fn timed_out(&self, id: u64, now: Instant) {
+        let asked = &self.lines[&id].asked;
+        let due = asked.arrived + asked.timeout.expect("only with a timeout can it pass");
+        assert!(now + TICK >= due, "request {id} timed out {:?} too early", due - now);
+        assert!(now <= due + TICK, "request {id} timed out {:?} too late", now - due);
     }
 
     pub fn accepted(&self) -> u64 {
@@ -167,7 +173,7 @@ impl Ledger {
     }
 
     pub fn heard(&self, heard: Heard) -> u64 {
-        self.heard.get(&format!("{heard:?}")).copied().unwrap_or(0)
+        self.heard.get(&heard).copied().unwrap_or(0)
     }
 
     /// Nothing is left without an outcome.

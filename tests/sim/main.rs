@@ -1,14 +1,21 @@
-//! A deterministic simulation of the scheduler and of the lifecycle, under faults.
+//! A deterministic simulation of the schedulers and of the lifecycle, under faults.
 //!
-//! Each seed is a world of its own: a virtual clock, the server's own queues, plans, waiters and reloads, and puppets in
-//! the place of models, which are slow, fail and panic. Requests arrive, wait, are cancelled and expire at random. After
-//! every step the world checks what must always hold (see `world`), and at its end that nothing was lost.
+//! Each seed is a world of its own: a virtual clock, the server's own schedulers and waiters, and puppets in the place of
+//! models, which are slow, fail, panic and hang. Requests arrive, wait, are cancelled and expire at random. After every
+//! step the world checks what must always hold (see `served`), and at its end that nothing was lost.
 //!
-//! `cargo test --release --test sim -- --requests 10000000`; a seed that fails is printed, and `--seed N` replays it.
+//! `make simulate REQUESTS=10000000`; a seed that fails is printed, and `--seed N` replays it. `--world NAME` runs one
+//! kind of world only.
 
+mod caller;
 mod chance;
+mod history;
 mod ledger;
+mod limits;
 mod puppet;
+mod queues;
+mod sequences;
+mod served;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,18 +24,41 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nereid::infer::Instant;
 
+use crate::chance::Chance;
+
 /// What is simulated where nothing is said: enough for every build, as `cargo test` runs it unoptimised.
 const REQUESTS: u64 = 100_000;
+
+/// A kind of world, by its name: lives through one world of these choices, and gives the number of its requests. Panics
+/// with what does not hold.
+type World = (&'static str, fn(Chance) -> u64);
+
+/// The kinds of worlds; the seed decides which one.
+const WORLDS: [World; 3] = [("queues", queues::run), ("sequences", sequences::run), ("limits", limits::run)];
 
 struct Arguments {
     requests: u64,
     first_seed: u64,
     /// Replay this one only, and say what happens.
     seed: Option<u64>,
+    /// Leave out the other kinds of worlds.
+    world: Option<String>,
+}
+
+impl Arguments {
+    /// Whether the world of this seed is wanted.
+    fn wants(&self, seed: u64) -> bool {
+        self.world.as_ref().is_none_or(|world| world == kind(seed).0)
+    }
+}
+
+/// The kind of world that a seed is.
+fn kind(seed: u64) -> World {
+    WORLDS[(seed % WORLDS.len() as u64) as usize]
 }
 
 fn arguments() -> Result<Arguments, String> {
-    let mut parsed = Arguments { requests: REQUESTS, first_seed: 0, seed: None };
+    let mut parsed = Arguments { requests: REQUESTS, first_seed: 0, seed: None, world: None };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut number = || {
@@ -39,6 +69,13 @@ fn arguments() -> Result<Arguments, String> {
             "--requests" => parsed.requests = number()?,
             "--first-seed" => parsed.first_seed = number()?,
             "--seed" => parsed.seed = Some(number()?),
+            "--world" => {
+                let name = words.next().unwrap_or_default();
+                if !WORLDS.iter().any(|(known, _)| *known == name) {
+                    return Err(format!("there is no world '{name}'"));
+                }
+                parsed.world = Some(name);
+            }
             // What `cargo test` hands to every test binary.
             _ => {}
         }
@@ -58,7 +95,7 @@ fn main() -> ExitCode {
     if let Some(seed) = arguments.seed {
         return match run(seed) {
             Ok(requests) => {
-                println!("seed {seed}: {requests} requests, every one with one outcome");
+                println!("seed {seed}, {}: {requests} requests, every one with one outcome", kind(seed).0);
                 ExitCode::SUCCESS
             }
             Err(error) => failed(seed, &error),
@@ -75,6 +112,9 @@ fn simulate(arguments: &Arguments) -> ExitCode {
         let worker = || {
             while done.load(Ordering::Relaxed) < arguments.requests && !stop.load(Ordering::Relaxed) {
                 let seed = next.fetch_add(1, Ordering::Relaxed);
+                if !arguments.wants(seed) {
+                    continue;
+                }
                 match run(seed) {
                     Ok(requests) => done.fetch_add(requests, Ordering::Relaxed),
                     Err(error) => {
@@ -102,14 +142,14 @@ fn simulate(arguments: &Arguments) -> ExitCode {
 
 /// Runs one world to its end; gives the number of its requests.
 fn run(seed: u64) -> Result<u64, String> {
-    catch_unwind(AssertUnwindSafe(|| world::run(seed))).map_err(|payload| {
+    catch_unwind(AssertUnwindSafe(|| (kind(seed).1)(Chance::new(seed)))).map_err(|payload| {
         let text = payload.downcast_ref::<String>().map(String::as_str);
         text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message").to_owned()
     })
 }
 
 fn failed(seed: u64, error: &str) -> ExitCode {
-    eprintln!("seed {seed} failed: {error}\nreplay it: cargo test --test sim -- --seed {seed}");
+    eprintln!("seed {seed} ({}) failed: {error}\nreplay it: cargo test --test sim -- --seed {seed}", kind(seed).0);
     ExitCode::FAILURE
 }
 

@@ -8,12 +8,11 @@ use futures_util::StreamExt as _;
 
 use super::*;
 use crate::backend::{Instance, Replies};
-use crate::infer::{Parameters, Response};
-use crate::model::{Footprint, Resource};
+use crate::infer::{CorrelationId, Parameters, Response, Sequence};
+use crate::model::{Footprint, ModelConfig, Resource, Scheduling, SequenceBatching};
 use crate::scheduler::tests::{MS, settings};
-use crate::scheduler::{Answer, Pushed, Queue, QueueSettings, Waiter};
+use crate::scheduler::{Answer, Pushed, Queue, ResponseLimits, SequenceSettings, Sequences, Waiter, sequence};
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::stats::ModelStats;
 use crate::tensor::{Batch, DataType, Member, Shape, Tensor};
 
 /// What an execution may last in these tests.
@@ -70,7 +69,7 @@ impl Instance for PuppetInstance {
 
 /// A crew of puppets and all its ends.
 struct Stage {
-    queue: Arc<Queue>,
+    scheduler: Arc<dyn Scheduler>,
     crew: Arc<Crew>,
     puppet: Arc<Puppet>,
     orders: mpsc::Sender<Order>,
@@ -79,7 +78,7 @@ struct Stage {
 }
 
 struct Scene {
-    queue: QueueSettings,
+    scheduler: Arc<dyn Scheduler>,
     groups: Vec<Instances>,
     warmup: Vec<Warmup>,
     limiter: Option<Arc<Limiter>>,
@@ -90,7 +89,7 @@ struct Scene {
 impl Default for Scene {
     fn default() -> Self {
         Self {
-            queue: settings(4),
+            scheduler: queue(4),
             groups: vec![Instances::new("g", Device::Cpu, 1)],
             warmup: Vec::new(),
             limiter: None,
@@ -98,6 +97,21 @@ impl Default for Scene {
             metrics: Metrics::new(),
         }
     }
+}
+
+fn queue(rows_max: usize) -> Arc<dyn Scheduler> {
+    Arc::new(Queue::new(settings(rows_max), Arc::default()))
+}
+
+/// For sequences, of which each instance takes one at a time.
+fn sequences() -> Arc<dyn Scheduler> {
+    let plain = sequence::tests::batching(sequence::tests::direct(Duration::ZERO, 0.0));
+    let batching = SequenceBatching { controls: Vec::new(), states: Vec::new(), ..plain };
+    let instances = vec![Instances::new("g", Device::Cpu, 1)];
+    let scheduling = Scheduling::Sequence(batching.clone());
+    let config = ModelConfig { instances, scheduling, ..ModelConfig::new("m", "b") };
+    let settings = SequenceSettings::new(&config, &batching, ResponseLimits::default()).expect("it is right");
+    Sequences::new(settings, Arc::default())
 }
 
 impl Stage {
@@ -115,7 +129,7 @@ impl Stage {
             made: AtomicUsize::new(0),
             broken: AtomicBool::new(false),
         });
-        let queue = Arc::new(Queue::new(scene.queue, Arc::new(ModelStats::default())));
+        let scheduler = scene.scheduler;
         if !scene.warmup.is_empty() {
             let (never, until) = mpsc::channel();
             std::mem::forget(never);
@@ -123,7 +137,7 @@ impl Stage {
         }
         let settings = CrewSettings {
             name: "m/1".to_owned(),
-            scheduler: queue.clone(),
+            scheduler: scheduler.clone(),
             model: Arc::new(puppet.clone()),
             warmup: scene.warmup.into(),
             limiter: scene.limiter,
@@ -134,16 +148,26 @@ impl Stage {
             failed: Box::new(move |error| drop(fail.send(error))),
         };
         let crew = Crew::start(settings, &scene.groups)?;
-        Ok(Self { queue, crew, puppet, orders, seen, failed })
+        Ok(Self { scheduler, crew, puppet, orders, seen, failed })
     }
 
     fn ask(&self, deadline: Option<Duration>) -> Result<Asked> {
+        self.ask_as(deadline, None)
+    }
+
+    /// A request of a sequence.
+    fn go_on(&self, id: u64, start: bool) -> Asked {
+        let sequence = Sequence { id: CorrelationId::Number(id), start, end: false };
+        self.ask_as(None, Some(sequence)).expect("accepted")
+    }
+
+    fn ask_as(&self, deadline: Option<Duration>, sequence: Option<Sequence>) -> Result<Asked> {
         let now = Instant::now();
         let data = Bytes::from_static(b"abcd");
         let tensor = Tensor { dtype: DataType::Uint8, shape: Shape::new(&[1, 4]), data };
         let member = Member { rows: 1, inputs: vec![tensor] };
         let deadline = deadline.map(|deadline| now + deadline);
-        let waiting = self.queue.clone().push(Pushed { deadline, ..Pushed::new(member, now) }, now)?;
+        let waiting = self.scheduler.clone().push(Pushed { deadline, sequence, ..Pushed::new(member, now) }, now)?;
         let respond: Respond = Box::new(|answer| Response {
             model: "m".into(),
             version: 1,
@@ -153,7 +177,7 @@ impl Stage {
             last: answer.last,
             times: Some(answer.times),
         });
-        Ok(Waiter::new(self.queue.clone(), waiting, (now, deadline), respond))
+        Ok(Waiter::new(self.scheduler.clone(), waiting, (now, deadline), respond))
     }
 
     /// The instance that begins the next batch, and its rows.
@@ -181,7 +205,7 @@ impl Stage {
     }
 
     fn failures(&self, kind: Kind) -> u64 {
-        self.queue.stats().snapshot().failures.get(&kind).copied().unwrap_or_default()
+        self.scheduler.stats().snapshot().failures.get(&kind).copied().unwrap_or_default()
     }
 }
 
@@ -205,7 +229,7 @@ fn until(reached: impl Fn() -> bool) {
 
 #[test]
 fn a_hung_execution_is_given_up_and_its_instance_replaced() {
-    let stage = Stage::new(Scene { queue: settings(1), ..Scene::default() });
+    let stage = Stage::new(Scene { scheduler: queue(1), ..Scene::default() });
     let (hung, waits) = (stage.ask(None).expect("accepted"), stage.ask(None).expect("accepted"));
     let (first, _) = stage.begun();
     let end = stage.hang();
@@ -219,7 +243,7 @@ fn a_hung_execution_is_given_up_and_its_instance_replaced() {
     assert_eq!(stage.failures(Kind::Backend), 1);
     drop(end);
     stage.crew.retire();
-    let stats = stage.queue.stats().snapshot();
+    let stats = stage.scheduler.stats().snapshot();
     assert_eq!((stats.fail.count, stats.success.count), (1, 1), "what comes back late counts nothing");
     assert!(stage.failed.try_recv().is_err());
 }
@@ -240,7 +264,7 @@ fn an_execution_that_ends_in_time_is_left_alone() {
 
 #[test]
 fn beyond_the_limit_of_lost_instances_everything_is_refused_with_the_reason() {
-    let stage = Stage::new(Scene { queue: settings(1), ..Scene::default() });
+    let stage = Stage::new(Scene { scheduler: queue(1), ..Scene::default() });
     let asked: Vec<Asked> = (0..3).map(|_| stage.ask(None).expect("accepted")).collect();
     let mut ends = Vec::new();
     for _ in 0..2 {
@@ -260,7 +284,7 @@ fn beyond_the_limit_of_lost_instances_everything_is_refused_with_the_reason() {
 
 #[test]
 fn the_others_serve_on_while_one_hangs() {
-    let scene = Scene { queue: settings(1), groups: vec![Instances::new("g", Device::Cpu, 2)], ..Scene::default() };
+    let scene = Scene { scheduler: queue(1), groups: vec![Instances::new("g", Device::Cpu, 2)], ..Scene::default() };
     let stage = Stage::new(Scene { lost_max: 0, ..scene });
     let hung = stage.ask(None).expect("accepted");
     let (first, _) = stage.begun();
@@ -354,7 +378,7 @@ async fn a_warm_up_that_hangs_fails_the_start() {
 fn instances_are_added_and_dismissed_while_they_serve() {
     let group = |count| vec![Instances::new("g", Device::Cpu, count)];
     let metrics = Metrics::new();
-    let stage = Stage::new(Scene { queue: settings(1), metrics: metrics.clone(), ..Scene::default() });
+    let stage = Stage::new(Scene { scheduler: queue(1), metrics: metrics.clone(), ..Scene::default() });
     let running = stage.ask(None).expect("accepted");
     stage.begun();
     stage.crew.resize(&group(3)).expect("two more start");
@@ -394,6 +418,37 @@ fn an_idle_instance_that_is_dismissed_ends_at_once_and_its_number_is_free() {
     stage.order(Order::Answer);
     outcome(stage.ask(None).expect("accepted")).expect("answered");
     stage.crew.retire();
+}
+
+#[test]
+fn an_added_instance_takes_sequences_and_its_number_is_that_of_no_other() {
+    let group = |count| vec![Instances::new("g", Device::Cpu, count)];
+    let stage = Stage::new(Scene { scheduler: sequences(), ..Scene::default() });
+    (0..4).for_each(|_| stage.order(Order::Answer));
+    outcome(stage.go_on(1, true)).expect("answered");
+    stage.crew.resize(&group(2)).expect("another one starts");
+    outcome(stage.go_on(2, true)).expect("answered by the other one, as each has one sequence at a time");
+    stage.crew.resize(&group(1)).expect("the last is dismissed");
+    stage.crew.resize(&group(2)).expect("and another one starts while that still has a sequence");
+    outcome(stage.go_on(3, true)).expect("answered by the new one");
+    outcome(stage.go_on(2, false)).expect("answered by the one that was dismissed");
+    stage.crew.retire();
+}
+
+#[test]
+fn when_a_dismissed_instance_is_lost_who_waits_for_it_is_told() {
+    let group = |count| vec![Instances::new("g", Device::Cpu, count)];
+    let stage = Stage::new(Scene { scheduler: sequences(), groups: group(2), ..Scene::default() });
+    stage.order(Order::Answer);
+    outcome(stage.go_on(1, true)).expect("answered");
+    let (hung, waits) = (stage.go_on(2, true), stage.go_on(2, false));
+    let end = stage.hang();
+    stage.crew.resize(&group(1)).expect("the one that hangs is dismissed");
+    stage.time_passes();
+    assert_eq!(outcome(hung).expect_err("it hangs").kind(), Kind::Backend);
+    assert_eq!(outcome(waits).expect_err("nobody serves it").kind(), Kind::Backend);
+    stage.crew.retire();
+    drop(end);
 }
 
 #[test]
@@ -473,7 +528,7 @@ fn two_crews_that_share_a_resource_never_execute_at_the_same_time() {
     let asked: Vec<Vec<Asked>> =
         stages.iter().map(|stage| (0..20).map(|_| stage.ask(None).expect("accepted")).collect()).collect();
     let mut begun = 0;
-    while stages.iter().any(|stage| stage.queue.waiting() > 0) || begun == 0 {
+    while stages.iter().any(|stage| stage.scheduler.waiting() > 0) || begun == 0 {
         for stage in &stages {
             if stage.seen.try_recv().is_ok() {
                 begun += 1;

@@ -44,7 +44,7 @@ impl Limiter {
     /// # Errors
     /// [`crate::error::Kind::InvalidArgument`] if it needs more than there is, or something that is global for one model
     /// and of each device for another.
-    pub(super) fn claim(self: &Arc<Self>, device: Device, limit: &RateLimit) -> Result<Option<Claim>> {
+    pub fn claim(self: &Arc<Self>, device: Device, limit: &RateLimit) -> Result<Option<Claim>> {
         if limit.resources.is_empty() {
             return Ok(None);
         }
@@ -79,7 +79,7 @@ impl Limiter {
 
 /// What an instance may ask for; dropping it ends the claim.
 #[derive(Debug)]
-pub(super) struct Claim {
+pub struct Claim {
     limiter: Arc<Limiter>,
     id: ClaimId,
 }
@@ -93,15 +93,33 @@ impl Claim {
         while !ledger.holds(self.id) {
             if limiter.moved.wait_for(&mut ledger, WANTED_EVERY).timed_out() {
                 drop(ledger);
-                if !wanted() && limiter.change(|ledger| ledger.leave(self.id)) {
+                if !wanted() && self.leave() {
                     return None;
                 }
                 ledger = limiter.ledger.lock();
             }
         }
         drop(ledger);
-        limiter.tell();
-        Some(Permit { limiter: limiter.clone(), id: self.id, used: false, again: false })
+        Some(self.permit())
+    }
+
+    /// Stands in line, if it does not already, and gives the resources if they are held by now; does not block.
+    pub fn try_acquire(&self) -> Option<Permit> {
+        let holds = self.limiter.change(|ledger| {
+            ledger.ask(self.id);
+            ledger.holds(self.id)
+        });
+        holds.then(|| self.permit())
+    }
+
+    /// Leaves the line. `false` if the resources are held by now; [`Claim::try_acquire`] must follow.
+    pub fn leave(&self) -> bool {
+        self.limiter.change(|ledger| ledger.leave(self.id))
+    }
+
+    fn permit(&self) -> Permit {
+        self.limiter.tell();
+        Permit { limiter: self.limiter.clone(), id: self.id, used: false, again: false }
     }
 }
 
@@ -113,7 +131,7 @@ impl Drop for Claim {
 
 /// Resources that are held; dropping it gives them back.
 #[derive(Debug)]
-pub(super) struct Permit {
+pub struct Permit {
     limiter: Arc<Limiter>,
     id: ClaimId,
     used: bool,

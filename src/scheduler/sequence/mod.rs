@@ -19,7 +19,7 @@ mod states;
 mod steps;
 mod table;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -153,7 +153,7 @@ impl Sequences {
     }
 
     /// What an instance that has nothing to do should do at `now`. The batch is taken out only if it is wanted.
-    fn look(&self, state: &mut MutexGuard<'_, State>, instance: usize, now: Instant, want: Want) -> Look {
+    fn look_once(&self, state: &mut MutexGuard<'_, State>, instance: usize, now: Instant, want: Want) -> Look {
         state.running.remove(&instance);
         let gone = self.tidy(state, instance, now);
         if !gone.is_empty() {
@@ -373,18 +373,6 @@ impl Sequences {
         }
     }
 
-    /// Looks until there is something to do, and sleeps meanwhile.
-    fn wait(&self, instance: usize, want: Want) -> Look {
-        let mut state = self.state.lock();
-        loop {
-            match self.look(&mut state, instance, Instant::now(), want) {
-                Look::Again => {}
-                Look::Wait(time) => self.sleep(&mut state, instance, time),
-                look => return look,
-            }
-        }
-    }
-
     fn sleep(&self, state: &mut MutexGuard<'_, State>, instance: usize, time: Option<Duration>) {
         while state.bells.len() <= instance {
             state.bells.push((Arc::new(Condvar::new()), false));
@@ -459,7 +447,8 @@ impl Scheduler for Sequences {
         let mut state = self.state.lock();
         let Some(waits) = state.table.waits(key, ticket.seq) else { return false };
         // Once its first execution began in time, that is all that a queue timeout asks for.
-        let has_begun = waits && state.table.head(key).is_some_and(|seated| seated.request.steps > 0);
+        let begun = |seated: &Seated<Request>| seated.number == ticket.seq && seated.request.steps > 0;
+        let has_begun = waits && state.table.head(key).is_some_and(begun);
         if has_begun && why == Kind::TimedOut || !waits && why != Kind::Cancelled {
             return false;
         }
@@ -472,24 +461,23 @@ impl Scheduler for Sequences {
         waits
     }
 
-    fn pull(&self, instance: usize) -> Option<Pulled> {
-        match self.wait(instance, Want::Take) {
-            Look::Run(pulled) => Some(pulled),
-            _ => None,
+    fn look(&self, instance: usize, want: Want) -> Look {
+        let mut state = self.state.lock();
+        loop {
+            match self.look_once(&mut state, instance, Instant::now(), want) {
+                Look::Again => {}
+                look => return look,
+            }
         }
     }
 
-    fn ready(&self, instance: usize) -> bool {
-        matches!(self.wait(instance, Want::Know), Look::Ready)
-    }
-
-    fn try_pull(&self, instance: usize) -> Option<Pulled> {
+    fn wait(&self, instance: usize, want: Want) -> Look {
         let mut state = self.state.lock();
         loop {
-            match self.look(&mut state, instance, Instant::now(), Want::Take) {
-                Look::Run(pulled) => return Some(pulled),
+            match self.look_once(&mut state, instance, Instant::now(), want) {
                 Look::Again => {}
-                Look::Ready | Look::Wait(_) | Look::Closed => return None,
+                Look::Wait(time) => self.sleep(&mut state, instance, time),
+                look => return look,
             }
         }
     }
@@ -512,10 +500,14 @@ impl Scheduler for Sequences {
         self.settle(gone, Instant::now());
     }
 
-    fn staffed(&self, instances: usize) {
+    fn joins(&self, instance: usize) {
         let mut state = self.state.lock();
-        state.table.staff(instances);
+        state.table.join(instance);
         ring(&mut state);
+    }
+
+    fn staffed(&self, _instances: usize) {
+        // Which they are counts here, and that is told one by one.
     }
 
     fn executed(&self, execution: Execution<'_>) -> Verdicts {

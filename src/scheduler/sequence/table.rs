@@ -123,7 +123,7 @@ struct Sequence<I, R, S> {
     idle_since: Option<Instant>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Seats {
     slots: Vec<Option<Key>>,
     /// The first waiting requests of its sequences that can run now, by number.
@@ -164,7 +164,7 @@ impl<I: Clone + Eq + Hash, R, S: Default> Table<I, R, S> {
             numbers: 0,
             closed: false,
         };
-        table.staff(bounds.instances);
+        (0..bounds.instances).for_each(|instance| table.join(instance));
         table
     }
 
@@ -515,20 +515,21 @@ impl<I: Clone + Eq + Hash, R, S: Default> Table<I, R, S> {
         self.instances.iter().filter(|seats| !seats.withdrawn).count()
     }
 
-    /// Has slots for this many instances from now on, at least; those of instances that were withdrawn come back first.
-    pub(super) fn staff(&mut self, instances: usize) {
-        while self.staffed() < instances {
-            let withdrawn = self.instances.iter().position(|seats| seats.withdrawn);
-            let instance = withdrawn.unwrap_or_else(|| {
-                let slots = vec![None; self.bounds.slots];
-                self.instances.push(Seats { slots, ..Seats::default() });
-                self.instances.len() - 1
+    /// An instance has slots from now on; one that was withdrawn has them again.
+    pub(super) fn join(&mut self, instance: usize) {
+        while self.instances.len() <= instance {
+            self.instances.push(Seats {
+                slots: vec![None; self.bounds.slots],
+                ready: BTreeMap::new(),
+                withdrawn: true,
             });
-            let seats = &mut self.instances[instance];
-            seats.withdrawn = false;
-            let free = seats.slots.iter().enumerate().filter(|(_, sequence)| sequence.is_none());
-            self.free.extend(free.map(|(slot, _)| (slot, instance)));
         }
+        let seats = &mut self.instances[instance];
+        if !std::mem::take(&mut seats.withdrawn) {
+            return;
+        }
+        let free = seats.slots.iter().enumerate().filter(|(_, sequence)| sequence.is_none());
+        self.free.extend(free.map(|(slot, _)| (slot, instance)));
         while !self.free.is_empty()
             && let Some((_, next)) = self.backlog.pop_first()
         {

@@ -136,8 +136,19 @@ fn an_instance_that_is_withdrawn_keeps_its_sequences_and_gets_no_others() {
     table.end(kept.key);
     table.done(kept.key, now);
     assert!(table.is_done(0) && !table.is_done(1));
-    table.staff(2);
+    table.join(0);
     assert_eq!(ready(&table, 0), [(3, 0)]);
+}
+
+#[test]
+fn who_joins_under_a_new_number_gets_the_backlog_and_nobody_who_was_withdrawn_comes_back() {
+    let mut table = table(2, 1);
+    table.withdraw(0);
+    pushed(&mut table, 1, true, false);
+    pushed(&mut table, 2, true, false);
+    table.join(2);
+    assert_eq!((ready(&table, 0), ready(&table, 2)), (vec![], vec![(2, 0)]));
+    assert!(table.is_done(0) && !table.is_done(2));
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -150,7 +161,7 @@ enum Event {
     End(usize),
     Wait(u64),
     Withdraw,
-    Staff,
+    Join,
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -163,7 +174,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (0usize..8).prop_map(Event::End),
         1 => (0u64..2000).prop_map(Event::Wait),
         1 => Just(Event::Withdraw),
-        1 => Just(Event::Staff),
+        1 => Just(Event::Join),
     ]
 }
 
@@ -276,12 +287,12 @@ proptest! {
                     table.expire(now);
                 }
                 Event::Withdraw => table.withdraw(1),
-                Event::Staff => table.staff(2),
+                Event::Join => table.join(1),
             }
             check(&table, &seen);
         }
         // The end: everything that was taken in runs, and nothing is left.
-        table.staff(2);
+        table.join(1);
         table.close();
         std::mem::take(&mut seen.parked).into_iter().for_each(|key| table.unpark(key));
         seen.done(&mut table, (false, false), now);

@@ -13,7 +13,7 @@ use crate::model::{
     SequenceControlKind, SequenceState, SequenceStrategy, TensorSpec, TimeoutAction,
 };
 use crate::scheduler::instance::execute;
-use crate::scheduler::{Answer, ResponseLimits, Waiter};
+use crate::scheduler::{Answer, ResponseLimits, Underway, Waiter};
 use crate::tensor::{Batch, DataType, Member, Shape, Tensor};
 
 const MS: Duration = Duration::from_millis(1);
@@ -55,7 +55,7 @@ struct Stage {
     adder: Adder,
 }
 
-fn direct(queue_delay_max: Duration, slot_utilization_min: f32) -> SequenceStrategy {
+pub(in crate::scheduler) fn direct(queue_delay_max: Duration, slot_utilization_min: f32) -> SequenceStrategy {
     SequenceStrategy::Direct { queue_delay_max, slot_utilization_min }
 }
 
@@ -68,7 +68,7 @@ fn oldest(candidates_max: usize) -> SequenceStrategy {
     }
 }
 
-fn batching(strategy: SequenceStrategy) -> SequenceBatching {
+pub(in crate::scheduler) fn batching(strategy: SequenceStrategy) -> SequenceBatching {
     let flag = |yes: i32| Flag {
         dtype: DataType::Int32,
         no: Bytes::copy_from_slice(&0i32.to_le_bytes()),
@@ -398,7 +398,7 @@ async fn what_was_accepted_is_answered_after_the_close_and_an_abort_refuses_it()
 #[tokio::test(start_paused = true)]
 async fn the_sequences_of_a_deserted_instance_end_and_those_of_others_go_on() {
     let mut stage = Stage::new(0, batching(direct(Duration::ZERO, 0.0)));
-    stage.scheduler.staffed(2);
+    stage.scheduler.joins(1);
     let lost = [stage.ask(1, 1, "S").expect("ok"), stage.ask(1, 1, "").expect("ok")];
     let mut kept = stage.ask(2, 2, "S").expect("ok");
     let mut backlog = stage.ask(3, 3, "SE").expect("ok");
@@ -418,6 +418,20 @@ async fn the_sequences_of_a_deserted_instance_end_and_those_of_others_go_on() {
     answer(&mut end).await.expect("answered");
     assert_eq!(answer(&mut backlog).await, Ok(3));
     assert_eq!((stage.scheduler.waiting(), stage.scheduler.seated()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_lost_instance_ran_counts_as_its_callers_heard_it_and_free_rows_count_nothing() {
+    let stage = Stage::new(3, batching(direct(Duration::ZERO, 0.0)));
+    let asked = [1, 2, 3].map(|id| stage.ask(id, 1, "S").expect("ok"));
+    let [gone, free, lost] = asked;
+    drop(free);
+    let batch = Underway::begin(&*stage.scheduler, 0, None).expect("there is a batch");
+    assert_eq!(batch.members().count(), 3);
+    drop(gone);
+    batch.lose(&*stage.scheduler, &Error::new(Kind::Backend, "it hangs"));
+    assert_eq!(refused(lost).await.message(), "it hangs");
+    assert_eq!(stage.failures(), BTreeMap::from([(Kind::Cancelled, 2), (Kind::Backend, 1)]));
 }
 
 #[tokio::test(start_paused = true)]
@@ -513,6 +527,38 @@ mod iterative {
         let stats = stage.scheduler.stats().snapshot();
         assert_eq!((stats.success.count, stats.execution_count), (2, 5));
         assert_eq!(stage.failures(), BTreeMap::from([(Kind::Cancelled, 1)]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_behind_a_request_that_runs_again_is_refused_at_its_time() {
+        let mut stage = iterative(2, 100, false);
+        let _never = stage.ask(1, -1, "S").expect("ok");
+        let sequence = Sequence { id: CorrelationId::Number(1), start: false, end: false };
+        let second = stage.ask_as(1, Some(sequence), |pushed| pushed.timeout = Some(50 * MS)).expect("ok");
+        assert_eq!(stage.run(), 1);
+        let began = Instant::now();
+        assert_eq!(refused(second).await.kind(), Kind::TimedOut);
+        assert_eq!(began.elapsed(), 50 * MS);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_goes_between_two_executions_frees_the_slot_whatever_has_passed() {
+        for leaves in [true, false] {
+            let stage = iterative(2, 100, false);
+            let sequence = Sequence { id: CorrelationId::Number(1), start: true, end: false };
+            let asked = stage.ask_as(-1, Some(sequence), |pushed| {
+                (pushed.timeout, pushed.deadline) = (Some(50 * MS), Some(pushed.arrived + 100 * MS));
+            });
+            let mut asked = asked.expect("ok");
+            let batch = Underway::begin(&*stage.scheduler, 0, None).expect("there is a batch");
+            assert!(tokio::time::timeout(60 * MS, asked.next()).await.is_err(), "it began in time");
+            batch.finish(&*stage.scheduler, &mut Adder::default());
+            match leaves {
+                true => drop(asked),
+                false => assert_eq!(refused(asked).await.kind(), Kind::DeadlineExceeded),
+            }
+            assert_eq!((stage.scheduler.waiting(), stage.scheduler.seated()), (0, 0));
+        }
     }
 
     #[tokio::test(start_paused = true)]
