@@ -159,6 +159,8 @@ impl Server {
             "stopping: new requests are refused, accepted ones finish"
         );
         gateway.drain();
+        // What a scheduler is held for cannot come any more.
+        engine.release();
         engine.end_fetches();
         let drained = async {
             futures_util::future::join_all(inference.into_iter().map(FrontEnd::stop)).await;

@@ -185,9 +185,11 @@ impl Catalog {
     }
 
     pub(super) fn abort(&self) {
-        for handle in self.all_ready() {
-            handle.served.abort();
-        }
+        self.all_ready().iter().for_each(|handle| handle.served.abort());
+    }
+
+    pub(super) fn release(&self) {
+        self.all_ready().iter().for_each(|handle| handle.served.release());
     }
 }
 
@@ -233,7 +235,6 @@ impl Model {
     }
 
     /// A version that is being unloaded and still has something to serve.
-    #[allow(dead_code, reason = "for what is made of other models")]
     fn find_leaving(&self, version: Option<Version>) -> Option<Arc<Handle>> {
         match version {
             Some(version) => self.view.versions.get(&version)?.serving.clone(),

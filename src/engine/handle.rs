@@ -1,14 +1,15 @@
 //! A model version that is served.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
+use super::Entrance;
 use super::cache::{Caller, ModelCache, Own};
 use super::ensemble::{Ensemble, graph};
 use crate::backend::Model;
 use crate::error::{Error, Result};
 use crate::infer::{Instant, Output, Parameters, Request, Response, Responses};
 use crate::model::{Footprint, ModelConfig, Signature, Version};
-use crate::scheduler::{Answer, Pushed, Scheduler, Waiter};
+use crate::scheduler::{Answer, Pushed, Refusal, Scheduler, Waiter};
 use crate::telemetry::metrics::InFlight;
 use crate::telemetry::stats::ModelStats;
 use crate::tensor::{Member, Tensor};
@@ -44,11 +45,12 @@ pub(super) enum Served {
 }
 
 impl Served {
-    /// Whether requests go to this scheduler.
-    pub(super) fn is_by(&self, other: &Weak<dyn Scheduler>) -> bool {
+    /// Holds nothing back any more until enough requests wait.
+    pub(super) fn release(&self) {
         match self {
-            Served::Instances { scheduler, .. } => std::ptr::addr_eq(Arc::as_ptr(scheduler), other.as_ptr()),
-            Served::Ensemble(_) => false,
+            Served::Instances { scheduler, .. } => scheduler.release(),
+            // Its members do.
+            Served::Ensemble(_) => {}
         }
     }
 
@@ -89,40 +91,59 @@ impl Handle {
         graph::Member { config: self.config.clone(), depth }
     }
 
-    pub(super) fn infer(self: &Arc<Self>, request: Request, in_flight: InFlight, now: Instant) -> Responses {
-        match &self.cache {
-            Some(cache) if cache.takes(&request) => {
-                let handle = self.clone();
-                let start = move |request, in_flight| handle.execute(request, in_flight, Instant::now());
-                Box::pin(Caller::new(cache.clone(), Own { request, in_flight, start }))
-            }
-            _ => self.execute(request, in_flight, now),
-        }
+    /// Starts a request here.
+    ///
+    /// # Errors
+    /// The request as it came, if this version is being unloaded and takes no more.
+    pub(super) fn infer(
+        self: &Arc<Self>,
+        request: Request,
+        in_flight: InFlight,
+        entrance: &Entrance,
+        now: Instant,
+    ) -> Result<Responses, Returned> {
+        let Some(cache) = self.cache.as_ref().filter(|cache| cache.takes(&request)) else {
+            return self.execute(request, in_flight, now);
+        };
+        let (handle, entrance) = (self.clone(), entrance.clone());
+        let start = move |request, in_flight| {
+            let started = handle.execute(request, in_flight, Instant::now());
+            // It may have waited for the request of another until nothing was taken here any more.
+            started.unwrap_or_else(|Returned(returned)| entrance.start(returned.0, returned.1))
+        };
+        Ok(Box::pin(Caller::new(cache.clone(), Own { request, in_flight, start })))
     }
 
-    fn execute(&self, request: Request, in_flight: InFlight, now: Instant) -> Responses {
+    fn execute(&self, request: Request, in_flight: InFlight, now: Instant) -> Result<Responses, Returned> {
         let id = request.id.clone();
         match self.start(request, in_flight, now) {
-            Ok(responses) => responses,
-            Err(error) => {
+            Ok(responses) => Ok(responses),
+            Err(Unstarted::Returned(returned)) => Err(returned),
+            Err(Unstarted::Refused(error)) => {
                 self.stats.request_refused(error.kind());
                 let shown = if id.is_empty() { "<id_unknown>" } else { &id };
-                refusal(match error.kind() {
+                Ok(refusal(match error.kind() {
                     crate::error::Kind::InvalidArgument => {
                         Error::invalid(format!("[request id: {shown}] {}", error.message()))
                     }
                     _ => error,
-                })
+                }))
             }
         }
     }
 
-    fn start(&self, mut request: Request, in_flight: InFlight, now: Instant) -> Result<Responses> {
+    fn start(&self, mut request: Request, in_flight: InFlight, now: Instant) -> Result<Responses, Unstarted> {
         let wanted = request.outputs.iter().map(|output| output.name.as_str());
         let checked = self.signature.check(std::mem::take(&mut request.inputs), wanted)?;
         let scheduler = match &self.served {
             Served::Instances { scheduler, .. } => scheduler,
-            Served::Ensemble(ensemble) => return ensemble.start(request, checked, &self.stats, in_flight),
+            Served::Ensemble(ensemble) => {
+                let Some(pass) = ensemble.gate.enter()? else {
+                    request.inputs = self.signature.uncheck(checked.inputs);
+                    return Err(Unstarted::Returned(Returned::of(request, in_flight)));
+                };
+                return Ok(ensemble.start((request, checked), pass, (&self.stats, in_flight)));
+            }
         };
         let pushed = Pushed {
             member: Member { rows: checked.rows, inputs: checked.inputs },
@@ -133,7 +154,15 @@ impl Handle {
             sequence: request.sequence,
         };
         let times = (request.arrived, request.deadline);
-        let waiting = scheduler.clone().push(pushed, now)?;
+        let waiting = match scheduler.clone().push(pushed, now) {
+            Ok(waiting) => waiting,
+            Err(Refusal::Error(error)) => return Err(error.into()),
+            Err(Refusal::Closed(pushed)) => {
+                request.inputs = self.signature.uncheck(pushed.member.inputs);
+                request.sequence = pushed.sequence;
+                return Err(Unstarted::Returned(Returned::of(request, in_flight)));
+            }
+        };
         let (model, version, signature) = (self.config.name.clone(), self.version, self.signature.clone());
         let (mut id, selected) = (request.id, checked.outputs);
         let respond = move |Answer { outputs, times, last }: Answer| {
@@ -145,6 +174,29 @@ impl Handle {
             Response { model, version, id, outputs, parameters, last, times: Some(times) }
         };
         Ok(Box::pin(Waiter::new(scheduler.clone(), waiting, times, respond)))
+    }
+}
+
+/// A request as it came to a version that takes no more.
+pub(super) struct Returned(pub(super) Box<(Request, InFlight)>);
+
+impl Returned {
+    fn of(request: Request, in_flight: InFlight) -> Self {
+        Self(Box::new((request, in_flight)))
+    }
+}
+
+/// Why a request was not started.
+enum Unstarted {
+    /// It fails.
+    Refused(Error),
+    /// The version takes no more.
+    Returned(Returned),
+}
+
+impl From<Error> for Unstarted {
+    fn from(error: Error) -> Self {
+        Self::Refused(error)
     }
 }
 

@@ -4,7 +4,9 @@
 //! and waiting for them, and joining them at the end.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, LazyLock, OnceLock, Weak};
+use std::sync::{Arc, LazyLock};
+
+use tokio::sync::Notify;
 
 use super::cache::{Cache, ModelCache};
 use super::catalog::Catalog;
@@ -63,18 +65,6 @@ pub(super) async fn on_thread<T: Send + 'static>(name: &str, work: impl FnOnce()
     wait.await.map_err(|_| Error::internal(format!("thread '{name}' panicked")))
 }
 
-/// A version that has lost its instances, and why.
-pub(super) struct Lost {
-    pub(super) key: Key,
-    pub(super) version: Version,
-    /// Tells which load of the version it was.
-    pub(super) scheduler: Weak<dyn Scheduler>,
-    pub(super) error: Error,
-}
-
-/// Hears of such versions.
-pub(super) type OnLost = Box<dyn Fn(Lost) + Send + Sync>;
-
 /// Opens models; shared by all loader threads. What a load does, step by step, stands in `load.rs`.
 pub(super) struct Loader {
     pub(super) repositories: Arc<Repositories>,
@@ -89,8 +79,8 @@ pub(super) struct Loader {
     pub(super) responses: ResponseLimits,
     hold: Hold,
     instances: Shared,
-    /// Who hears of a version that has lost its instances; set once, by the manager.
-    pub(super) lost: Arc<OnceLock<OnLost>>,
+    /// Some version has lost its instances, and knows it.
+    pub(super) lost: Arc<Notify>,
     pub(super) cache: Option<Arc<Cache>>,
     pub(super) metrics: Metrics,
 }
@@ -160,12 +150,10 @@ impl Loader {
         scheduler: &Arc<dyn Scheduler>,
         model: &Arc<dyn Model>,
     ) -> Result<CrewSettings> {
-        let (lost, of) = (self.lost.clone(), (key.clone(), Arc::downgrade(scheduler)));
+        let (lost, key) = (self.lost.clone(), key.clone());
         let failed = move |error: Error| {
-            tracing::error!(model = %of.0, version, %error, "no instance of the model version is left");
-            if let Some(lost) = lost.get() {
-                lost(Lost { key: of.0.clone(), version, scheduler: of.1.clone(), error });
-            }
+            tracing::error!(model = %key, version, %error, "no instance of the model version is left");
+            lost.notify_one();
         };
         Ok(CrewSettings {
             name: format!("{}/{version}", config.name),
@@ -184,11 +172,15 @@ impl Loader {
     fn queue_settings(&self, config: &ModelConfig) -> QueueSettings {
         let (limits, levels, hold, preserve_order) = match &config.scheduling {
             Scheduling::Dynamic(batching) => {
-                let limits = Limits {
-                    rows_max: config.max_batch_rows.max(1),
-                    preferred_rows: batching.preferred_rows.clone(),
-                    delay_max: batching.queue_delay_max,
-                    budget: None,
+                let limits = match config.decoupled {
+                    // One caller that takes its responses slowly would hold back all others of its batch.
+                    true => Limits::single(),
+                    false => Limits {
+                        rows_max: config.max_batch_rows.max(1),
+                        preferred_rows: batching.preferred_rows.clone(),
+                        delay_max: batching.queue_delay_max,
+                        budget: None,
+                    },
                 };
                 let levels = Levels::new(batching.priorities.clone(), batching.queue.clone());
                 (limits, levels, self.hold.queued, batching.preserve_ordering)

@@ -12,7 +12,8 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::attempt::Attempt;
 use super::catalog::Catalog;
-use super::loader::{Loader, Lost, on_thread};
+use super::lifecycle::{ModelView, State};
+use super::loader::{Loader, on_thread};
 use super::models::{self, Effect, Models, Retired};
 use super::order::What;
 use super::poll::{self, End, Watched};
@@ -42,15 +43,6 @@ impl Manager {
     /// Starts the task; at most `load_threads` models load at the same time.
     pub(super) fn start(loader: Arc<Loader>, catalog: Arc<Catalog>, load_threads: usize) -> Self {
         let (events, received) = mpsc::channel(COMMANDS_MAX);
-        let (tell, served) = (events.downgrade(), catalog.clone());
-        let _ = loader.lost.set(Box::new(move |Lost { key, version, scheduler, error }| {
-            // It may have been replaced meanwhile.
-            let own = served.find_member(&key.namespace, &key.name, Some(version));
-            let is_own = own.is_ok_and(|own| own.served.is_by(&scheduler));
-            if let Some(events) = tell.upgrade().filter(|_| is_own) {
-                tokio::spawn(async move { events.send(Event::Lost { key, version, error }).await });
-            }
-        }));
         let task = Task {
             loader,
             catalog,
@@ -116,6 +108,7 @@ impl Task {
                     Ok(event) => self.take(event),
                     Err(error) => tracing::error!(%error, "a load or unload ended abnormally"),
                 },
+                () = self.loader.lost.notified() => self.drop_lost(|_| true),
                 event = received.recv(), if open => {
                     open = event.is_some();
                     self.take(event.unwrap_or(Event::Stop));
@@ -139,7 +132,21 @@ impl Task {
             Event::Start(_) => self.listing = true,
             Event::Ask { .. } | Event::Resolved { .. } | Event::Loaded { .. } | Event::Lost { .. } => {}
         }
+        let loaded = if let Event::Loaded { key, .. } = &event { Some(key.clone()) } else { None };
         self.models.on(event);
+        if let Some(loaded) = loaded {
+            // What a reload has kept may have been lost before it ended.
+            self.drop_lost(|key| *key == loaded);
+        }
+    }
+
+    /// Takes the versions of these models out of service that have lost their instances.
+    fn drop_lost(&mut self, of: impl Fn(&Key) -> bool) {
+        let served = self.models.served().filter(|(key, ..)| of(key));
+        let lost = served.filter_map(|(key, version, serving)| Some((key.clone(), version, serving.lost()?)));
+        for (key, version, error) in lost.collect::<Vec<_>>() {
+            self.models.on(Event::Lost { key, version, error });
+        }
     }
 
     fn act(&mut self) {
@@ -148,6 +155,7 @@ impl Task {
         for effect in self.models.effects() {
             match effect {
                 Effect::Publish(key, view) => {
+                    view.iter().for_each(release_leaving);
                     views.push((key, view.map(|view| view.map(|serving| serving.handle.clone()))));
                 }
                 other => others.push(other),
@@ -174,6 +182,12 @@ impl Task {
             }
         }
     }
+}
+
+/// Who is made of a version that leaves has requests in it, which nothing holds back any more.
+fn release_leaving(view: &ModelView<Serving>) {
+    let leaving = view.versions.values().filter(|version| version.state == State::Unloading);
+    leaving.filter_map(|version| version.serving.as_ref()).for_each(|serving| serving.handle.served.release());
 }
 
 /// Drains and drops what is not served any more.

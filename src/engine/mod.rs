@@ -9,6 +9,7 @@ mod cache;
 mod catalog;
 pub mod check;
 pub mod ensemble;
+mod entrance;
 mod handle;
 mod key;
 pub mod lifecycle;
@@ -35,6 +36,7 @@ use futures_util::future::join_all;
 use tokio::sync::{oneshot, watch};
 
 use self::catalog::Catalog;
+use self::entrance::Entrance;
 use self::loader::Loader;
 use self::manager::Manager;
 use self::order::{Load, Unload, What};
@@ -42,7 +44,7 @@ use self::poll::Watched;
 use self::repositories::{Look, Repositories};
 use crate::backend::Backend;
 use crate::error::{Error, Kind, Result};
-use crate::infer::{Infer, Instant, Request, Responses};
+use crate::infer::{Infer, Request, Responses};
 use crate::model::Version;
 use crate::repository::{self, Facts, Roots};
 use crate::telemetry::metrics::Metrics;
@@ -127,6 +129,7 @@ pub struct Settings {
 
 /// The models of one server.
 pub struct Engine {
+    entrance: Entrance,
     catalog: Arc<Catalog>,
     manager: Manager,
     metrics: Metrics,
@@ -147,7 +150,9 @@ impl Engine {
         let repositories = Arc::new(Repositories::new(&settings.roots, namespacing));
         let loader = Arc::new(Loader::new(settings, repositories.clone(), catalog.clone(), metrics.clone()));
         let manager = Manager::start(loader, catalog.clone(), load_threads);
-        Self { catalog, manager, metrics, repositories, namespacing, control, override_bytes_max }
+        let served = catalog.clone();
+        let entrance = Entrance::new(&metrics, move |request| served.find(&request.model, request.version));
+        Self { entrance, catalog, manager, metrics, repositories, namespacing, control, override_bytes_max }
     }
 
     /// Loads what the control mode asks for at the start, and waits until that is done. Begins to poll, if told.
@@ -332,6 +337,11 @@ impl Engine {
         self.manager.stop().await;
     }
 
+    /// Schedulers that wait for more requests before they run anything wait no longer.
+    pub fn release(&self) {
+        self.catalog.release();
+    }
+
     /// Refuses everything that still waits; what runs goes on.
     pub fn abort(&self) {
         self.catalog.abort();
@@ -340,15 +350,7 @@ impl Engine {
 
 impl Infer for Engine {
     fn infer(&self, request: Request) -> Responses {
-        let in_flight = self.metrics.request_received();
-        let now = Instant::now();
-        match self.catalog.find(&request.model, request.version) {
-            Ok(handle) => handle.infer(request, in_flight, now),
-            Err(error) => {
-                self.metrics.request_unrouted(error.kind());
-                handle::refusal(error)
-            }
-        }
+        self.entrance.infer(request)
     }
 }
 

@@ -485,11 +485,10 @@ impl<S: Clone, C> Models<S, C> {
         }
     }
 
-    /// The version that is served by what `is_it` knows.
-    pub fn served_by(&self, is_it: impl Fn(&S) -> bool) -> Option<(Key, Version)> {
-        let served = self.models.iter().flat_map(|(key, model)| model.servings.iter().map(move |each| (key, each)));
-        let mut found = served.filter(|(_, (_, serving))| is_it(serving));
-        found.next().map(|(key, (version, _))| (key.clone(), *version))
+    /// The versions that are served, and what serves them.
+    pub fn served(&self) -> impl Iterator<Item = (&Key, Version, &S)> {
+        let servings = self.models.iter().flat_map(|(key, model)| model.servings.iter().map(move |each| (key, each)));
+        servings.map(|(key, (version, serving))| (key, *version, serving))
     }
 
     /// Drops a version that cannot serve; the next load opens everything anew.

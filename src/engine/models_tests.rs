@@ -294,7 +294,9 @@ fn a_version_that_is_lost_is_dropped_and_comes_back_with_the_next_load() {
     let mut bench = Bench::default();
     bench.load("m");
     bench.loaded("m", &[]);
-    let (key, version) = bench.models.served_by(|serving| *serving == 1).expect("it is served");
+    let (key, version, serving) = bench.models.served().next().expect("it is served");
+    assert_eq!(*serving, 1);
+    let key = key.clone();
     bench.on(Event::Lost { key, version, error: Error::internal("hangs") });
     assert_eq!(bench.state("m"), Some((State::Unavailable, "hangs")));
     assert_eq!(bench.retiring[0].0, [1]);

@@ -6,14 +6,11 @@ use std::time::Duration;
 use super::handle::Served;
 use super::{Handle, InstanceSettings};
 use crate::backend::libtorch;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{Device, HostPolicies, ModelConfig, Scheduling};
 use crate::repository::Files;
 use crate::scheduler::{Crew, Limiter};
 use crate::telemetry::metrics::Metrics;
-
-/// The longest that a replaced version waits for those who hold it, in milliseconds.
-const HANDLES_WAIT_MS: u32 = 50;
 
 /// A served version with the instances that serve it; clones share both.
 #[derive(Clone)]
@@ -28,17 +25,6 @@ pub(super) struct Serving {
 impl Serving {
     /// Finishes what waits, ends the instances, drops the model, and gives its memory back to the system. Blocking.
     pub(super) fn retire(self) {
-        // Who found this version just before it was replaced may still be about to push its request.
-        for _ in 0..HANDLES_WAIT_MS {
-            if Arc::strong_count(&self.handle) == 1 {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        // Whoever waits for the request of another may still have to make it in the other's place.
-        while self.handle.cache.as_ref().is_some_and(|cache| !cache.is_idle()) {
-            std::thread::sleep(Duration::from_millis(1));
-        }
         match (&self.crew, &self.handle.served) {
             (Some(crew), _) => crew.retire(),
             (None, Served::Ensemble(ensemble)) => ensemble.gate.drain(),
@@ -46,6 +32,11 @@ impl Serving {
         }
         drop(self);
         libtorch::release_unused();
+    }
+
+    /// Why it cannot serve any more, if it has lost its instances.
+    pub(super) fn lost(&self) -> Option<Error> {
+        self.crew.as_ref()?.lost()
     }
 
     /// Whether the instances of this configuration can be had in place: on devices that have some already, and not for

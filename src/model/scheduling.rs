@@ -71,6 +71,18 @@ pub struct QueuePolicy {
     pub requests_max: usize,
 }
 
+impl QueuePolicy {
+    /// How long a request may wait: its own `asked` can only shorten the default, and only if the policy allows it.
+    /// Without a default it always counts.
+    pub fn wait_max(&self, asked: Option<Duration>) -> Option<Duration> {
+        match (self.timeout, asked) {
+            (None, asked) => asked,
+            (Some(default), Some(asked)) if self.allow_timeout_override => Some(default.min(asked)),
+            (default, _) => default,
+        }
+    }
+}
+
 /// What happens to a request whose queue timeout passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimeoutAction {

@@ -85,6 +85,19 @@ impl Signature {
         Ok(Checked { inputs, rows: rows.unwrap_or(1), outputs })
     }
 
+    /// The inputs of a request as it brought them, from what [`Signature::check`] has made of them.
+    pub fn uncheck(&self, inputs: Vec<Tensor>) -> Vec<NamedTensor> {
+        let given = self.inputs.iter().zip(inputs).filter(|(_, tensor)| !tensor.is_absent());
+        let given = given.map(|(spec, mut tensor)| {
+            if let (Some(model), Some(caller)) = (&spec.reshape, &spec.dims) {
+                let reshape = Reshape { model: model.clone(), caller: caller.clone() };
+                tensor.shape = reshape.to_caller(&tensor.shape, self.max_batch_rows > 0);
+            }
+            NamedTensor { name: spec.name.to_string(), tensor }
+        });
+        given.collect()
+    }
+
     fn in_order(&self, inputs: Vec<NamedTensor>) -> Result<Vec<Tensor>> {
         let same_order = inputs.len() == self.inputs.len()
             && inputs.iter().zip(&self.inputs).all(|(input, spec)| *input.name == *spec.name);
@@ -366,6 +379,19 @@ mod tests {
             refusal(&config, &[("b", &[1, 1]), ("a", &[2, 1])]),
             "input 'b' batch size does not match other inputs for 'm'"
         );
+    }
+
+    #[test]
+    fn what_was_checked_can_be_checked_again() {
+        let mut config = config(&[("a", &[-1, 2]), ("b", &[2, -1]), ("c", &[1])]);
+        config.inputs[0].reshape = Some(Shape::new(&[2, 1, -1]));
+        config.inputs[2].optional = true;
+        let signature = Signature::new(&config);
+        let checked = check(&config, &[("b", &[3, 2, 5]), ("a", &[3, 7, 2])]).expect("both fit");
+        let again = signature.uncheck(checked.inputs.clone());
+        let shapes: Vec<(&str, &[i64])> = again.iter().map(|input| (&*input.name, &input.tensor.shape[..])).collect();
+        assert_eq!(shapes, [("a", &[3, 7, 2][..]), ("b", &[3, 2, 5])]);
+        assert_eq!(signature.check(again, std::iter::empty()).expect("both fit").inputs, checked.inputs);
     }
 
     #[test]

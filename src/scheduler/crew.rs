@@ -43,7 +43,7 @@ pub struct CrewSettings {
     pub lost_max: usize,
     /// Where they are counted.
     pub metrics: InstancesMetrics,
-    /// Hears why no instance is left, once.
+    /// Hears why no instance is left, once; [`Crew::lost`] tells it before.
     pub failed: Box<dyn Fn(Error) + Send + Sync>,
 }
 
@@ -67,6 +67,8 @@ struct State {
     serving: bool,
     retiring: bool,
     lost: usize,
+    /// Why no instance is left that could serve.
+    deserted: Option<Error>,
     /// Numbers of instances that were dismissed and may never look: nobody else gets them.
     burnt: Vec<usize>,
     supervisor: Option<AbortHandle>,
@@ -171,6 +173,11 @@ impl Crew {
     /// Whether no instance serves.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Why nobody serves any more, if all instances are gone that should.
+    pub fn lost(&self) -> Option<Error> {
+        self.state.lock().deserted.clone()
     }
 
     /// Starts instances and waits until they are ready; all or none.
@@ -334,10 +341,12 @@ impl Crew {
 
     /// Nobody takes the place of this instance. When nobody is left at all, everything is refused and the reason told.
     fn go_without(&self, index: usize, mut state: MutexGuard<'_, State>, why: impl FnOnce() -> String) {
-        let left = state.serving();
+        let (left, error) = (state.serving(), Error::unavailable(why()));
         state.burnt.push(index);
+        if left == 0 {
+            state.deserted = Some(error.clone());
+        }
         drop(state);
-        let error = Error::unavailable(why());
         self.settings.scheduler.deserted(index, &error);
         if left > 0 {
             self.settings.scheduler.staffed(left);

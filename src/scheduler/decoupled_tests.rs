@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 
-use super::tests::{MS, Order, Stage, Waiting1, settings};
+use super::tests::{Asked, MS, Order, Stage, settings};
 use super::{QueueSettings, ResponseLimits, Scheduler as _};
 use crate::error::Kind;
 use crate::telemetry::stats::Snapshot;
@@ -25,7 +25,7 @@ fn send(count: usize, then: Order) -> Order {
 }
 
 /// The responses until the end, each as whether it is the last, and the error if that is the end.
-async fn all(mut waiter: Waiting1) -> (Vec<bool>, Option<Kind>) {
+async fn all(mut waiter: Asked) -> (Vec<bool>, Option<Kind>) {
     let mut lasts = Vec::new();
     while let Some(response) = waiter.next().await {
         match response {

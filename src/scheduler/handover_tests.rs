@@ -12,10 +12,10 @@ use shuttle::future::block_on;
 use shuttle::thread;
 
 use super::responses::ResponseLimits;
+use super::tests::{Asked, respond};
 use super::*;
 use crate::backend::{Instance, Replies};
 use crate::error::{Error, Kind};
-use crate::infer::{Parameters, Response};
 use crate::tensor::{Batch, DataType, Shape};
 
 /// So many orders of each test.
@@ -37,13 +37,11 @@ impl Instance for Puppet {
             for _ in 0..self.more {
                 replies.send(index, member.inputs.clone())?;
             }
-            replies.member(index, member.inputs.clone());
+            replies.member(index, member.inputs.clone())?;
         }
         Ok(())
     }
 }
-
-type Respond = Box<dyn FnMut(Answer) -> Response + Send + Unpin>;
 
 struct Scene {
     queue: Arc<Queue>,
@@ -59,21 +57,8 @@ impl Scene {
         Self { queue: Arc::new(Queue::new(settings, stats.clone())), stats }
     }
 
-    fn push(&self) -> Option<Waiter<Respond>> {
-        let now = Instant::now();
-        let tensor = Tensor { dtype: DataType::Uint8, shape: Shape::new(&[1, 1]), data: vec![7].into() };
-        let member = Member { rows: 1, inputs: vec![tensor] };
-        let waiting = self.queue.clone().push(Pushed::new(member, now), now).ok()?;
-        let respond: Respond = Box::new(|answer| Response {
-            model: "m".into(),
-            version: 1,
-            id: String::new(),
-            outputs: Vec::new(),
-            parameters: Parameters::new(),
-            last: answer.last,
-            times: Some(answer.times),
-        });
-        Some(Waiter::new(self.queue.clone(), waiting, (now, None), respond))
+    fn push(&self) -> Option<Asked> {
+        push(&self.queue).ok()
     }
 
     /// An instance's thread, until the queue is closed.
@@ -93,12 +78,20 @@ impl Scene {
     }
 }
 
+fn push(queue: &Arc<Queue>) -> Result<Asked, Refusal> {
+    let now = Instant::now();
+    let tensor = Tensor { dtype: DataType::Uint8, shape: Shape::new(&[1, 1]), data: vec![7].into() };
+    let member = Member { rows: 1, inputs: vec![tensor] };
+    let waiting = queue.clone().push(Pushed::new(member, now), now)?;
+    Ok(Waiter::new(queue.clone(), waiting, (now, None), respond()))
+}
+
 fn puppet() -> Puppet {
     Puppet { fails: false, more: 0 }
 }
 
 /// What a waiter heard last.
-fn wait(mut waiter: Waiter<Respond>) -> Result<()> {
+fn wait(mut waiter: Asked) -> Result<()> {
     let mut last = Err(Error::internal("nothing"));
     block_on(async {
         while let Some(response) = waiter.next().await {
@@ -176,6 +169,34 @@ fn a_failure_reaches_each_waiter_and_counts_for_each() {
             scene.queue.close();
             thread.join().expect("the instance ends");
             assert_eq!(scene.counted(), (0, 3));
+        },
+        ORDERS,
+    );
+}
+
+#[test]
+fn a_request_that_comes_while_its_queue_is_replaced_is_answered_by_one_of_both() {
+    shuttle::check_random(
+        || {
+            let (old, new) = (Scene::new(1, None), Scene::new(1, None));
+            let threads = [old.instance(0, puppet()), new.instance(0, puppet())];
+            let shown = Arc::new(sync::Mutex::new(old.queue.clone()));
+            let (seen, next, replaced) = (shown.clone(), new.queue.clone(), old.queue.clone());
+            let swap = thread::spawn(move || {
+                *seen.lock() = next;
+                replaced.close();
+            });
+            let found = || shown.lock().clone();
+            let waiter = match push(&found()) {
+                Err(Refusal::Closed(_)) => push(&found()).expect("readers see the new one before the old one closes"),
+                pushed => pushed.expect("there is room"),
+            };
+            assert_eq!(wait(waiter), Ok(()));
+            swap.join().expect("the swap ends");
+            new.queue.close();
+            threads.into_iter().for_each(|thread| thread.join().expect("the instance ends"));
+            let (of_old, of_new) = (old.counted(), new.counted());
+            assert_eq!((of_old.0 + of_new.0, of_old.1 + of_new.1), (1, 0));
         },
         ORDERS,
     );

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use super::caller::Callers;
@@ -269,7 +270,7 @@ impl Hands<'_> {
     /// Runs one batch and settles each of its requests.
     fn execute(&mut self, instance: &mut dyn Instance, pulled: Pulled, permit: Option<Permit>) -> Executed {
         let Pulled { mut entries, class } = pulled;
-        let rows: Vec<usize> = entries.iter().map(|entry| entry.member.rows).collect();
+        let rows: SmallVec<[usize; 16]> = entries.iter().map(|entry| entry.member.rows).collect();
         let members = entries.iter_mut().map(|entry| std::mem::take(&mut entry.member)).collect();
         let mut run = Run::of(&mut entries);
         run.began = self.began.unwrap_or(run.began);

@@ -4,7 +4,7 @@
 //! in the order of arrival, and behind them those whose time is up and that are delayed, in the order in which that
 //! happened. Knows no lock and no clock; whose line is served next is decided in `turns`.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use smallvec::{SmallVec, smallvec};
 
@@ -54,8 +54,8 @@ struct Line {
     in_time: VecDeque<Entry>,
     /// In the order in which their time was up.
     delayed: VecDeque<Entry>,
-    /// Nothing is to be delayed before.
-    next_delay: Option<Instant>,
+    /// When which of `in_time` are to be delayed; empty where none is.
+    delays: BTreeSet<(Instant, u64)>,
 }
 
 /// Which line the next request comes from, and which part of it.
@@ -102,7 +102,11 @@ impl Lanes {
         let lane = self.lanes.get_mut(&ticket.lane)?;
         let line = lane.lines.iter_mut().find(|line| line.level == ticket.level)?;
         let (entry, delayed) = match line.in_time.binary_search_by_key(&ticket.seq, |entry| entry.seq) {
-            Ok(index) => (line.in_time.remove(index)?, false),
+            Ok(index) => {
+                let entry = line.in_time.remove(index)?;
+                forget(&mut line.delays, &entry);
+                (entry, false)
+            }
             Err(_) => {
                 let index = line.delayed.iter().position(|entry| entry.seq == ticket.seq)?;
                 (line.delayed.remove(index)?, true)
@@ -137,10 +141,11 @@ impl Lanes {
         order
     }
 
-    /// Takes out the requests of a lane that would be late even if they ran alone now.
+    /// Takes out the requests of a lane that would be late even if they ran alone now, up to those that stand behind more
+    /// than so many rows of their line: a long queue is not read through for each batch.
     pub(super) fn take_late(
         &mut self,
-        key: &LaneKey,
+        (key, rows_max): (&LaneKey, usize),
         estimates: &Estimates,
         now: Instant,
         late: &mut Vec<(Entry, Kind)>,
@@ -150,9 +155,10 @@ impl Lanes {
         for line in &mut lane.lines {
             for (delayed, part) in [(false, &mut line.in_time), (true, &mut line.delayed)] {
                 let taken = late.len();
-                take_late(part, estimates, now, late);
+                take_late((part, rows_max), estimates, now, late);
                 for (entry, _) in &late[taken..] {
                     self.counts.left(line.level, entry.promise.rows, delayed);
+                    forget(&mut line.delays, entry);
                 }
             }
         }
@@ -170,6 +176,7 @@ impl Lanes {
             let part = if pick.delayed { &mut line.delayed } else { &mut line.in_time };
             let Some(entry) = part.pop_front() else { break };
             self.counts.left(line.level, entry.promise.rows, pick.delayed);
+            forget(&mut line.delays, &entry);
             entries.push(entry);
         }
         self.tidy(key);
@@ -267,23 +274,24 @@ impl Line {
     }
 
     fn push(&mut self, entry: Entry) {
-        self.next_delay = [self.next_delay, entry.promise.delay_at].into_iter().flatten().min();
+        self.delays.extend(entry.promise.delay_at.map(|at| (at, entry.seq)));
         self.in_time.push_back(entry);
     }
 
     /// Delays requests whose time is up; gives their rows.
     fn delay(&mut self, now: Instant) -> usize {
-        if self.next_delay.is_none_or(|next| now <= next) {
-            return 0;
+        let mut rows = 0;
+        while let Some(&(at, seq)) = self.delays.first()
+            && now > at
+        {
+            self.delays.pop_first();
+            let index = self.in_time.binary_search_by_key(&seq, |entry| entry.seq);
+            let Some(entry) = index.ok().and_then(|index| self.in_time.remove(index)) else { continue };
+            rows += entry.promise.rows;
+            // Whenever this is noticed, the order is that of the moments.
+            let behind = self.delayed.partition_point(|other| (other.promise.delay_at, other.seq) < (Some(at), seq));
+            self.delayed.insert(behind, entry);
         }
-        let is_up = |entry: &Entry| entry.promise.delay_at.is_some_and(|at| now > at);
-        let (up, kept): (Vec<Entry>, Vec<Entry>) = std::mem::take(&mut self.in_time).into_iter().partition(is_up);
-        let rows = up.iter().map(|entry| entry.promise.rows).sum();
-        self.in_time = kept.into();
-        self.next_delay = self.in_time.iter().filter_map(|entry| entry.promise.delay_at).min();
-        self.delayed.extend(up);
-        // Whenever this is noticed, the order is that of the moments.
-        self.delayed.make_contiguous().sort_unstable_by_key(|entry| (entry.promise.delay_at, entry.seq));
         rows
     }
 
@@ -302,16 +310,29 @@ impl Line {
     }
 }
 
-fn take_late(part: &mut VecDeque<Entry>, estimates: &Estimates, now: Instant, late: &mut Vec<(Entry, Kind)>) {
-    if !part.iter().any(|entry| entry.promise.broken(estimates, now).is_some()) {
-        return;
+/// A request is not to be delayed any more.
+fn forget(delays: &mut BTreeSet<(Instant, u64)>, entry: &Entry) {
+    if let Some(at) = entry.promise.delay_at {
+        delays.remove(&(at, entry.seq));
     }
-    let mut kept = VecDeque::with_capacity(part.len());
-    for entry in std::mem::take(part) {
+}
+
+fn take_late(
+    (part, rows_max): (&mut VecDeque<Entry>, usize),
+    estimates: &Estimates,
+    now: Instant,
+    late: &mut Vec<(Entry, Kind)>,
+) {
+    let (mut rows, mut index) = (0, 0);
+    while rows <= rows_max
+        && let Some(entry) = part.get(index)
+    {
         match entry.promise.broken(estimates, now) {
-            Some(kind) => late.push((entry, kind)),
-            None => kept.push_back(entry),
+            Some(kind) => late.extend(part.remove(index).map(|entry| (entry, kind))),
+            None => {
+                rows += entry.promise.rows;
+                index += 1;
+            }
         }
     }
-    *part = kept;
 }

@@ -2,8 +2,6 @@
 //!
 //! Level 1 is the highest. Whose turn it is among them is decided in `turns`.
 
-use std::time::Duration;
-
 use super::lanes::Level;
 use crate::model::{Priorities, QueuePolicy, TimeoutAction};
 
@@ -61,16 +59,6 @@ impl Levels {
     }
 }
 
-/// How long a request may wait: its own `asked` can only shorten the default, and only if the policy allows it. Without
-/// a default it always counts.
-pub(super) fn timeout(policy: &QueuePolicy, asked: Option<Duration>) -> Option<Duration> {
-    match (policy.timeout, asked) {
-        (None, asked) => asked,
-        (Some(default), Some(asked)) if policy.allow_timeout_override => Some(default.min(asked)),
-        (default, _) => default,
-    }
-}
-
 /// How many of the rows that wait are ahead of another request of `level`: those of its own level and of higher ones or,
 /// where levels have shares, as many as are worked off while its own level's are.
 pub(super) fn rows_ahead(priorities: &Priorities, waiting: &[Level], level: u64) -> usize {
@@ -91,6 +79,7 @@ pub(super) fn rows_ahead(priorities: &Priorities, waiting: &[Level], level: u64)
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::time::Duration;
 
     use super::*;
 
@@ -137,11 +126,11 @@ mod tests {
     fn a_request_can_only_shorten_a_default_that_may_be_overridden() {
         let [short, long] = [1, 9].map(Duration::from_millis);
         let with = |timeout, allow_timeout_override| QueuePolicy { timeout, allow_timeout_override, ..policy(1) };
-        assert_eq!(timeout(&with(None, false), Some(short)), Some(short));
-        assert_eq!(timeout(&with(Some(long), true), Some(short)), Some(short));
-        assert_eq!(timeout(&with(Some(short), true), Some(long)), Some(short));
-        assert_eq!(timeout(&with(Some(long), false), Some(short)), Some(long));
-        assert_eq!(timeout(&with(Some(long), true), None), Some(long));
-        assert_eq!(timeout(&with(None, true), None), None);
+        assert_eq!(with(None, false).wait_max(Some(short)), Some(short));
+        assert_eq!(with(Some(long), true).wait_max(Some(short)), Some(short));
+        assert_eq!(with(Some(short), true).wait_max(Some(long)), Some(short));
+        assert_eq!(with(Some(long), false).wait_max(Some(short)), Some(long));
+        assert_eq!(with(Some(long), true).wait_max(None), Some(long));
+        assert_eq!(with(None, true).wait_max(None), None);
     }
 }

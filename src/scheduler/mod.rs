@@ -11,11 +11,9 @@ mod estimate;
 mod instance;
 mod lanes;
 mod levels;
+mod limiter;
 mod look;
 mod order;
-// Instances take from it in the next step.
-#[allow(dead_code)]
-mod limiter;
 mod pinning;
 mod plan;
 mod promise;
@@ -65,9 +63,10 @@ pub trait Scheduler: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// [`crate::error::Kind::QueueFull`], [`crate::error::Kind::BudgetExceeded`] or
-    /// [`crate::error::Kind::DeadlineExceeded`] if it is predicted to be late, [`crate::error::Kind::Unavailable`] after
-    /// [`Scheduler::close`], [`crate::error::Kind::InvalidArgument`] if it does not fit the way this scheduler works.
-    fn push(self: Arc<Self>, request: Pushed, now: Instant) -> Result<(Ticket, Receiver)>;
+    /// [`crate::error::Kind::DeadlineExceeded`] if it is predicted to be late, [`crate::error::Kind::InvalidArgument`] if
+    /// it does not fit the way this scheduler works, what [`Scheduler::abort_for`] was given. After [`Scheduler::close`]
+    /// the request comes back as it was, for a scheduler that has taken this one's place.
+    fn push(self: Arc<Self>, request: Pushed, now: Instant) -> Result<(Ticket, Receiver), Refusal>;
 
     /// Takes a request back. `false` if it is not here any more: it runs, or has its outcome.
     ///
@@ -121,7 +120,10 @@ pub trait Scheduler: fmt::Debug + Send + Sync {
     /// Learns how long an execution took that was no request's.
     fn record_run(&self, class: SizeClass, rows: usize, took: Duration);
 
-    /// Refuses everything from now on; what waits is still served.
+    /// Waits no longer for more requests before it runs anything; see [`Hold`].
+    fn release(&self);
+
+    /// Gives requests back from now on; what waits is still served.
     fn close(&self);
 
     /// Closes and refuses everything that waits.
@@ -144,9 +146,38 @@ pub trait Scheduler: fmt::Debug + Send + Sync {
     fn stats(&self) -> &Arc<ModelStats>;
 }
 
-/// Why a scheduler that is closed takes nothing.
-fn stopping() -> Error {
+/// Why a model that is being unloaded takes no request.
+pub fn stopping() -> Error {
     Error::unavailable("Server is stopping, scheduler for model has stopped accepting new inference requests")
+}
+
+/// Why a scheduler does not take a request.
+#[derive(Debug)]
+pub enum Refusal {
+    /// It is closed, and the request may be for another one.
+    Closed(Box<Pushed>),
+    /// The request fails.
+    Error(Error),
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Closed(_) => stopping(),
+            Refusal::Error(error) => error,
+        }
+    }
+}
+
+/// The refusal of a request for which there is no room.
+pub fn queue_full() -> Error {
+    Error::new(Kind::QueueFull, "Exceeds maximum queue size")
 }
 
 /// One request to push.

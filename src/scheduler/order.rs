@@ -4,7 +4,7 @@
 //! every earlier request has its outcome; the instance goes on meanwhile. A request that leaves without having run, or
 //! whose turn is dropped, holds nobody back.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -26,9 +26,10 @@ pub(super) struct Order {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The number of the first place.
-    first: u64,
-    places: VecDeque<Place>,
+    /// The number of the next place.
+    next: u64,
+    /// Of the requests that have not left: as many as wait, run and are held.
+    places: BTreeMap<u64, Place>,
     held: usize,
 }
 
@@ -36,8 +37,6 @@ struct State {
 enum Place {
     /// The request waits or runs.
     Open,
-    /// There is nothing to send.
-    Left,
     /// To be sent when its turn comes.
     Held(oneshot::Sender<Result<Answer>>, Given),
 }
@@ -86,8 +85,9 @@ impl Order {
     /// The last place, for the request with this way back.
     pub(super) fn enter(self: &Arc<Self>, reply: oneshot::Sender<Result<Answer>>) -> Turn {
         let mut state = self.state.lock();
-        let place = state.first + state.places.len() as u64;
-        state.places.push_back(Place::Open);
+        let place = state.next;
+        state.next += 1;
+        state.places.insert(place, Place::Open);
         Turn { order: self.clone(), place, reply: Some(reply) }
     }
 
@@ -96,19 +96,22 @@ impl Order {
         self.state.lock().held
     }
 
-    fn put(&self, place: u64, what: Place) {
+    /// Fills a place, or with `None` leaves it, and sends what nobody is before any more.
+    fn put(&self, place: u64, what: Option<Place>) {
         let mut state = self.state.lock();
-        let Some(index) = place.checked_sub(state.first).and_then(|index| usize::try_from(index).ok()) else { return };
-        let Some(at) = state.places.get_mut(index) else { return };
-        let holds = matches!(what, Place::Held(..));
-        *at = what;
-        state.held += usize::from(holds);
-        while let Some(place) = state.places.pop_front_if(|place| !matches!(place, Place::Open)) {
-            state.first += 1;
-            if let Place::Held(reply, given) = place {
-                state.held -= 1;
-                self.send(reply, given);
+        match what {
+            Some(what) => {
+                state.held += 1;
+                state.places.insert(place, what);
             }
+            None => drop(state.places.remove(&place)),
+        }
+        while let Some(first) = state.places.first_entry()
+            && matches!(first.get(), Place::Held(..))
+            && let Place::Held(reply, given) = first.remove()
+        {
+            state.held -= 1;
+            self.send(reply, given);
         }
     }
 
@@ -149,7 +152,7 @@ impl Turn {
     /// Sends this when the turn comes.
     pub(super) fn give(mut self, given: Given) {
         if let Some(reply) = self.reply.take() {
-            self.order.put(self.place, Place::Held(reply, given));
+            self.order.put(self.place, Some(Place::Held(reply, given)));
         }
     }
 
@@ -157,7 +160,7 @@ impl Turn {
     pub(super) fn pass(mut self, answer: Result<Answer>) {
         if let Some(reply) = self.reply.take() {
             let _ = reply.send(answer);
-            self.order.put(self.place, Place::Left);
+            self.order.put(self.place, None);
         }
     }
 }
@@ -165,7 +168,7 @@ impl Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         if self.reply.take().is_some() {
-            self.order.put(self.place, Place::Left);
+            self.order.put(self.place, None);
         }
     }
 }

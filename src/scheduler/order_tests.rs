@@ -68,6 +68,18 @@ fn who_leaves_without_an_answer_holds_nobody_back() {
     assert!(receivers[2].try_recv().expect("nobody is before it").is_ok());
 }
 
+#[test]
+fn who_has_left_takes_no_room_behind_one_that_stays() {
+    let order = order();
+    let (mut turns, _receivers) = requests(&order, 1);
+    for _ in 0..100 {
+        drop(requests(&order, 1));
+    }
+    assert_eq!(order.state.lock().places.len(), 1);
+    turns.clear();
+    assert!(order.state.lock().places.is_empty());
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_answer_whose_caller_went_while_it_was_held_counts_as_what_happened() {
     let order = order();

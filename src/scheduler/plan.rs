@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use super::estimate::KNEE_TOLERANCE;
 use crate::infer::Instant;
 
@@ -164,10 +166,15 @@ fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
 /// The smallest batch up to `take` whose throughput is nearly that of the best among those of at most `time_max`;
 /// unseen row counts are worth a try.
 fn knee(waiting: &[Waiting], take: usize, curve: &dyn Curve, time_max: Duration) -> usize {
-    let short = |count: usize| curve.cautious(rows(&waiting[..count])).is_none_or(|time| time <= time_max);
+    let sums = waiting[..take].iter().scan(0, |rows, request| {
+        *rows += request.rows;
+        Some(*rows)
+    });
+    let sums: SmallVec<[usize; 32]> = sums.collect();
+    let short = |count: usize| curve.cautious(sums[count - 1]).is_none_or(|time| time <= time_max);
     let take = (1..=take).rev().find(|&count| short(count)).unwrap_or(1);
     let rate = |count: usize| {
-        let rows = rows(&waiting[..count]);
+        let rows = sums[count - 1];
         curve.usual(rows).map(|time| rows as f64 / time.as_secs_f64().max(1e-9))
     };
     if rate(take).is_none() {

@@ -7,6 +7,31 @@ use super::plan::Curve as _;
 use crate::error::{Error, Kind, Result};
 use crate::infer::Instant;
 
+/// The share of a latency budget that is planned with; the rest is for what no run time tells: the hand-over between
+/// threads and the way to the socket.
+pub(super) const BUDGET_SHARE: f64 = 0.95;
+
+/// An idle model takes one request in this time although it is predicted to be late: predictions change by executions
+/// only, and one that was wrong would otherwise refuse everything for ever.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+
+/// The requests of a model that were taken although they are predicted to be late.
+#[derive(Debug, Default)]
+pub(super) struct Probes {
+    last: Option<Instant>,
+}
+
+impl Probes {
+    /// Whether another may be taken now; if so, it counts as taken.
+    pub(super) fn take(&mut self, idle: bool, now: Instant) -> bool {
+        let due = self.last.is_none_or(|last| now.saturating_duration_since(last) >= PROBE_EVERY);
+        if idle && due {
+            self.last = Some(now);
+        }
+        idle && due
+    }
+}
+
 /// What a request asks of the queue.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Promise {

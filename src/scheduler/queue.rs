@@ -4,7 +4,6 @@
 //! leaves the queue once, by whoever takes it out under the lock: an instance that runs it, its waiter when time is
 //! up or the caller is gone, or the planner when it cannot be in time any more. Who takes it out settles its outcome.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::task::{Wake, Waker};
 use std::time::Duration;
@@ -14,16 +13,16 @@ use smallvec::SmallVec;
 use super::entry::{Entry, LaneKey, Pulled, Ticket};
 use super::estimate::{Estimates, SizeClass};
 use super::lanes::{Lanes, Pick, Picks};
-use super::levels::{rows_ahead, timeout};
+use super::levels::rows_ahead;
 use super::look::{Look, Next, Want};
 use super::order::Order;
 use super::plan::{Curve as _, Limits, Plan, Waiting, plan};
-use super::promise::{Ahead, Promise, late_error};
+use super::promise::{Ahead, BUDGET_SHARE, Probes, Promise, late_error};
 use super::reply::{self, Receiver};
 use super::settings::QueueSettings;
 use super::sync::{Condvar, Mutex, MutexGuard};
 use super::turns::{Tally, Turns};
-use super::{Execution, Pushed, Scheduler, Verdicts, stopping};
+use super::{Execution, Pushed, Refusal, Scheduler, Verdicts, queue_full};
 use crate::error::{Error, Kind, Result};
 use crate::infer::{Instant, round};
 use crate::model::TimeoutAction;
@@ -42,19 +41,27 @@ struct State {
     sleepers: usize,
     /// Whether a network thread wakes an instance at the end of its round.
     wake_put_off: bool,
-    /// Executions under way, by instance: when it began and how long it is expected to take.
-    running: HashMap<usize, (Instant, Duration)>,
+    /// Executions under way.
+    running: SmallVec<[Running; 4]>,
     estimates: Estimates,
-    /// When an idle instance last took a request that was predicted to be late.
-    last_probe: Option<Instant>,
+    probes: Probes,
     plans: u64,
     closed: bool,
-    /// What later requests are refused with, if not as those of a server that stops.
+    /// What later requests are refused with after an abort; otherwise they are given back.
     refusal: Option<Error>,
     /// How many instances pull.
     instances: usize,
     /// Instances that are to end, until their numbers join again.
     dismissed: SmallVec<[usize; 2]>,
+}
+
+/// An execution under way.
+#[derive(Clone, Copy, Debug)]
+struct Running {
+    instance: usize,
+    began: Instant,
+    /// How long it is expected to take.
+    expected: Duration,
 }
 
 /// The queue of one model version.
@@ -69,16 +76,15 @@ pub struct Queue {
     pushed: Condvar,
 }
 
-/// The share of a latency budget that is planned with; the rest is for what no run time tells: the hand-over between
-/// threads and the way to the socket.
-const BUDGET_SHARE: f64 = 0.95;
-
-/// An idle model takes one request in this time although it is predicted to be late: predictions change by executions
-/// only, and one that was wrong would otherwise refuse everything for ever.
-const PROBE_EVERY: Duration = Duration::from_secs(1);
-
 /// Every so many plans the budget does not limit the batch, so that a row count that once looked slow is measured again.
 const EXPLORE_EVERY: u64 = 64;
+
+impl State {
+    /// An instance executes nothing.
+    fn idles(&mut self, instance: usize) {
+        self.running.retain(|running| running.instance != instance);
+    }
+}
 
 impl Wake for Queue {
     fn wake(self: Arc<Self>) {
@@ -107,10 +113,22 @@ impl Queue {
         }
     }
 
+    /// Wakes all instances that sleep. One whose time was up just now counts itself.
+    fn wake_all(&self, state: &mut State) {
+        state.sleepers = state.sleepers.saturating_sub(self.pushed.notify_all());
+    }
+
+    /// Holds nothing back any more.
+    fn let_go(&self, state: &mut State) {
+        if std::mem::take(&mut state.held) {
+            self.wake_one(state);
+        }
+    }
+
     /// What an instance that has nothing to do should do at `now`; requests that are late by then are refused. The batch
     /// is taken out only if it is wanted.
     fn look_once(&self, state: &mut MutexGuard<'_, State>, instance: usize, now: Instant, want: Want) -> Look {
-        state.running.remove(&instance);
+        state.idles(instance);
         if state.dismissed.contains(&instance) {
             // It may have been woken for what another one has to do now.
             self.wake_one(state);
@@ -126,7 +144,7 @@ impl Queue {
             Some(Next::Run(pulled)) => {
                 let rows = pulled.entries.iter().map(|entry| entry.promise.rows).sum();
                 let expected = state.estimates.curve(pulled.class).cautious(rows).unwrap_or_default();
-                state.running.insert(instance, (now, expected));
+                state.running.push(Running { instance, began: now, expected });
                 // What is left may be ready to run although another instance still waits for it to grow.
                 if state.lanes.requests() > 0 && state.sleepers > 0 && self.pushed.notify_one() {
                     state.sleepers -= 1;
@@ -186,7 +204,7 @@ impl Queue {
     fn promise(&self, request: &Pushed, level: u64) -> Promise {
         let budget_end = self.settings.limits.budget.map(|budget| request.arrived + budget.mul_f64(BUDGET_SHARE));
         let policy = self.settings.levels.policy(level);
-        let time_is_up = timeout(policy, request.timeout).map(|timeout| request.arrived + timeout);
+        let time_is_up = policy.wait_max(request.timeout).map(|timeout| request.arrived + timeout);
         let (start_by, delay_at) = match policy.timeout_action {
             TimeoutAction::Reject => (time_is_up, None),
             TimeoutAction::Delay => (None, time_is_up),
@@ -205,8 +223,8 @@ impl Queue {
     /// What is ahead of a request of this level.
     fn ahead(&self, state: &State, level: u64, now: Instant) -> Ahead {
         let busy = state.running.len() >= state.instances;
-        let free_in = |(began, expected): &(Instant, Duration)| (*began + *expected).saturating_duration_since(now);
-        let first_free = state.running.values().map(free_in).min().filter(|_| busy);
+        let free_in = |running: &Running| (running.began + running.expected).saturating_duration_since(now);
+        let first_free = state.running.iter().map(free_in).min().filter(|_| busy);
         Ahead {
             until_free: first_free.unwrap_or_default(),
             idle: !busy && state.lanes.requests() == 0,
@@ -272,17 +290,18 @@ impl Queue {
             return None;
         }
         let curve = state.estimates.curve(lane.class);
-        if state.plans.is_multiple_of(EXPLORE_EVERY) {
+        if self.settings.limits.budget.is_some() && state.plans.is_multiple_of(EXPLORE_EVERY) {
             let limits = Limits { budget: None, ..self.settings.limits.clone() };
             return Some((plan(&waiting, &limits, &curve, now), picks));
         }
         Some((plan(&waiting, &self.settings.limits, &curve, now), picks))
     }
 
-    /// Takes out the requests of a lane that would be late even if they ran alone now.
+    /// Takes out the requests of a lane that would be late even if they ran alone now, as far as the plan looks: the
+    /// others have waiters.
     fn take_late(&self, state: &mut State, key: &LaneKey, now: Instant, late: &mut Vec<(Entry, Kind)>) {
         let before = late.len();
-        state.lanes.take_late(key, &state.estimates, now, late);
+        state.lanes.take_late((key, 2 * self.settings.limits.rows_max), &state.estimates, now, late);
         if late.len() > before {
             self.stats.requests_left(late.len() - before);
         }
@@ -315,33 +334,29 @@ impl Queue {
 }
 
 impl Scheduler for Queue {
-    fn push(self: Arc<Self>, request: Pushed, now: Instant) -> Result<(Ticket, Receiver)> {
+    fn push(self: Arc<Self>, request: Pushed, now: Instant) -> Result<(Ticket, Receiver), Refusal> {
         let (reply, receiver) = reply::channel(self.settings.responses);
         let key = self.lane_key(&request.member);
         let level = self.settings.levels.level(request.priority);
         let mut promise = self.promise(&request, level);
         let mut state = self.state.lock();
         if state.closed {
-            return Err(state.refusal.clone().unwrap_or_else(stopping));
+            return Err(state.refusal.clone().map_or_else(|| Refusal::Closed(Box::new(request)), Refusal::Error));
         }
         if self.is_full(&state, level) {
             // What is waited for cannot come any more.
-            if std::mem::take(&mut state.held) {
-                self.wake_one(&mut state);
-            }
-            return Err(Error::new(Kind::QueueFull, "Exceeds maximum queue size"));
+            self.let_go(&mut state);
+            return Err(queue_full().into());
         }
         if self.settings.levels.delay() {
             state.lanes.delay(now);
         }
         let ahead = self.ahead(&state, level, now);
         if let Err(late) = promise.admit(&state.estimates, ahead, now) {
-            let last_probe = state.last_probe.map_or(Duration::MAX, |last| now.saturating_duration_since(last));
-            if !ahead.idle || last_probe < PROBE_EVERY {
-                return Err(late);
+            if !state.probes.take(ahead.idle, now) {
+                return Err(late.into());
             }
             promise.probe = true;
-            state.last_probe = Some(now);
         }
         let seq = state.next_seq;
         state.next_seq += 1;
@@ -414,8 +429,11 @@ impl Scheduler for Queue {
         if !state.dismissed.contains(&instance) {
             state.dismissed.push(instance);
         }
-        state.sleepers = 0;
-        self.pushed.notify_all();
+        self.wake_all(&mut state);
+    }
+
+    fn deserted(&self, instance: usize, _why: &Error) {
+        self.state.lock().idles(instance);
     }
 
     fn staffed(&self, instances: usize) {
@@ -442,12 +460,15 @@ impl Scheduler for Queue {
         self.state.lock().estimates.record(class, rows, took);
     }
 
+    fn release(&self) {
+        self.let_go(&mut self.state.lock());
+    }
+
     fn close(&self) {
         let mut state = self.state.lock();
         state.closed = true;
         state.held = false;
-        state.sleepers = 0;
-        self.pushed.notify_all();
+        self.wake_all(&mut state);
     }
 
     fn abort_for(&self, why: Error) {

@@ -8,11 +8,10 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use proptest::prelude::*;
 
 use super::look::Look;
-use super::tests::{MS, policy, settings};
+use super::tests::{Asked, MS, policy, respond, settings};
 use super::*;
 use crate::backend::{Instance, Replies};
 use crate::error::{Error, Kind, Result};
-use crate::infer::{Parameters, Response};
 use crate::model::{Priorities, QueuePolicy, TimeoutAction};
 use crate::tensor::{Batch, DataType, Shape};
 
@@ -32,8 +31,6 @@ impl Instance for Doer {
         Ok(())
     }
 }
-
-type Asked = Waiter<Box<dyn FnMut(Answer) -> Response + Send>>;
 
 /// A queue, and a clock that begins at zero.
 struct Bench {
@@ -68,24 +65,15 @@ impl Bench {
         let member = Member { rows: ask.rows, inputs: vec![Tensor { dtype: DataType::Uint8, shape, data }] };
         let deadline = ask.deadline.map(|deadline| now + deadline);
         let pushed = Pushed { deadline, timeout: ask.timeout, priority: ask.priority, ..Pushed::new(member, now) };
-        self.queue.clone().push(pushed, now)
+        self.queue.clone().push(pushed, now).map_err(Error::from)
     }
 
     /// Pushes now, with a waiter.
     fn ask(&self, ask: Ask) -> Result<Asked> {
         let now = Instant::now();
         let waiting = self.push(ask, now - self.began)?;
-        let respond: Box<dyn FnMut(Answer) -> Response + Send> = Box::new(|answer| Response {
-            model: "m".into(),
-            version: 1,
-            id: String::new(),
-            outputs: Vec::new(),
-            parameters: Parameters::new(),
-            last: answer.last,
-            times: Some(answer.times),
-        });
         let deadline = ask.deadline.map(|deadline| now + deadline);
-        Ok(Waiter::new(self.queue.clone(), waiting, (now, deadline), respond))
+        Ok(Waiter::new(self.queue.clone(), waiting, (now, deadline), respond()))
     }
 
     /// The batch that this instance gets, if there is one.
@@ -261,6 +249,36 @@ fn what_is_ahead_of_a_request_is_what_stands_in_its_level_and_above() {
     }
     assert!((2..10).contains(&waiting.len()), "{} fit into the budget", waiting.len());
     bench.push(level(1), Duration::ZERO).map(|accepted| waiting.push(accepted)).expect("nothing is ahead of it");
+}
+
+#[test]
+fn an_instance_that_is_gone_is_not_busy_for_ever() {
+    let bench = Bench::new(settings(1));
+    let _asked = bench.push(level(0), Duration::ZERO);
+    assert!(bench.pull(0, MS).is_some() && !bench.queue.is_idle());
+    bench.queue.deserted(0, &Error::internal("it hangs"));
+    assert!(bench.queue.is_idle());
+}
+
+#[test]
+fn a_request_that_is_late_behind_many_others_waits_for_its_waiter_and_not_for_each_batch() {
+    let bench = Bench::new(settings(1));
+    let late = |behind| Ask { timeout: Some(behind * MS), ..level(0) };
+    let waiting: Vec<_> = [late(50), late(50), late(50), late(50), late(1)].map(|ask| bench.push(ask, MS)).into();
+    assert_eq!((bench.next(10 * MS), bench.queue.waiting()), (vec![0], 4));
+    assert_eq!((bench.next(10 * MS), bench.queue.waiting()), (vec![1], 3));
+    assert_eq!((bench.next(10 * MS), bench.queue.waiting()), (vec![2], 1), "it has come within sight");
+    let (ticket, _) = waiting[3].as_ref().expect("accepted");
+    assert!(bench.queue.take_back(ticket, Kind::TimedOut));
+}
+
+#[test]
+fn a_held_queue_begins_when_it_is_let_go() {
+    let bench = Bench::new(QueueSettings { hold: 3, ..settings(8) });
+    let _waiting = bench.push(level(0), Duration::ZERO);
+    assert!(bench.next(MS).is_empty());
+    bench.queue.release();
+    assert_eq!(bench.next(MS), [0]);
 }
 
 #[test]

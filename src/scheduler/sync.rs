@@ -13,6 +13,7 @@ pub(super) use watched::{Condvar, Mutex, MutexGuard};
 #[cfg(feature = "shuttle")]
 mod watched {
     use std::ops::{Deref, DerefMut};
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
     use std::time::Duration;
 
     use shuttle::sync;
@@ -30,7 +31,11 @@ mod watched {
 
     /// A condition variable whose waits with a time never end by it: time does not pass there.
     #[derive(Debug)]
-    pub struct Condvar(sync::Condvar);
+    pub struct Condvar {
+        inner: sync::Condvar,
+        /// Who waits and was not notified; changes only while the mutex is held.
+        waiting: AtomicUsize,
+    }
 
     /// Whether a wait ended by its time.
     pub struct TimedOut(bool);
@@ -80,12 +85,13 @@ mod watched {
 
     impl Condvar {
         pub fn new() -> Self {
-            Self(sync::Condvar::new())
+            Self { inner: sync::Condvar::new(), waiting: AtomicUsize::new(0) }
         }
 
         pub fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
             let held = guard.held.take().expect("held while it can be reached");
-            guard.held = Some(self.0.wait(held).expect("no test panics while it holds a lock"));
+            self.waiting.fetch_add(1, Relaxed);
+            guard.held = Some(self.inner.wait(held).expect("no test panics while it holds a lock"));
         }
 
         pub fn wait_for<T>(&self, guard: &mut MutexGuard<'_, T>, _time: Duration) -> TimedOut {
@@ -93,14 +99,16 @@ mod watched {
             TimedOut(false)
         }
 
-        /// `true`, as parking_lot tells who may have been woken; nobody can know here.
+        /// Whether somebody is woken.
         pub fn notify_one(&self) -> bool {
-            self.0.notify_one();
-            true
+            self.inner.notify_one();
+            self.waiting.fetch_update(Relaxed, Relaxed, |waiting| waiting.checked_sub(1)).is_ok()
         }
 
-        pub fn notify_all(&self) {
-            self.0.notify_all();
+        /// How many are woken.
+        pub fn notify_all(&self) -> usize {
+            self.inner.notify_all();
+            self.waiting.swap(0, Relaxed)
         }
     }
 }

@@ -134,7 +134,7 @@ impl Stage {
         Self { queue, orders, seen, sent, instance: Some(instance) }
     }
 
-    pub(super) fn ask(&self, rows: usize, width: i64, deadline: Option<Duration>) -> Result<Waiting1> {
+    pub(super) fn ask(&self, rows: usize, width: i64, deadline: Option<Duration>) -> Result<Asked> {
         self.ask_with(rows, width, deadline, None)
     }
 
@@ -144,23 +144,14 @@ impl Stage {
         width: i64,
         deadline: Option<Duration>,
         timeout: Option<Duration>,
-    ) -> Result<Waiting1> {
+    ) -> Result<Asked> {
         let now = Instant::now();
         let shape = Shape::new(&[rows as i64, width]);
         let data = Bytes::from(vec![7; rows * width as usize]);
         let member = Member { rows, inputs: vec![Tensor { dtype: DataType::Uint8, shape, data }] };
         let deadline = deadline.map(|deadline| now + deadline);
         let waiting = self.queue.clone().push(Pushed { deadline, timeout, ..Pushed::new(member, now) }, now)?;
-        let respond: Respond = Box::new(|answer| Response {
-            model: "puppet".into(),
-            version: 1,
-            id: answer.outputs.len().to_string(),
-            outputs: Vec::new(),
-            parameters: Parameters::new(),
-            last: answer.last,
-            times: Some(answer.times),
-        });
-        Ok(Waiter::new(self.queue.clone(), waiting, (now, deadline), respond))
+        Ok(Waiter::new(self.queue.clone(), waiting, (now, deadline), respond()))
     }
 
     /// The row counts of the next batch that the instance begins.
@@ -181,10 +172,25 @@ impl Stage {
     }
 }
 
-type Respond = Box<dyn FnMut(Answer) -> Response + Send>;
-pub(super) type Waiting1 = Waiter<Respond>;
+/// Makes a response of an answer.
+pub(super) type Respond = Box<dyn FnMut(Answer) -> Response + Send>;
+/// The waiting end of a request.
+pub(super) type Asked = Waiter<Respond>;
 
-async fn answer(mut waiter: Waiting1) -> Result<()> {
+/// Responses that have the bytes of each output in their id, for who wants to see them.
+pub(super) fn respond() -> Respond {
+    Box::new(|answer| Response {
+        model: "m".into(),
+        version: 1,
+        id: answer.outputs.iter().map(|output| format!("{:?}", &output.data[..])).collect(),
+        outputs: Vec::new(),
+        parameters: Parameters::new(),
+        last: answer.last,
+        times: Some(answer.times),
+    })
+}
+
+async fn answer(mut waiter: Asked) -> Result<()> {
     waiter.next().await.expect("there is one response").map(|_| ())
 }
 

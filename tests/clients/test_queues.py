@@ -238,6 +238,14 @@ def test_a_held_scheduler_makes_batches_repeatable(models, protocol):
         flight.close()
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_held_scheduler_lets_go_when_the_server_stops(models, protocol):
+    with Nereid(models, environment={"TRITONSERVER_DELAY_SCHEDULER": "4"}) as serving:
+        flight = Flight(protocol, serving)
+        queue_up(flight, "plain", ("1", {}), ("2", {}))
+        drain(flight, serving, {"1", "2"})
+
+
 def test_levels_with_shares_fill_batches_by_them(models):
     with Nereid(models, environment={"TRITONSERVER_DELAY_SCHEDULER": "8"}) as serving:
         flight = Flight("grpc", serving)

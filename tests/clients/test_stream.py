@@ -7,7 +7,8 @@ import pytest
 import tritonclient.grpc as grpcclient
 from arrays import sample, tensor
 from configs import repeated
-from nereid import wait_until
+from nereid import Nereid, identity_config, wait_until, write_model
+from queues import Flight
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
@@ -122,6 +123,34 @@ def test_responses_of_two_requests_interleave(stream):
         mine = [(values, last) for each, values, last in seen if each == name]
         assert mine == [([100], False), ([101], False), ([102], False), (None, True)]
     assert {name for name, _, _ in seen[:2]} == {"one", "two"}, seen
+
+
+LEVELED = """model_transaction_policy { decoupled: true }
+dynamic_batching { preferred_batch_size: 4 max_queue_delay_microseconds: 60000000
+  priority_levels: 2 default_priority_level: 2 default_queue_policy { max_queue_size: 2 } }
+parameters { key: "identity.delay_us" value { string_value: "500000" } }"""
+
+
+def test_a_decoupled_model_with_dynamic_batching_has_levels_and_executes_one_request_at_a_time(tmp_path):
+    write_model(tmp_path, "leveled", identity_config(["FP32"], 8, extra=LEVELED))
+    answers = queue.Queue()
+    with Nereid(tmp_path) as running, grpcclient.InferenceServerClient(running.grpc) as streaming:
+        streaming.start_stream(lambda result, error: answers.put((result, error)))
+
+        def send(name, priority):
+            inputs = [tensor("INPUT0", "FP32", sample("FP32", [1, 2]))]
+            streaming.async_stream_infer("leveled", inputs, request_id=name, priority=priority)
+
+        send("busy", 2)
+        flight = Flight("grpc", running)
+        wait_until(lambda: flight.metric("nereid_requests_running", "leveled") == 1)
+        for name, priority in (("low", 2), ("second", 0), ("full", 2), ("high", 1)):
+            send(name, priority)
+        result, error = answers.get(timeout=30)
+        assert result is None and "Exceeds maximum queue size" in error.message()
+        assert [answers.get(timeout=30)[0].get_response().id for _ in range(4)] == ["busy", "high", "low", "second"]
+        batches = streaming.get_inference_statistics("leveled").model_stats[0].batch_stats
+        assert [(batch.batch_size, batch.compute_infer.count) for batch in batches] == [(1, 4)]
 
 
 def test_a_cancelled_stream_frees_the_instance(server, client):

@@ -250,3 +250,20 @@ async fn a_model_file_outside_or_of_another_kind_is_not_even_looked_at() {
     }
     engine.stop().await;
 }
+
+#[tokio::test]
+async fn a_held_member_of_an_ensemble_lets_go_when_it_is_unloaded() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    write_model(root.path(), "member", &identity_config("dynamic_batching {}"), &[1]);
+    let step = r#"ensemble_scheduling { step { model_name: "member" model_version: -1
+        input_map { key: "IN" value: "IN" } output_map { key: "OUT" value: "OUT" } } }"#;
+    let ensemble = identity_config(step).replace("backend: \"identity\"", "platform: \"ensemble\"");
+    write_model(root.path(), "whole", &ensemble, &[1]);
+    let (engine, failed) = engine_with(root.path(), Control::Explicit(None), |settings| settings.hold.queued = 3).await;
+    assert!(failed.is_empty(), "{failed:?}");
+    let waits = tokio::spawn(infer::only(engine.infer(request("whole"))));
+    until(|| engine.find("member", None).is_ok_and(|member| member.pending() == 1)).await;
+    engine.unload("member", false).await.expect("it may be unloaded");
+    waits.await.expect("no panic").expect("what was accepted is answered");
+    engine.stop().await;
+}

@@ -90,7 +90,7 @@ impl Model for Queues {
         let priority = chance.below(scene.priorities.levels + 2);
         let level = scene.level(priority);
         let request = Pushed { deadline, timeout, priority, ..Pushed::new(puppet::member(id, rows, width), now) };
-        match served.scheduler.clone().push(request, now) {
+        match served.scheduler.clone().push(request, now).map_err(Error::from) {
             Ok(pushed) => {
                 let timeout = scene.timeout(level, timeout);
                 let asked = Asked { arrived: now, deadline, timeout, level, rows, width, unhurried: false };

@@ -320,7 +320,7 @@ impl Model for Sequenced {
         let sequence = (!alone).then(|| Sequence { id: scene.correlation_id(id), start, end });
         let pushed = Pushed { deadline, timeout, sequence, ..Pushed::new(member, now) };
         let mut history = served.rules.history.borrow_mut();
-        match served.scheduler.clone().push(pushed, now) {
+        match served.scheduler.clone().push(pushed, now).map_err(Error::from) {
             Ok(pushed) => {
                 assert!(rows == 1 && (id != 0 || scene.terms.iterative), "request {request} is accepted as it is");
                 history.accepted(request, (id, start, end), now);
@@ -363,6 +363,7 @@ impl Model for Sequenced {
             let member = Member { rows: 1, inputs: vec![scene.tensor(&[request])] };
             let sequence = Some(Sequence { id: scene.correlation_id(id), start: true, end: false });
             let pushed = served.scheduler.clone().push(Pushed { sequence, ..Pushed::new(member, now) }, now);
+            let pushed = pushed.map_err(Error::from);
             let Ok(pushed) = pushed.inspect_err(|error| assert_eq!(error.kind(), Kind::BudgetExceeded)) else {
                 return None;
             };

@@ -19,6 +19,7 @@ use super::store::Key;
 use super::{FlightKey, ModelCache, timeout};
 use crate::error::{Error, Kind, Result};
 use crate::infer::{Instant, Request, Response, Responses};
+use crate::scheduler::queue_full;
 use crate::telemetry::metrics::InFlight;
 use crate::telemetry::stats::CacheHit;
 
@@ -91,10 +92,7 @@ impl<F: FnOnce(Request, InFlight) -> Responses + Unpin> Caller<F> {
         let mut search = Search::new(cache.owner, &own.request);
         let stage = match search.step(&own.request) {
             Some(key) => enter(&cache, key, own, began),
-            None => {
-                cache.looking.fetch_add(1, Relaxed);
-                Stage::Looks { search: Box::new(search), own, began }
-            }
+            None => Stage::Looks { search: Box::new(search), own, began },
         };
         Self { cache, stage }
     }
@@ -108,7 +106,6 @@ impl<F: FnOnce(Request, InFlight) -> Responses + Unpin> Caller<F> {
         };
         if let Stage::Looks { own, began, .. } = std::mem::replace(&mut self.stage, Stage::Ended) {
             self.stage = enter(&self.cache, key, own, began);
-            self.cache.looking.fetch_sub(1, Relaxed);
         }
         Poll::Ready(())
     }
@@ -156,7 +153,7 @@ where
             cache.waiting.fetch_sub(1, Relaxed);
             drop(flights);
             cache.stats.request_refused(Kind::QueueFull);
-            return Stage::Done(Err(Error::new(Kind::QueueFull, "Exceeds maximum queue size")));
+            return Stage::Done(Err(queue_full()));
         }
         drop(flights);
         let start_by = timeout(policy, own.request.timeout).map(|timeout| own.request.arrived + timeout);
@@ -258,10 +255,7 @@ impl<F: FnOnce(Request, InFlight) -> Responses + Unpin> Stream for Caller<F> {
 impl<F> Drop for Caller<F> {
     fn drop(&mut self) {
         match std::mem::replace(&mut self.stage, Stage::Ended) {
-            Stage::Looks { own, .. } => {
-                self.cache.looking.fetch_sub(1, Relaxed);
-                own.ended(&self.cache, Kind::Cancelled);
-            }
+            Stage::Looks { own, .. } => own.ended(&self.cache, Kind::Cancelled),
             Stage::Leads { key, flight, .. } => self.cache.abandon(&key, &flight),
             Stage::Waits(waits) => drop(waits.given_up(&self.cache, Kind::Cancelled)),
             // A request of its own is cancelled by dropping it.

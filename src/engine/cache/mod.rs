@@ -102,8 +102,6 @@ pub(super) struct ModelCache {
     flights: Mutex<HashMap<FlightKey, Arc<Flight>>>,
     /// Callers that wait for the requests of others.
     waiting: AtomicUsize,
-    /// Callers whose requests are still read.
-    looking: AtomicUsize,
 }
 
 impl fmt::Debug for ModelCache {
@@ -133,7 +131,6 @@ impl ModelCache {
             stats: stats.clone(),
             flights: Mutex::default(),
             waiting: AtomicUsize::new(0),
-            looking: AtomicUsize::new(0),
         }))
     }
 
@@ -142,9 +139,10 @@ impl ModelCache {
         request.sequence.is_none()
     }
 
-    /// Whether nobody is here any more who may still start a request.
-    pub(super) fn is_idle(&self) -> bool {
-        self.looking.load(Relaxed) == 0 && self.flights.lock().is_empty()
+    /// Whether no request is under way.
+    #[cfg(test)]
+    fn is_idle(&self) -> bool {
+        self.flights.lock().is_empty()
     }
 
     /// What holds for waiting at a priority level: its number and its limits.
@@ -210,11 +208,7 @@ fn timeout(policy: &QueuePolicy, asked: Option<Duration>) -> Option<Duration> {
     if policy.timeout_action == TimeoutAction::Delay {
         return None;
     }
-    match (policy.timeout, asked) {
-        (None, asked) => asked,
-        (Some(default), Some(asked)) if policy.allow_timeout_override => Some(default.min(asked)),
-        (default, _) => default,
-    }
+    policy.wait_max(asked)
 }
 
 #[cfg(test)]

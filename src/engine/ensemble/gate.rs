@@ -3,12 +3,12 @@
 //! Shared by all plans that an ensemble has in its life, so that a member's reload changes no count.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::Semaphore;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
+use crate::scheduler::{queue_full, stopping};
 
 /// The bounds of one version of an ensemble, and what is under way within them.
 #[derive(Debug)]
@@ -17,19 +17,28 @@ pub(in crate::engine) struct Gate {
     /// One for each step; empty if steps have no bound.
     steps: Vec<Arc<Semaphore>>,
     state: Mutex<State>,
-    /// A request has ended.
+    /// The last request has ended.
     left: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
     requests: usize,
-    closed: bool,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Open,
+    /// Requests are for what has taken this version's place.
+    Closed,
+    Aborted,
 }
 
 /// A request that is under way; dropping it ends it.
 #[derive(Debug)]
-pub(super) struct Pass(Arc<Gate>);
+pub(in crate::engine) struct Pass(Arc<Gate>);
 
 impl Gate {
     /// A gate for `requests_max` requests, and `step_requests_max` in each of so many steps.
@@ -39,20 +48,21 @@ impl Gate {
         Arc::new(Self { requests_max, steps: steps.collect(), state: Mutex::default(), left: Condvar::new() })
     }
 
-    /// Lets a request in.
+    /// Lets a request in; `None` after [`Gate::close`].
     ///
     /// # Errors
-    /// [`Kind::QueueFull`] at the bound, [`Kind::Unavailable`] after [`Gate::close`].
-    pub(super) fn enter(self: &Arc<Self>) -> Result<Pass> {
+    /// [`crate::error::Kind::QueueFull`] at the bound, [`crate::error::Kind::Unavailable`] after [`Gate::abort`].
+    pub(in crate::engine) fn enter(self: &Arc<Self>) -> Result<Option<Pass>> {
         let mut state = self.state.lock();
-        if state.closed {
-            return Err(stopping());
+        match state.phase {
+            Phase::Open if state.requests >= self.requests_max => Err(queue_full()),
+            Phase::Open => {
+                state.requests += 1;
+                Ok(Some(Pass(self.clone())))
+            }
+            Phase::Closed => Ok(None),
+            Phase::Aborted => Err(stopping()),
         }
-        if state.requests >= self.requests_max {
-            return Err(Error::new(Kind::QueueFull, "Exceeds maximum queue size"));
-        }
-        state.requests += 1;
-        Ok(Pass(self.clone()))
     }
 
     /// The bound of one step, if it has one.
@@ -62,12 +72,15 @@ impl Gate {
 
     /// Lets no more requests in; those that are under way go on.
     pub(super) fn close(&self) {
-        self.state.lock().closed = true;
+        let mut state = self.state.lock();
+        if state.phase == Phase::Open {
+            state.phase = Phase::Closed;
+        }
     }
 
-    /// Lets no more requests in, and no request into another step with a bound.
+    /// Refuses requests from now on, and lets none into another step with a bound.
     pub(in crate::engine) fn abort(&self) {
-        self.close();
+        self.state.lock().phase = Phase::Aborted;
         self.steps.iter().for_each(|step| step.close());
     }
 
@@ -76,19 +89,17 @@ impl Gate {
         self.close();
         let mut state = self.state.lock();
         while state.requests > 0 {
-            self.left.wait_for(&mut state, Duration::from_secs(1));
+            self.left.wait(&mut state);
         }
     }
 }
 
 impl Drop for Pass {
     fn drop(&mut self) {
-        self.0.state.lock().requests -= 1;
-        self.0.left.notify_all();
+        let mut state = self.0.state.lock();
+        state.requests -= 1;
+        if state.requests == 0 {
+            self.0.left.notify_all();
+        }
     }
-}
-
-/// The refusal of an ensemble that is being unloaded.
-pub(super) fn stopping() -> Error {
-    Error::unavailable("Server is stopping, scheduler for model has stopped accepting new inference requests")
 }

@@ -8,7 +8,6 @@ mod account;
 mod connect;
 mod gate;
 pub mod graph;
-mod members;
 mod open;
 #[cfg(test)]
 mod puppet;
@@ -26,7 +25,6 @@ pub(super) use self::gate::Gate;
 use self::gate::Pass;
 use self::graph::Plan;
 use self::run::Run;
-use crate::error::Result;
 use crate::infer::{Infer, Request, Responses};
 use crate::model::{Checked, ModelConfig, Version};
 use crate::telemetry::metrics::InFlight;
@@ -70,20 +68,15 @@ impl Ensemble {
         self.plan.depth
     }
 
-    /// Starts one request, whose tensors were `checked`.
-    ///
-    /// # Errors
-    /// If there are as many requests as may be, or the ensemble is being unloaded.
+    /// Starts one request that was let in and whose tensors were `checked`.
     pub(super) fn start(
         self: &Arc<Self>,
-        request: Request,
-        checked: Checked,
-        stats: &Arc<ModelStats>,
-        in_flight: InFlight,
-    ) -> Result<Responses> {
-        let pass = self.gate.enter()?;
+        (request, checked): (Request, Checked),
+        pass: Pass,
+        (stats, in_flight): (&Arc<ModelStats>, InFlight),
+    ) -> Responses {
         let account = Account::new(stats.clone(), request.arrived, checked.rows, in_flight);
         let account = if self.plan.decoupled { account.of_many() } else { account };
-        Ok(Box::pin(Run::new(self.clone(), Accepted { request, checked, pass, account })))
+        Box::pin(Run::new(self.clone(), Accepted { request, checked, pass, account }))
     }
 }

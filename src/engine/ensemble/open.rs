@@ -3,17 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::super::entrance::Entrance;
 use super::super::handle::Served;
 use super::super::loader::Loader;
 use super::super::serving::Serving;
 use super::super::{Handle, Key};
 use super::graph::Plan;
-use super::members::Members;
 use super::{Ensemble, connect};
 use crate::engine::cache::ModelCache;
 use crate::error::Result;
 use crate::model::{EnsembleStep, ModelConfig, Scheduling, Signature, Version};
 use crate::repository::Positions;
+use crate::scheduler::stopping;
 use crate::telemetry::stats::ModelStats;
 
 impl Loader {
@@ -47,11 +48,13 @@ impl Loader {
     ) -> Serving {
         let stats = Arc::new(ModelStats::new(&self.metrics, config, version));
         let signature = Arc::new(Signature::new(config));
-        let members = Members {
-            namespace: key.namespace.clone(),
-            catalog: Arc::downgrade(&self.catalog),
-            metrics: self.metrics.clone(),
-        };
+        // The catalog has the ensemble, and so is not held by it.
+        let (namespace, catalog) = (key.namespace.clone(), Arc::downgrade(&self.catalog));
+        // Each step is a request of its own, and counted as such.
+        let members = Entrance::new(&self.metrics, move |request| {
+            let catalog = catalog.upgrade().ok_or_else(stopping)?;
+            catalog.find_member(&namespace, &request.model, request.version)
+        });
         let ensemble = Ensemble::new(config, version, plan.clone(), Arc::new(members), self.responses.waiting_max);
         stats.loaded(Duration::ZERO);
         self.metrics.version_loaded();

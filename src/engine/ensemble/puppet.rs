@@ -12,8 +12,10 @@ use parking_lot::Mutex;
 
 use super::graph::Member;
 use super::*;
+use crate::error::Result;
 use crate::infer::{Instant, Output, Parameters, Response, Times};
 use crate::model::{Ensemble as Graph, EnsembleStep, QueuePolicy, Signature, TensorSpec, TimeoutAction};
+use crate::scheduler::stopping;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::stats::Snapshot;
 use crate::tensor::{DataType, NamedTensor, Shape, Tensor};
@@ -241,7 +243,8 @@ impl Bench {
         let names: Vec<String> = request.outputs.iter().map(|output| output.name.clone()).collect();
         let inputs = std::mem::take(&mut request.inputs);
         let checked = self.signature.check(inputs, names.iter().map(String::as_str))?;
-        self.ensemble.start(request, checked, &self.stats, self.metrics.request_received())
+        let pass = self.ensemble.gate.enter()?.ok_or_else(stopping)?;
+        Ok(self.ensemble.start((request, checked), pass, (&self.stats, self.metrics.request_received())))
     }
 
     /// The first outputs of all responses to a request, or its error.

@@ -17,13 +17,14 @@ use tokio::sync::{OwnedSemaphorePermit, TryAcquireError};
 use tokio::time::Sleep;
 
 use super::account::{Account, Outcome};
-use super::gate::{Pass, stopping};
+use super::gate::Pass;
 use super::graph::{Plan, Step, fitted};
 use super::task::{Event, Running, Start, Task};
 use super::values::{Lineage, Value, Values};
 use super::{Accepted, Ensemble};
 use crate::error::{Error, Kind, Result};
 use crate::infer::{Instant, Output, Parameters, Request, Response, Times};
+use crate::scheduler::stopping;
 use crate::tensor::{NamedTensor, Tensor};
 
 /// A request that is under way in an ensemble.

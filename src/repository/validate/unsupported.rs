@@ -13,10 +13,6 @@ pub(super) fn check(check: &mut Check<'_>) {
         if batching.preserve_ordering {
             refuse(check, "dynamic_batching.preserve_ordering", "keeping a decoupled model's responses in order");
         }
-        // One caller that takes its responses slowly would hold back all others of its batch.
-        if check.batches() {
-            refuse(check, "dynamic_batching", "dynamic batching of a decoupled model");
-        }
     }
     if config.model_operations.as_ref().is_some_and(|operations| !operations.op_library_filename.is_empty()) {
         refuse(check, "model_operations", "a custom operation library");

@@ -8,10 +8,10 @@ use futures_util::StreamExt as _;
 
 use super::*;
 use crate::backend::{Instance, Replies};
-use crate::infer::{CorrelationId, Parameters, Response, Sequence};
+use crate::infer::{CorrelationId, Sequence};
 use crate::model::{Footprint, ModelConfig, Resource, Scheduling, SequenceBatching};
-use crate::scheduler::tests::{MS, settings};
-use crate::scheduler::{Answer, Pushed, Queue, ResponseLimits, SequenceSettings, Sequences, Waiter, sequence};
+use crate::scheduler::tests::{Asked, MS, respond, settings};
+use crate::scheduler::{Pushed, Queue, ResponseLimits, SequenceSettings, Sequences, Waiter, sequence};
 use crate::telemetry::metrics::Metrics;
 use crate::tensor::{Batch, DataType, Member, Shape, Tensor};
 
@@ -168,16 +168,7 @@ impl Stage {
         let member = Member { rows: 1, inputs: vec![tensor] };
         let deadline = deadline.map(|deadline| now + deadline);
         let waiting = self.scheduler.clone().push(Pushed { deadline, sequence, ..Pushed::new(member, now) }, now)?;
-        let respond: Respond = Box::new(|answer| Response {
-            model: "m".into(),
-            version: 1,
-            id: String::new(),
-            outputs: Vec::new(),
-            parameters: Parameters::new(),
-            last: answer.last,
-            times: Some(answer.times),
-        });
-        Ok(Waiter::new(self.scheduler.clone(), waiting, (now, deadline), respond))
+        Ok(Waiter::new(self.scheduler.clone(), waiting, (now, deadline), respond()))
     }
 
     /// The instance that begins the next batch, and its rows.
@@ -208,9 +199,6 @@ impl Stage {
         self.scheduler.stats().snapshot().failures.get(&kind).copied().unwrap_or_default()
     }
 }
-
-type Respond = Box<dyn FnMut(Answer) -> Response + Send>;
-type Asked = Waiter<Respond>;
 
 /// Waits outside of a runtime, so that nobody looks after the crew but the test.
 fn outcome(mut asked: Asked) -> Result<()> {

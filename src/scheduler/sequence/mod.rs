@@ -33,16 +33,16 @@ pub use self::settings::SequenceSettings;
 use self::direct::{Candidate, DirectLimits, Seating, seat};
 use self::request::{Kept, Ran, Request, filler};
 use self::settings::Strategy;
-use self::table::{Arriving, Key, Ready, Refusal, Seated, Table};
+use self::table::{Arriving, Key, Ready, Seated, Table};
 use super::entry::{Entry, LaneKey, Pulled, Ticket};
 use super::estimate::{Estimates, SizeClass};
 use super::look::{Look, Want};
 use super::plan::{Curve as _, Limits, Plan, Waiting, plan};
-use super::promise::{Promise, late_error};
+use super::promise::{BUDGET_SHARE, Probes, Promise, late_error};
 use super::reply::{self, Receiver};
 use super::responses::given_up;
 use super::sync::{Condvar, Mutex, MutexGuard};
-use super::{Execution, Pushed, Scheduler, Verdicts, stopping};
+use super::{Execution, Pushed, Refusal, Scheduler, Verdicts, queue_full, stopping};
 use crate::error::{Error, Kind, Result};
 use crate::infer::{CorrelationId, Instant, Sequence, round};
 use crate::telemetry::stats::ModelStats;
@@ -75,11 +75,10 @@ struct State {
     wake_put_off: bool,
     /// Nothing runs yet.
     held: bool,
-    /// When an idle model last took a request that was predicted to be late.
-    last_probe: Option<Instant>,
+    probes: Probes,
     /// The last id that the server gave a sequence of one request.
     ids: u64,
-    /// What later requests are refused with, if not as those of a server that stops.
+    /// What later requests are refused with after an abort; otherwise they are given back.
     refusal: Option<Error>,
 }
 
@@ -103,24 +102,24 @@ struct Choice {
 /// Requests that are over, and why.
 type Gone = Vec<(Entry, Error)>;
 
-/// The share of a latency budget that is planned with, as for queues.
-const BUDGET_SHARE: f64 = 0.95;
-/// An idle model takes one request in this time although it is predicted to be late, as for queues.
-const PROBE_EVERY: Duration = Duration::from_secs(1);
-
 impl Wake for Sequences {
     fn wake(self: Arc<Self>) {
+        let now = Instant::now();
         let mut state = self.state.lock();
         state.wake_put_off = false;
+        // A caller may have taken a response.
+        let gone = self.stalled(&mut state, now);
         ring(&mut state);
+        drop(state);
+        self.settle(gone, now);
     }
 }
 
-/// Wakes each instance that sleeps and has something to look at.
+/// Wakes each instance that sleeps and has something new to look at: one that waits for its batch to grow has looked.
 fn ring(state: &mut State) {
-    let State { table, bells, parked, .. } = state;
+    let State { table, bells, .. } = state;
     for (instance, (bell, asleep)) in bells.iter_mut().enumerate() {
-        if *asleep && (table.has_ready(instance) || !parked.is_empty() || table.is_done(instance)) {
+        if *asleep && (table.has_news(instance) || table.is_done(instance)) {
             *asleep = false;
             bell.notify_one();
         }
@@ -139,7 +138,7 @@ impl Sequences {
             bells: Vec::new(),
             wake_put_off: false,
             held: settings.hold.queued > 0 || settings.hold.backlog > 0,
-            last_probe: None,
+            probes: Probes::default(),
             ids: 0,
             refusal: None,
         };
@@ -164,6 +163,7 @@ impl Sequences {
         if self.is_held(state) {
             return Look::Wait(None);
         }
+        state.table.look(instance);
         let timers = [state.table.next_expiry(), self.next_stall(state)];
         let wait = match self.decide(state, instance, now) {
             Some(Ok(_)) if want == Want::Know => return Look::Ready,
@@ -310,7 +310,7 @@ impl Sequences {
             rows: 1,
             deadline: request.deadline,
             due: [request.deadline, budget_end].into_iter().flatten().min(),
-            start_by: self.settings.timeout(request.timeout).map(|timeout| request.arrived + timeout),
+            start_by: self.settings.queue.wait_max(request.timeout).map(|timeout| request.arrived + timeout),
             delay_at: None,
             probe: false,
         }
@@ -318,10 +318,11 @@ impl Sequences {
 
     /// Refuses a request that is predicted to be late behind what runs and the others of its sequence.
     fn admit(&self, state: &mut State, promise: &mut Promise, id: &CorrelationId, now: Instant) -> Result<()> {
-        let rows = (state.table.seated() / state.table.staffed().max(1)).clamp(1, self.settings.rows_max);
-        let Some(each) = state.estimates.curve(promise.class).cautious(rows).filter(|_| promise.due.is_some()) else {
+        if promise.due.is_none() {
             return Ok(());
-        };
+        }
+        let rows = (state.table.seated() / state.table.staffed().max(1)).clamp(1, self.settings.rows_max);
+        let Some(each) = state.estimates.curve(promise.class).cautious(rows) else { return Ok(()) };
         let free_in = |running: &Running| (running.began + running.expected).saturating_duration_since(now);
         let busy = state.running.len() >= state.table.staffed();
         let until_free = state.running.values().map(free_in).min().filter(|_| busy).unwrap_or_default();
@@ -331,12 +332,10 @@ impl Sequences {
             Err(late) => late,
         };
         let idle = state.running.is_empty() && state.table.waiting() == 0;
-        let since_probe = state.last_probe.map_or(Duration::MAX, |last| now.saturating_duration_since(last));
-        if !idle || since_probe < PROBE_EVERY {
+        if !state.probes.take(idle, now) {
             return Err(late);
         }
         promise.probe = true;
-        state.last_probe = Some(now);
         Ok(())
     }
 
@@ -360,11 +359,11 @@ impl Sequences {
         }
     }
 
-    fn refused(&self, refusal: Refusal, id: &CorrelationId, of_all: Option<&Error>) -> Error {
-        match refusal {
-            Refusal::Full => Error::new(Kind::QueueFull, "Exceeds maximum queue size"),
-            Refusal::Closed => of_all.cloned().unwrap_or_else(stopping),
-            Refusal::NotStarted => Error::invalid(format!(
+    fn refused(&self, why: table::Refusal, id: &CorrelationId) -> Error {
+        match why {
+            table::Refusal::Full => queue_full(),
+            table::Refusal::Closed => stopping(),
+            table::Refusal::NotStarted => Error::invalid(format!(
                 "inference request for sequence {} to model '{}' must specify the START flag on the first request of \
                  the sequence",
                 shown(id),
@@ -405,7 +404,7 @@ impl Sequences {
 }
 
 impl Scheduler for Sequences {
-    fn push(self: Arc<Self>, request: Pushed, now: Instant) -> Result<(Ticket, Receiver)> {
+    fn push(self: Arc<Self>, request: Pushed, now: Instant) -> Result<(Ticket, Receiver), Refusal> {
         let (id, start, end) = self.sequence(&request)?;
         let mut promise = self.promise(&request);
         let (reply, receiver) = reply::channel(self.settings.responses);
@@ -414,6 +413,9 @@ impl Scheduler for Sequences {
             Forms::key(self.settings.forms.as_deref(), &request.member, &mut lane);
         }
         let mut state = self.state.lock();
+        if state.table.is_closed() {
+            return Err(state.refusal.clone().map_or_else(|| Refusal::Closed(Box::new(request)), Refusal::Error));
+        }
         state.table.expire(now);
         let shown_id = id.clone().unwrap_or_else(|| {
             state.ids += 1;
@@ -425,7 +427,7 @@ impl Scheduler for Sequences {
         let request = Request { entry, id: shown_id.clone(), lane, steps: 0 };
         let pushed = match state.table.push(Arriving { id, start, end, request }) {
             Ok(pushed) => pushed,
-            Err((refusal, _)) => return Err(self.refused(refusal, &shown_id, state.refusal.as_ref())),
+            Err((why, _)) => return Err(self.refused(why, &shown_id).into()),
         };
         self.stats.request_waits();
         self.announce(&mut state);
@@ -522,6 +524,13 @@ impl Scheduler for Sequences {
         // That of a model that sends responses while it runs depends on how fast its callers take them.
         if self.settings.responses.is_none() || self.settings.iterations.is_some() {
             self.state.lock().estimates.record(class, rows, took);
+        }
+    }
+
+    fn release(&self) {
+        let mut state = self.state.lock();
+        if std::mem::take(&mut state.held) {
+            ring(&mut state);
         }
     }
 

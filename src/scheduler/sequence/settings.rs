@@ -8,7 +8,7 @@ use super::direct::DirectLimits;
 use super::states::States;
 use super::table::Bounds;
 use crate::error::{Error, Result};
-use crate::model::{Iterative, ModelConfig, SequenceBatching, SequenceStrategy, TensorSpec};
+use crate::model::{Iterative, ModelConfig, QueuePolicy, SequenceBatching, SequenceStrategy, TensorSpec};
 use crate::scheduler::{Hold, Limits, ResponseLimits};
 use crate::tensor::{DataType, Forms, Tensor};
 
@@ -26,10 +26,8 @@ pub struct SequenceSettings {
     pub(super) states: States,
     /// If a request may be executed more than once.
     pub(super) iterations: Option<Iterations>,
-    /// The queue timeout of requests that bring none.
-    pub(super) timeout: Option<Duration>,
-    /// Whether a request's timeout may shorten the default; without a default it always counts.
-    pub(super) timeout_override: bool,
+    /// How long requests may wait.
+    pub(super) queue: QueuePolicy,
     pub(super) budget: Option<Duration>,
     /// Whether requests may differ in shape, so that their shapes must be compared.
     pub(super) shapes_vary: bool,
@@ -102,23 +100,13 @@ impl SequenceSettings {
             controls: Controls::new(config.name.clone(), batching.controls.clone(), config.max_batch_rows > 0),
             states: States::new(config, &batching.states)?,
             iterations: batching.iterative.as_ref().map(|iterative| Iterations::new(config, iterative)).transpose()?,
-            timeout: batching.queue.timeout,
-            timeout_override: batching.queue.allow_timeout_override,
+            queue: batching.queue.clone(),
             budget,
             shapes_vary: rows_max > 1 && config.inputs.iter().any(free),
             responses: config.decoupled.then_some(responses),
             forms: config.forms(),
             hold: Hold::default(),
         })
-    }
-
-    /// How long a request may wait.
-    pub(super) fn timeout(&self, asked: Option<Duration>) -> Option<Duration> {
-        match (self.timeout, asked) {
-            (None, asked) => asked,
-            (Some(default), Some(asked)) if self.timeout_override => Some(default.min(asked)),
-            (default, _) => default,
-        }
     }
 }
 

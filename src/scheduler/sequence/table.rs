@@ -128,6 +128,8 @@ struct Seats {
     slots: Vec<Option<Key>>,
     /// The first waiting requests of its sequences that can run now, by number.
     ready: BTreeMap<u64, Key>,
+    /// Whether something came into `ready` since the instance has looked.
+    news: bool,
     /// It gets no further sequences.
     withdrawn: bool,
 }
@@ -289,9 +291,10 @@ impl<I: Clone + Eq + Hash, R, S: Default> Table<I, R, S> {
         let free = sequence.running.is_none();
         let ready = sequence.waiting.front().map(|head| head.number).filter(|_| free && !sequence.parked);
         if ready != sequence.ready_as {
-            let of_instance = &mut self.instances[instance].ready;
-            sequence.ready_as.map(|number| of_instance.remove(&number));
-            ready.map(|number| of_instance.insert(number, key));
+            let seats = &mut self.instances[instance];
+            sequence.ready_as.map(|number| seats.ready.remove(&number));
+            ready.map(|number| seats.ready.insert(number, key));
+            seats.news |= ready.is_some();
             sequence.ready_as = ready;
         }
         if !(free && sequence.waiting.is_empty())
@@ -362,9 +365,16 @@ impl<I: Clone + Eq + Hash, R, S: Default> Table<I, R, S> {
         })
     }
 
-    /// Whether an instance has a request that can run now.
-    pub(super) fn has_ready(&self, instance: usize) -> bool {
-        self.instances.get(instance).is_some_and(|seats| !seats.ready.is_empty())
+    /// Whether an instance has got a request that can run now since it has looked.
+    pub(super) fn has_news(&self, instance: usize) -> bool {
+        self.instances.get(instance).is_some_and(|seats| seats.news && !seats.ready.is_empty())
+    }
+
+    /// An instance looks.
+    pub(super) fn look(&mut self, instance: usize) {
+        if let Some(seats) = self.instances.get_mut(instance) {
+            seats.news = false;
+        }
     }
 
     /// Takes the first waiting request of a sequence to run it.
@@ -521,6 +531,7 @@ impl<I: Clone + Eq + Hash, R, S: Default> Table<I, R, S> {
             self.instances.push(Seats {
                 slots: vec![None; self.bounds.slots],
                 ready: BTreeMap::new(),
+                news: false,
                 withdrawn: true,
             });
         }

@@ -7,13 +7,13 @@ use futures_util::StreamExt as _;
 
 use super::*;
 use crate::backend::{Instance, Replies};
-use crate::infer::{Parameters, Response};
 use crate::model::{
     Device, Flag, Instances, Iterative, ModelConfig, QueuePolicy, SequenceBatching, SequenceControl,
     SequenceControlKind, SequenceState, SequenceStrategy, TensorSpec, TimeoutAction,
 };
 use crate::scheduler::instance::execute;
-use crate::scheduler::{Answer, ResponseLimits, Underway, Waiter};
+use crate::scheduler::tests::{Asked, respond};
+use crate::scheduler::{ResponseLimits, Underway, Waiter};
 use crate::tensor::{Batch, DataType, Member, Shape, Tensor};
 
 const MS: Duration = Duration::from_millis(1);
@@ -145,16 +145,7 @@ impl Stage {
         change(&mut pushed);
         let times = (pushed.arrived, pushed.deadline);
         let waiting = self.scheduler.clone().push(pushed, now)?;
-        let respond: Respond = Box::new(|answer: Answer| Response {
-            model: "m".into(),
-            version: 1,
-            id: answer.outputs.iter().map(|output| format!("{:?}", &output.data[..])).collect(),
-            outputs: Vec::new(),
-            parameters: Parameters::new(),
-            last: answer.last,
-            times: None,
-        });
-        Ok(Waiter::new(self.scheduler.clone(), waiting, times, respond))
+        Ok(Waiter::new(self.scheduler.clone(), waiting, times, respond()))
     }
 
     /// Runs what is there; how many rows.
@@ -169,9 +160,6 @@ impl Stage {
         self.scheduler.stats().snapshot().failures
     }
 }
-
-type Respond = Box<dyn FnMut(Answer) -> Response + Send>;
-type Asked = Waiter<Respond>;
 
 /// The first byte of the only output.
 async fn answer(asked: &mut Asked) -> Result<i32> {
@@ -208,6 +196,28 @@ async fn a_sequence_keeps_its_row_its_state_and_its_order() {
     let stats = stage.scheduler.stats().snapshot();
     assert_eq!((stats.success.count, stats.inference_count, stats.execution_count), (5, 5, 4));
     assert_eq!(stage.scheduler.seated(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_waits_for_its_batch_to_grow_is_not_woken_by_the_look_of_another() {
+    let config = ModelConfig { max_batch_rows: 2, ..ModelConfig::new("m", "b") };
+    let batching = batching(direct(Duration::from_secs(1), 1.0));
+    let stage = Stage::with(config, batching, |settings| settings.bounds.instances = 2);
+    let _asked = [stage.ask(1, 1, "S").expect("ok"), stage.ask(2, 1, "S").expect("ok")];
+    let look = |instance| {
+        let mut state = stage.scheduler.state.lock();
+        state.bells.resize_with(2, || (Arc::new(Condvar::new()), true));
+        let look = stage.scheduler.look_once(&mut state, instance, Instant::now(), Want::Know);
+        assert!(matches!(look, Look::Wait(Some(_))), "{look:?}");
+        state.bells.iter().map(|(_, asleep)| *asleep).collect::<Vec<_>>()
+    };
+    look(0);
+    look(1);
+    stage.scheduler.state.lock().bells.clear();
+    assert_eq!((look(0), look(1)), (vec![true; 2], vec![true; 2]), "each has looked, and nothing has come");
+    let _third = stage.ask(2, 1, "").expect("ok");
+    let _fourth = stage.ask(3, 1, "S").expect("ok");
+    assert!(stage.scheduler.state.lock().bells.iter().any(|(_, asleep)| !asleep), "the third sequence is news");
 }
 
 #[tokio::test(start_paused = true)]
