@@ -33,7 +33,7 @@ fn elements(text: &[u8], dtype: DataType) {
         Some(size) => assert_eq!(read.bytes.len(), read.count * size),
         None => assert_eq!(strings::check(&read.bytes, read.count), Ok(())),
     }
-    let tensor = Tensor { dtype, shape: Shape::new(&[read.count as i64]), data: read.bytes.clone() };
+    let tensor = Tensor::new(dtype, Shape::new(&[read.count as i64]), read.bytes.clone());
     let mut written = Vec::new();
     json::tensor(&mut written, &tensor, "out").expect("what was read from JSON has a form in it");
     let written = String::from_utf8(written).expect("JSON is UTF-8");

@@ -62,6 +62,12 @@ pub trait Model: Send + Sync {
         true
     }
 
+    /// Whether instances can leave outputs where they computed them ([`Batch::keeps`]), and take inputs that any model of
+    /// this backend left somewhere. The inputs of others are in host memory always.
+    fn keeps_outputs(&self) -> bool {
+        false
+    }
+
     /// A new instance, for the calling thread.
     ///
     /// # Errors

@@ -59,7 +59,7 @@ fn ensembles(report: &mut CheckReport, right: BTreeMap<String, Finished>) {
     let is_ensemble = |finished: &Finished| matches!(finished.config.scheduling, Scheduling::Ensemble(_));
     let (mut left, members): (BTreeMap<_, _>, BTreeMap<_, _>) =
         right.into_iter().partition(|(_, finished)| is_ensemble(finished));
-    let member = |config, depth| Member { config: Arc::new(config), depth };
+    let member = |config, depth| Member { config: Arc::new(config), depth, keeps_outputs: false };
     let mut members: BTreeMap<String, Member> =
         members.into_iter().map(|(name, finished)| (name, member(finished.config, 0))).collect();
     // In each round those whose members are settled; at last, those that wait for what is wrong, or for each other.

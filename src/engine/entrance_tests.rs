@@ -84,7 +84,7 @@ impl Site {
     }
 
     fn request(&self) -> Responses {
-        let tensor = Tensor { dtype: DataType::Uint8, shape: Shape::new(&[4]), data: Bytes::from_static(b"abcd") };
+        let tensor = Tensor::new(DataType::Uint8, Shape::new(&[4]), Bytes::from_static(b"abcd"));
         let inputs = vec![NamedTensor { name: "IN".into(), tensor }];
         self.entrance.infer(Request { inputs, ..Request::new("m", Instant::now()) })
     }

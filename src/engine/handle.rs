@@ -8,11 +8,11 @@ use super::ensemble::{Ensemble, graph};
 use crate::backend::Model;
 use crate::error::{Error, Result};
 use crate::infer::{Instant, Output, Parameters, Request, Response, Responses};
-use crate::model::{Footprint, ModelConfig, Signature, Version};
+use crate::model::{Checked, Footprint, ModelConfig, Signature, Version};
 use crate::scheduler::{Answer, Pushed, Refusal, Scheduler, Waiter};
 use crate::telemetry::metrics::InFlight;
 use crate::telemetry::stats::ModelStats;
-use crate::tensor::{Member, Tensor};
+use crate::tensor::{Keep, Member, Tensor};
 
 /// A model version that is served; whoever holds it may still use it while it is being unloaded.
 #[derive(Clone)]
@@ -88,7 +88,15 @@ impl Handle {
             Served::Instances { .. } => 0,
             Served::Ensemble(ensemble) => ensemble.depth(),
         };
-        graph::Member { config: self.config.clone(), depth }
+        graph::Member { config: self.config.clone(), depth, keeps_outputs: self.keeps_outputs() }
+    }
+
+    /// Whether tensors may stay with its backend on their way to it and from it.
+    fn keeps_outputs(&self) -> bool {
+        match &self.served {
+            Served::Instances { model, .. } => model.keeps_outputs() && self.cache.is_none(),
+            Served::Ensemble(_) => false,
+        }
     }
 
     /// Starts a request here.
@@ -134,7 +142,7 @@ impl Handle {
 
     fn start(&self, mut request: Request, in_flight: InFlight, now: Instant) -> Result<Responses, Unstarted> {
         let wanted = request.outputs.iter().map(|output| output.name.as_str());
-        let checked = self.signature.check(std::mem::take(&mut request.inputs), wanted)?;
+        let mut checked = self.signature.check(std::mem::take(&mut request.inputs), wanted)?;
         let scheduler = match &self.served {
             Served::Instances { scheduler, .. } => scheduler,
             Served::Ensemble(ensemble) => {
@@ -142,11 +150,13 @@ impl Handle {
                     request.inputs = self.signature.uncheck(checked.inputs);
                     return Err(Unstarted::Returned(Returned::of(request, in_flight)));
                 };
+                // It may pass them on to any model.
+                checked.inputs.iter_mut().try_for_each(Tensor::fetch)?;
                 return Ok(ensemble.start((request, checked), pass, (&self.stats, in_flight)));
             }
         };
         let pushed = Pushed {
-            member: Member { rows: checked.rows, inputs: checked.inputs },
+            member: Member { keep: kept(&request, &checked), ..Member::new(checked.rows, checked.inputs) },
             arrived: request.arrived,
             deadline: request.deadline,
             timeout: request.timeout,
@@ -198,6 +208,12 @@ impl From<Error> for Unstarted {
     fn from(error: Error) -> Self {
         Self::Refused(error)
     }
+}
+
+/// The outputs of the model that stay where they are computed.
+fn kept(request: &Request, checked: &Checked) -> Keep {
+    let asked = request.outputs.iter().zip(checked.outputs.iter().flatten());
+    asked.filter(|(output, _)| output.keep).fold(Keep::default(), |keep, (_, &index)| keep.passing(index))
 }
 
 /// The wanted outputs with their names, without those that the model did not give.

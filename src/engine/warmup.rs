@@ -95,11 +95,11 @@ fn zeros(config: &ModelConfig, length: i64, complete: bool) -> Option<Member> {
         let shape = with_rows(config, &dims);
         let data = zero_data(spec.dtype?, &shape, left)?;
         left -= data.len();
-        Some(Tensor { dtype: spec.dtype?, data, shape })
+        Some(Tensor::new(spec.dtype?, shape, data))
     };
     let mut inputs = config.inputs.iter().enumerate().map(&mut input).collect::<Option<Vec<_>>>()?;
     inputs.extend(made_for_sequences(config, &[]).ok()?);
-    Some(Member { rows: 1, inputs })
+    Some(Member::new(1, inputs))
 }
 
 /// Dimensions of one row.
@@ -131,7 +131,7 @@ fn sample_batch(config: &ModelConfig, sample: &WarmupSample, forms: Option<&Arc<
         let checked = signature.check(inputs(row)?, std::iter::empty())?;
         let mut inputs = checked.inputs;
         inputs.extend(made_for_sequences(config, &sample.inputs)?);
-        members.push(Member { rows: 1, inputs });
+        members.push(Member::new(1, inputs));
     }
     Batch::formed(members, forms)
 }
@@ -155,7 +155,7 @@ fn made_for_sequences(config: &ModelConfig, sample: &[WarmupInput]) -> Result<Ve
                 None => strings::encode([b"1".as_slice()]),
             },
         };
-        inputs.push(Tensor { dtype: control.kind.dtype(), shape: with_rows(config, &[1]), data });
+        inputs.push(Tensor::new(control.kind.dtype(), with_rows(config, &[1]), data));
     }
     for state in &batching.states {
         inputs.push(match given(&state.input) {
@@ -175,7 +175,7 @@ fn initial_state(config: &ModelConfig, state: &SequenceState) -> Result<Tensor> 
     let given = state.initial.as_ref().and_then(|initial| initial.data.clone());
     let data = given.or_else(|| zero_data(state.dtype, &shape, TENSOR_BYTES_MAX));
     let data = data.ok_or_else(|| Error::invalid(format!("state '{}' is too large to warm up with", state.input)))?;
-    Ok(Tensor { dtype: state.dtype, shape, data })
+    Ok(Tensor::new(state.dtype, shape, data))
 }
 
 /// One row of a sample's input; `(row, rows)` says which of how many.
@@ -199,7 +199,7 @@ fn sample_tensor(config: &ModelConfig, input: &WarmupInput, (row, rows): (usize,
             }
         }
     };
-    Ok(Tensor { dtype: input.dtype, shape, data })
+    Ok(Tensor::new(input.dtype, shape, data))
 }
 
 /// The bytes of one row in a file that holds one for all, or one for each of `rows`; what is beyond the first is ignored

@@ -57,7 +57,7 @@ fn top(tensor: &Tensor, classes: usize, labels: &[String], batching: bool) -> Re
     }
     let shape = if batching { Shape::new(&[rows as i64, kept as i64]) } else { Shape::new(&[kept as i64]) };
     let data = strings::encode(texts.iter().map(|text| text.as_bytes()));
-    Ok(Tensor { dtype: DataType::Bytes, shape, data })
+    Ok(Tensor::new(DataType::Bytes, shape, data))
 }
 
 fn class(value: f64, index: usize, labels: &[String]) -> String {
@@ -98,7 +98,7 @@ mod tests {
 
     fn floats(shape: &[i64], values: &[f32]) -> Tensor {
         let data: Bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        Tensor { dtype: DataType::Fp32, shape: Shape::new(shape), data }
+        Tensor::new(DataType::Fp32, Shape::new(shape), data)
     }
 
     fn texts(tensor: &Tensor) -> Vec<String> {
@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn types_without_an_order_are_refused() {
         for dtype in [DataType::Bool, DataType::Fp16, DataType::Bf16, DataType::Bytes] {
-            let tensor = Tensor { dtype, shape: Shape::new(&[1]), data: Bytes::new() };
+            let tensor = Tensor::new(dtype, Shape::new(&[1]), Bytes::new());
             assert!(top(&tensor, 1, &[], false).is_err(), "{dtype}");
         }
     }

@@ -86,6 +86,8 @@ pub struct RequestedOutput {
     pub name: String,
     /// Ask for the `k` best classes instead of the tensor; 0 for the tensor.
     pub classification: u32,
+    /// Leave it where it is computed, if that can be, for another model to take it there; its bytes are not read.
+    pub keep: bool,
 }
 
 /// Custom parameters by name.

@@ -279,7 +279,7 @@ fn check_size(model: &str, spec: &TensorSpec, tensor: &Tensor) -> Result<()> {
             spec.name, tensor.shape
         )));
     };
-    let got = tensor.data.len();
+    let got = tensor.bytes();
     if let Some(size) = tensor.dtype.size() {
         return match elements.checked_mul(size) {
             Some(expected) if expected == got => Ok(()),
@@ -342,7 +342,7 @@ mod tests {
         let input = |(name, shape): &(&str, &[i64])| {
             let shape = Shape::new(shape);
             let data = vec![0; shape.elements().expect("small")].into();
-            NamedTensor { name: (*name).to_owned(), tensor: Tensor { dtype: DataType::Uint8, shape, data } }
+            NamedTensor { name: (*name).to_owned(), tensor: Tensor::new(DataType::Uint8, shape, data) }
         };
         Signature::new(config).check(inputs.iter().map(input).collect(), std::iter::empty())
     }

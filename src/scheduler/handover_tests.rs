@@ -80,8 +80,8 @@ impl Scene {
 
 fn push(queue: &Arc<Queue>) -> Result<Asked, Refusal> {
     let now = Instant::now();
-    let tensor = Tensor { dtype: DataType::Uint8, shape: Shape::new(&[1, 1]), data: vec![7].into() };
-    let member = Member { rows: 1, inputs: vec![tensor] };
+    let tensor = Tensor::new(DataType::Uint8, Shape::new(&[1, 1]), vec![7].into());
+    let member = Member::new(1, vec![tensor]);
     let waiting = queue.clone().push(Pushed::new(member, now), now)?;
     Ok(Waiter::new(queue.clone(), waiting, (now, None), respond()))
 }

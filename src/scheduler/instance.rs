@@ -143,7 +143,8 @@ impl Post {
         while let Some((pulled, permit)) = self.next() {
             let watch = self.extras.bounded.then_some(&self.watch);
             let (scheduler, index) = (&*self.starting.scheduler, self.starting.index);
-            let mut hands = Hands { scheduler, index, watch, busy: self.extras.busy.as_mut(), began: None };
+            let on_host = !self.starting.model.keeps_outputs();
+            let mut hands = Hands { scheduler, index, on_host, watch, busy: self.extras.busy.as_mut(), began: None };
             let done = hands.execute(&mut *instance, pulled, permit);
             self.renewed = done.renewed;
             match done.state {
@@ -224,6 +225,13 @@ pub(super) fn execute(scheduler: &dyn Scheduler, index: usize, instance: &mut dy
     execute_begun(scheduler, index, instance, (pulled, None), Instant::now()).usable
 }
 
+/// The same for a model that takes inputs where they are.
+#[cfg(test)]
+pub(super) fn execute_there(scheduler: &dyn Scheduler, index: usize, instance: &mut dyn Instance, pulled: Pulled) {
+    let mut hands = Hands { scheduler, index, on_host: false, watch: None, busy: None, began: None };
+    hands.execute(instance, pulled, None);
+}
+
 /// Runs one batch that was taken at `began` and settles each of its requests.
 pub(super) fn execute_begun(
     scheduler: &dyn Scheduler,
@@ -232,7 +240,7 @@ pub(super) fn execute_begun(
     (pulled, permit): (Pulled, Option<Permit>),
     began: Instant,
 ) -> Finished {
-    let mut hands = Hands { scheduler, index, watch: None, busy: None, began: Some(began) };
+    let mut hands = Hands { scheduler, index, on_host: true, watch: None, busy: None, began: Some(began) };
     let done = hands.execute(instance, pulled, permit);
     Finished { usable: done.state == Afterwards::Usable, renewed: done.renewed }
 }
@@ -241,6 +249,8 @@ pub(super) fn execute_begun(
 struct Hands<'a> {
     scheduler: &'a dyn Scheduler,
     index: usize,
+    /// Whether the instance takes inputs in host memory only.
+    on_host: bool,
     /// Where the requests lie meanwhile, if executions are bounded.
     watch: Option<&'a Arc<Watch>>,
     busy: Option<&'a mut BusyTime>,
@@ -281,7 +291,10 @@ impl Hands<'_> {
             watch.begin(std::mem::take(&mut charge));
         }
         let mut state = Afterwards::Usable;
-        let outcome = Batch::formed(members, self.scheduler.forms()).and_then(|batch| {
+        let outcome = Batch::formed(members, self.scheduler.forms()).and_then(|mut batch| {
+            if self.on_host {
+                batch.fetch()?;
+            }
             let outcome = catch_unwind(AssertUnwindSafe(|| instance.run(&batch, &mut run.replies(&batch, &callers))));
             outcome.unwrap_or_else(|payload| {
                 state = Afterwards::Panicked;

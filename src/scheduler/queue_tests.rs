@@ -62,7 +62,7 @@ impl Bench {
         let now = self.began + at;
         let shape = Shape::new(&[ask.rows as i64, ask.width]);
         let data = vec![7; ask.rows * ask.width as usize].into();
-        let member = Member { rows: ask.rows, inputs: vec![Tensor { dtype: DataType::Uint8, shape, data }] };
+        let member = Member::new(ask.rows, vec![Tensor::new(DataType::Uint8, shape, data)]);
         let deadline = ask.deadline.map(|deadline| now + deadline);
         let pushed = Pushed { deadline, timeout: ask.timeout, priority: ask.priority, ..Pushed::new(member, now) };
         self.queue.clone().push(pushed, now).map_err(Error::from)

@@ -141,7 +141,7 @@ impl<'a> Simulation<'a> {
     }
 
     fn arrive(&mut self, now: Instant) {
-        let member = Member { rows: 1, inputs: Vec::new() };
+        let member = Member::new(1, Vec::new());
         let request = Pushed::new(member, now);
         match self.queue.clone().push(request, now) {
             Ok((ticket, receiver)) => {

@@ -124,8 +124,7 @@ impl Simulation {
         let rows = 1 + (self.numbers.next() * 2.0) as usize;
         let deadline =
             (self.numbers.next() < self.scene.faults).then(|| at + Duration::from_secs_f64(self.numbers.next() * 0.3));
-        let pushed =
-            Pushed { priority: level as u64 + 1, deadline, ..Pushed::new(Member { rows, inputs: Vec::new() }, at) };
+        let pushed = Pushed { priority: level as u64 + 1, deadline, ..Pushed::new(Member::new(rows, Vec::new()), at) };
         let Ok((ticket, receiver)) = self.queue.clone().push(pushed, at) else {
             self.levels[level].refused += 1;
             return;

@@ -148,7 +148,7 @@ impl Stage {
         let now = Instant::now();
         let shape = Shape::new(&[rows as i64, width]);
         let data = Bytes::from(vec![7; rows * width as usize]);
-        let member = Member { rows, inputs: vec![Tensor { dtype: DataType::Uint8, shape, data }] };
+        let member = Member::new(rows, vec![Tensor::new(DataType::Uint8, shape, data)]);
         let deadline = deadline.map(|deadline| now + deadline);
         let waiting = self.queue.clone().push(Pushed { deadline, timeout, ..Pushed::new(member, now) }, now)?;
         Ok(Waiter::new(self.queue.clone(), waiting, (now, deadline), respond()))

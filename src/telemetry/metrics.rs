@@ -9,6 +9,7 @@ mod histogram;
 mod instances;
 mod model;
 mod regions;
+mod sequences;
 mod series;
 mod settings;
 mod traffic;
@@ -27,6 +28,7 @@ pub use self::instances::{BusyTime, InstancesMetrics, LimiterMetrics, ResourceMe
 pub(super) use self::model::ModelMetrics;
 pub use self::model::{MODEL_HISTOGRAMS, Running};
 pub use self::regions::RegionMetrics;
+pub use self::sequences::{Held, Slots, SlotsTold};
 pub use self::settings::Settings;
 pub use self::traffic::{Answers, OpenConnection, PortMetrics};
 
@@ -94,6 +96,11 @@ const INSTANCES_LOST: Family =
     Family("nereid_instances_lost_total", "Instances given up because an execution did not end in its time");
 const INSTANCE_BUSY_US: Family =
     Family("nereid_instance_busy_us_total", "Time that an instance has executed, in microseconds");
+const SEQUENCE_SLOTS: Family = Family("nereid_sequence_slots", "Slots for sequences");
+const SEQUENCE_SLOTS_USED: Family = Family("nereid_sequence_slots_used", "Slots that have a sequence");
+const SEQUENCE_BACKLOG: Family = Family("nereid_sequence_backlog", "Sequences that wait for a slot");
+const SEQUENCE_STATE_BYTES: Family =
+    Family("nereid_sequence_state_bytes", "Bytes of the states that are kept between the requests of sequences");
 
 // Of the server as a whole.
 const LIMITER_WAITING: Family =

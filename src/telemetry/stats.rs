@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
-use super::metrics::{Metrics, ModelMetrics, Running};
+use super::metrics::{Held, Metrics, ModelMetrics, Running, SlotsTold};
 use crate::error::Kind;
 use crate::model::{ModelConfig, Version};
 
@@ -192,6 +192,16 @@ impl ModelStats {
     /// Records that an execution of so many requests began, which goes on until the result is dropped.
     pub fn execution_began(&self, requests: usize) -> Running {
         Running::of(&self.metrics.running, requests)
+    }
+
+    /// Where a scheduler tells of its slots for sequences.
+    pub fn slots(&self) -> SlotsTold {
+        self.metrics.sequences.part()
+    }
+
+    /// Records that so many bytes of states are kept, until the result is dropped.
+    pub fn states_kept(&self, bytes: usize) -> Held {
+        self.metrics.sequences.hold(bytes)
     }
 
     /// Records one execution and the requests that it answered.

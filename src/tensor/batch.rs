@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::forms::{Forms, InputForm};
-use super::{DataType, Shape, Tensor, strings};
+use super::{DataType, Keep, Resident, Shape, Tensor, strings};
 use crate::error::{Error, Kind, Result};
 
 /// One request's part of a batch.
@@ -20,6 +20,15 @@ pub struct Member {
     /// The inputs in the order of the model's signature, checked against it. Those that the request left out are
     /// [`Tensor::absent`].
     pub inputs: Vec<Tensor>,
+    /// The outputs that it wants left where they are computed.
+    pub keep: Keep,
+}
+
+impl Member {
+    /// A member that reads all its outputs.
+    pub fn new(rows: usize, inputs: Vec<Tensor>) -> Self {
+        Self { rows, inputs, keep: Keep::default() }
+    }
 }
 
 /// The members of one execution. All have the same inputs and types, and where the model's forms do not say otherwise the
@@ -59,14 +68,25 @@ impl Batch {
         Self { members, forms: None, made: Vec::new() }
     }
 
-    /// Members whose tensors the model file sees in these forms.
+    /// Members whose tensors the model file sees in these forms. What they change is brought to host memory.
     ///
     /// # Errors
-    /// [`Kind::Backend`] if an input cannot be made for them.
-    pub fn formed(members: Vec<Member>, forms: Option<&Arc<Forms>>) -> Result<Self> {
+    /// [`Kind::Backend`] if an input cannot be made for them, or fetched.
+    pub fn formed(mut members: Vec<Member>, forms: Option<&Arc<Forms>>) -> Result<Self> {
         let Some(forms) = forms else { return Ok(Self::new(members)) };
+        for input in members.iter_mut().flat_map(|member| forms.changed(&mut member.inputs)) {
+            input.fetch()?;
+        }
         let made = forms.made.iter().map(|input| input.make(&members, forms.batching)).collect::<Result<_>>()?;
         Ok(Self { members, forms: Some(forms.clone()), made })
+    }
+
+    /// Brings all inputs to host memory.
+    ///
+    /// # Errors
+    /// [`Kind::Backend`] if a device fails.
+    pub fn fetch(&mut self) -> Result<()> {
+        self.members.iter_mut().flat_map(|member| &mut member.inputs).try_for_each(Tensor::fetch)
     }
 
     /// Whether the model file sees its tensors otherwise than the members hold them.
@@ -111,6 +131,27 @@ impl Batch {
             && !self.form(index).is_some_and(|(_, form)| made_up(form))
     }
 
+    /// Whether a member's input `index` is where a backend computed it.
+    pub fn is_resident(&self, index: usize) -> bool {
+        self.members.iter().any(|member| member.inputs.get(index).is_some_and(|input| input.resident.is_some()))
+    }
+
+    /// Whether a member wants output `index` left where it is computed, and can have it there.
+    pub fn keeps(&self, index: usize) -> bool {
+        self.members.iter().any(|member| member.keep.keeps(index))
+            && self.forms.as_ref().is_none_or(|forms| !forms.cuts(index))
+    }
+
+    /// Whether a member keeps output `index` for long.
+    pub fn lasts(&self, index: usize) -> bool {
+        self.members.iter().any(|member| member.keep.lasts(index))
+    }
+
+    /// Whether a member reads the bytes of output `index`.
+    pub fn reads(&self, index: usize) -> bool {
+        self.members.iter().any(|member| member.keep.reads(index))
+    }
+
     /// The element type of input `index`.
     pub fn dtype(&self, index: usize) -> DataType {
         if let Some(made) = self.made(index) {
@@ -133,7 +174,7 @@ impl Batch {
                 return Shape::new(&[self.members.iter().map(elements).sum::<usize>() as i64]);
             }
             Some((forms, InputForm::Padded(padding))) => {
-                let own = forms.own_shape(&self.members[0], index, padding);
+                let own = forms.own_shape(&self.members[0].inputs, index, padding);
                 own.map_or_else(|| self.members[0].inputs[index].shape.clone(), |own| padding.padded(&own))
             }
             _ => self.members[0].inputs[index].shape.clone(),
@@ -153,7 +194,7 @@ impl Batch {
     pub fn bytes_of(member: &Member, forms: Option<&Forms>) -> usize {
         match forms {
             Some(forms) => forms.bytes(member),
-            None => member.inputs.iter().map(|tensor| tensor.data.len()).sum(),
+            None => member.inputs.iter().map(Tensor::bytes).sum(),
         }
     }
 
@@ -171,7 +212,8 @@ impl Batch {
         }
     }
 
-    /// The bytes of input `index` without a copy, if they are together already.
+    /// The bytes of input `index` without a copy, if they are together already; for an input in host memory, as
+    /// [`Batch::gather`] and [`Batch::parts`].
     pub fn single(&self, index: usize) -> Option<&Bytes> {
         if let Some(made) = self.made(index) {
             return Some(&made.data);
@@ -207,7 +249,7 @@ impl Batch {
             self.gather(index, &mut data);
             data.into()
         });
-        Tensor { dtype: self.dtype(index), shape: self.shape(index), data }
+        Tensor::new(self.dtype(index), self.shape(index), data)
     }
 
     /// What the members hold of input `index`, one part for each in order.
@@ -255,21 +297,38 @@ impl Batch {
         let rows = self.rows();
         let misfit = || {
             let shape = &output.shape;
-            let message = format!("output {index} of shape {shape} does not have the batch's {rows} rows");
-            Err(Error::new(Kind::Backend, message))
+            Error::new(Kind::Backend, format!("output {index} of shape {shape} does not have the batch's {rows} rows"))
         };
         if output.shape.first().copied() != i64::try_from(rows).ok() {
-            return misfit();
+            return Err(misfit());
         }
-        let elements_per_row = output.shape[1..].iter().product::<i64>() as usize;
+        let elements_per_row = Shape::new(&output.shape[1..]).elements().ok_or_else(misfit)?;
+        let mut residents = self.resident_parts(index, &output, elements_per_row)?.into_iter();
         let mut rest = output.data.clone();
         let mut parts = Vec::with_capacity(self.members.len());
         for member in &self.members {
+            let resident = if member.keep.keeps(index) { residents.next() } else { None };
+            let data = match output.is_on_host() {
+                true => take(output.dtype, &mut rest, member.rows * elements_per_row).ok_or_else(misfit)?,
+                false => Bytes::new(),
+            };
+            let data = if resident.is_some() && !member.keep.reads(index) { Bytes::new() } else { data };
             let shape = output.shape.replace_rows(member.rows as i64);
-            let Some(data) = take(output.dtype, &mut rest, member.rows * elements_per_row) else { return misfit() };
-            parts.push(Tensor { dtype: output.dtype, shape, data });
+            parts.push(Tensor { dtype: output.dtype, shape, data, resident });
         }
         Ok(parts)
+    }
+
+    /// The rows of an output that is where it was computed, for each member that keeps it.
+    fn resident_parts(&self, index: usize, output: &Tensor, elements: usize) -> Result<Vec<Arc<dyn Resident>>> {
+        let Some(resident) = &output.resident else { return Ok(Vec::new()) };
+        let mut first = 0;
+        let ranges = self.members.iter().filter_map(|member| {
+            let range = first..first + member.rows * elements;
+            first = range.end;
+            member.keep.keeps(index).then_some(range)
+        });
+        resident.parts(&ranges.collect::<Vec<_>>(), self.lasts(index))
     }
 
     /// Each member's part of an output that is split by the shapes of an input; `None` for other outputs.
@@ -280,7 +339,7 @@ impl Batch {
             let part = forms.scattered(index, member)?.and_then(|shape| {
                 let data = shape.elements().and_then(|elements| take(output.dtype, &mut rest, elements));
                 let misfit = || format!("output {index} of shape {} ends before the requests' shapes do", output.shape);
-                Ok(Tensor { dtype: output.dtype, data: data.ok_or_else(misfit)?, shape })
+                Ok(Tensor::new(output.dtype, shape, data.ok_or_else(misfit)?))
             });
             match part {
                 Ok(part) => parts.push(part),
@@ -310,11 +369,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::tensor::{Buckets, Cut, OutputForm, Padding};
+    use crate::tensor::{Buckets, Cut, Elsewhere, OutputForm, Padding};
 
     fn member(rows: usize, bytes: &[u8]) -> Member {
         let shape = Shape::new(&[rows as i64, (bytes.len() / rows) as i64]);
-        Member { rows, inputs: vec![Tensor { dtype: DataType::Uint8, shape, data: Bytes::copy_from_slice(bytes) }] }
+        Member::new(rows, vec![Tensor::new(DataType::Uint8, shape, Bytes::copy_from_slice(bytes))])
     }
 
     #[test]
@@ -333,7 +392,7 @@ mod tests {
     fn strings_split_by_their_framing() {
         let batch = Batch::new(vec![member(1, b"a"), member(2, b"bc")]);
         let elements: [&[u8]; 3] = [b"long one", b"", b"x"];
-        let output = Tensor { dtype: DataType::Bytes, shape: Shape::new(&[3, 1]), data: strings::encode(elements) };
+        let output = Tensor::new(DataType::Bytes, Shape::new(&[3, 1]), strings::encode(elements));
         let parts = batch.split(0, output).expect("the rows match");
         assert_eq!(parts[0].data, strings::encode([elements[0]]));
         assert_eq!(parts[1].data, strings::encode([elements[1], elements[2]]));
@@ -342,7 +401,66 @@ mod tests {
     #[test]
     fn an_output_of_other_rows_does_not_split() {
         let batch = Batch::new(vec![member(1, b"a"), member(1, b"b")]);
-        let output = Tensor { dtype: DataType::Uint8, shape: Shape::new(&[1, 2]), data: Bytes::from_static(b"xy") };
+        let output = Tensor::new(DataType::Uint8, Shape::new(&[1, 2]), Bytes::from_static(b"xy"));
+        assert!(batch.split(0, output).is_err());
+    }
+
+    fn elsewhere(shape: &[i64], data: &'static [u8]) -> Tensor {
+        let resident: Arc<dyn Resident> = Arc::new(Elsewhere(Bytes::from_static(data)));
+        Tensor { resident: Some(resident), ..Tensor::new(DataType::Uint8, Shape::new(shape), Bytes::new()) }
+    }
+
+    #[test]
+    fn who_keeps_an_output_gets_its_own_rows_of_it_and_others_get_bytes() {
+        let mut batch = Batch::new(vec![member(1, b"a"), member(2, b"bc"), member(1, b"d")]);
+        batch.members[1].keep = Keep::default().passing(0);
+        batch.members[2].keep = Keep::default().lasting(0, true);
+        assert!(batch.keeps(0) && batch.reads(0) && !batch.keeps(1));
+        let output = Tensor { data: Bytes::from_static(b"uvwx"), ..elsewhere(&[4, 1], b"uvwx") };
+        let parts = batch.split(0, output).expect("the rows match");
+        let seen = parts.iter().map(|part| {
+            let there = part.resident.as_ref().map(|resident| resident.to_host().expect("it is there").to_vec());
+            (part.data.to_vec(), there, part.shape.to_vec())
+        });
+        let expected = [
+            (b"u".to_vec(), None, vec![1, 1]),
+            (Vec::new(), Some(b"vw".to_vec()), vec![2, 1]),
+            (b"x".to_vec(), Some(b"x".to_vec()), vec![1, 1]),
+        ];
+        assert_eq!(seen.collect::<Vec<_>>(), expected);
+        assert_eq!((parts[1].bytes(), parts[1].is_on_host(), parts[2].is_on_host()), (2, false, true));
+    }
+
+    #[test]
+    fn an_output_that_no_backend_could_keep_has_its_bytes() {
+        let mut batch = Batch::new(vec![member(1, b"a"), member(1, b"b")]);
+        batch.members.iter_mut().for_each(|member| member.keep = Keep::default().passing(0));
+        assert!(!batch.reads(0));
+        let output = Tensor::new(DataType::Uint8, Shape::new(&[2, 1]), Bytes::from_static(b"xy"));
+        let parts = batch.split(0, output).expect("the rows match");
+        assert_eq!(parts.iter().map(|part| &part.data[..]).collect::<Vec<_>>(), [b"x", b"y"]);
+    }
+
+    #[test]
+    fn what_a_form_changes_is_fetched_and_the_rest_stays() {
+        let members = vec![Member::new(1, vec![elsewhere(&[1, 2], b"ab"), elsewhere(&[1, 1], b"c")])];
+        let cut = Cut::Unpadded { source: 0, free: vec![1] };
+        let outputs = vec![OutputForm { cut, reshape: None }, OutputForm { cut: Cut::Rows, reshape: None }];
+        let forms = Forms { batching: true, inputs: vec![padded(4)], made: Vec::new(), outputs };
+        let mut batch = Batch::formed(members, Some(&Arc::new(forms))).expect("nothing is made");
+        assert_eq!((batch.is_resident(0), batch.is_resident(1)), (false, true));
+        assert_eq!(batch.gathered(0).data, b"ab\xee\xee"[..]);
+        batch.members[0].keep = Keep::default().passing(0).passing(1).passing(2);
+        assert_eq!([0, 1, 2].map(|output| batch.keeps(output)), [false, true, true]);
+        assert_eq!(batch.bytes(), 5);
+        batch.fetch().expect("it is there");
+        assert_eq!(batch.gathered(1).data, b"c"[..]);
+    }
+
+    #[test]
+    fn rows_of_more_elements_than_can_be_counted_do_not_split() {
+        let batch = Batch::new(vec![member(1, b"a"), member(1, b"b")]);
+        let output = Tensor::new(DataType::Uint8, Shape::new(&[2, i64::MAX, 4]), Bytes::new());
         assert!(batch.split(0, output).is_err());
     }
 
@@ -350,7 +468,7 @@ mod tests {
     fn rows_of(rows: &[Vec<u8>]) -> Vec<Member> {
         let row = |row: &Vec<u8>| {
             let shape = Shape::new(&[1, row.len() as i64]);
-            Member { rows: 1, inputs: vec![Tensor { dtype: DataType::Uint8, shape, data: row.clone().into() }] }
+            Member::new(1, vec![Tensor::new(DataType::Uint8, shape, row.clone().into())])
         };
         rows.iter().map(row).collect()
     }
@@ -377,7 +495,7 @@ mod tests {
         let batch = formed(&[vec![1, 2], vec![3]], InputForm::Ragged, scatter());
         let output = |data: &'static [u8]| {
             let (dtype, shape) = (DataType::Uint8, Shape::new(&[data.len() as i64]));
-            batch.split(0, Tensor { dtype, shape, data: Bytes::from_static(data) })
+            batch.split(0, Tensor::new(dtype, shape, Bytes::from_static(data)))
         };
         assert!(output(b"abc").is_ok());
         let message = |data| output(data).expect_err("it does not fit").message().to_owned();
@@ -388,7 +506,7 @@ mod tests {
     #[test]
     fn an_output_without_the_padded_length_cannot_be_cut_back() {
         let batch = formed(&[vec![1, 2], vec![3]], padded(4), Cut::Unpadded { source: 0, free: vec![1] });
-        let output = Tensor { dtype: DataType::Uint8, shape: Shape::new(&[2, 2]), data: Bytes::from_static(b"abcd") };
+        let output = Tensor::new(DataType::Uint8, Shape::new(&[2, 2]), Bytes::from_static(b"abcd"));
         let error = batch.split(0, output).expect_err("the model pooled it");
         let expected = "output 0 of shape [1,2] does not have the length 4 of the padded input in dimension 1";
         assert_eq!(error.message(), expected);

@@ -111,6 +111,17 @@ impl Forms {
         self.inputs.get(index).unwrap_or(&InputForm::Plain)
     }
 
+    /// The inputs of a member that the model file does not see as they are.
+    pub(super) fn changed<'a>(&'a self, inputs: &'a mut [Tensor]) -> impl Iterator<Item = &'a mut Tensor> {
+        let changed = self.inputs.iter().zip(inputs).filter(|(form, _)| !matches!(form, InputForm::Plain));
+        changed.map(|(_, input)| input)
+    }
+
+    /// Whether a member's part of output `index` is other than its rows.
+    pub(super) fn cuts(&self, index: usize) -> bool {
+        self.outputs.get(index).is_some_and(|form| !matches!(form.cut, Cut::Rows))
+    }
+
     /// What members of one batch have in common, appended to `key`: types and shapes but for the rows, and which inputs
     /// they left out.
     pub fn key(forms: Option<&Self>, member: &Member, key: &mut impl Extend<i64>) {
@@ -140,18 +151,18 @@ impl Forms {
     /// The bytes of one input of a member as the model reads it.
     pub(super) fn input_bytes(&self, member: &Member, index: usize) -> usize {
         let tensor = &member.inputs[index];
-        let InputForm::Padded(padding) = self.input(index) else { return tensor.data.len() };
-        let Some(own) = self.own_shape(member, index, padding) else { return 0 };
+        let InputForm::Padded(padding) = self.input(index) else { return tensor.bytes() };
+        let Some(own) = self.own_shape(&member.inputs, index, padding) else { return 0 };
         let elements = padding.padded(&own).elements().unwrap_or(0);
         elements.saturating_mul(padding.value.len())
     }
 
     /// The shape of a padded input before padding; `None` if it was left out.
-    pub(super) fn own_shape(&self, member: &Member, index: usize, padding: &Padding) -> Option<Shape> {
-        let tensor = &member.inputs[index];
+    pub(super) fn own_shape(&self, inputs: &[Tensor], index: usize, padding: &Padding) -> Option<Shape> {
+        let tensor = &inputs[index];
         match &padding.mask {
             Some(mask) if tensor.is_absent() => {
-                let source = &member.inputs.get(mask.source)?.shape;
+                let source = &inputs.get(mask.source)?.shape;
                 Some(mask.shape(&padding.free, source, self.batching))
             }
             _ => (!tensor.is_absent()).then(|| tensor.shape.clone()),
@@ -160,12 +171,13 @@ impl Forms {
 
     /// The first input that padding would make larger than `bytes_max`.
     pub fn oversized(&self, inputs: &[Tensor], bytes_max: usize) -> Option<usize> {
-        self.inputs.iter().zip(inputs).position(|(form, tensor)| match form {
-            InputForm::Padded(padding) if !tensor.is_absent() => {
-                let bytes = padding.padded(&tensor.shape).elements().and_then(|n| n.checked_mul(padding.value.len()));
+        (0..inputs.len()).find(|&index| {
+            let InputForm::Padded(padding) = self.input(index) else { return false };
+            // A mask that is made may be larger than its source.
+            self.own_shape(inputs, index, padding).is_some_and(|own| {
+                let bytes = padding.padded(&own).elements().and_then(|n| n.checked_mul(padding.value.len()));
                 bytes.is_none_or(|bytes| bytes > bytes_max)
-            }
-            _ => false,
+            })
         })
     }
 
@@ -181,7 +193,7 @@ impl Forms {
     /// Writes one padded input of a member.
     pub(super) fn fill(&self, member: &Member, index: usize, padding: &Padding, sink: &mut impl Sink) {
         let tensor = &member.inputs[index];
-        let Some(own) = self.own_shape(member, index, padding) else { return };
+        let Some(own) = self.own_shape(&member.inputs, index, padding) else { return };
         let size = padding.value.len();
         runs(&own, &padding.padded(&own), &mut |run| match (run, &padding.mask) {
             (padding::Run::Padding(count), _) => sink.repeat(&padding.value, count),
@@ -214,7 +226,7 @@ impl Forms {
         part: Tensor,
     ) -> Result<Tensor, String> {
         let InputForm::Padded(padding) = self.input(source) else { return Ok(part) };
-        let Some(own) = self.own_shape(member, source, padding) else { return Ok(part) };
+        let Some(own) = self.own_shape(&member.inputs, source, padding) else { return Ok(part) };
         let padded = padding.padded(&own);
         let mut wanted = part.shape.to_vec();
         for (&at, &from) in free.iter().zip(&padding.free) {
@@ -256,12 +268,12 @@ mod tests {
     fn tensor(shape: &[i64]) -> Tensor {
         let shape = Shape::new(shape);
         let data = Bytes::from(vec![0; shape.elements().expect("small")]);
-        Tensor { dtype: DataType::Uint8, shape, data }
+        Tensor::new(DataType::Uint8, shape, data)
     }
 
     fn key(forms: &Forms, inputs: &[Tensor]) -> Vec<i64> {
         let mut key = Vec::new();
-        Forms::key(Some(forms), &Member { rows: 1, inputs: inputs.to_vec() }, &mut key);
+        Forms::key(Some(forms), &Member::new(1, inputs.to_vec()), &mut key);
         key
     }
 

@@ -159,7 +159,7 @@ pub fn cut(tensor: &Tensor, own: Shape) -> Option<Tensor> {
             data.into()
         }
     };
-    Some(Tensor { dtype: tensor.dtype, shape: own, data })
+    Some(Tensor::new(tensor.dtype, own, data))
 }
 
 #[cfg(test)]
@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn a_part_in_front_is_cut_off_without_a_copy() {
-        let tensor = Tensor { dtype: DataType::Uint8, shape: Shape::new(&[1, 4]), data: b"ab--".as_slice().into() };
+        let tensor = Tensor::new(DataType::Uint8, Shape::new(&[1, 4]), b"ab--".as_slice().into());
         let own = cut(&tensor, Shape::new(&[1, 2])).expect("it fits");
         assert_eq!((own.data.as_ptr(), &own.data[..]), (tensor.data.as_ptr(), &b"ab"[..]));
         assert_eq!(cut(&tensor, Shape::new(&[1, 5])), None);
@@ -220,7 +220,7 @@ mod tests {
                 Run::Padding(count) => filled.extend(std::iter::repeat_n(0u8, count * size)),
             });
             prop_assert_eq!(filled.len(), elements(&to) * size);
-            let tensor = Tensor { dtype: width, shape: Shape::new(&to), data: filled.into() };
+            let tensor = Tensor::new(width, Shape::new(&to), filled.into());
             let own = cut(&tensor, Shape::new(&from)).expect("no dimension is larger");
             prop_assert_eq!(&own.data[..], &data[..]);
         }

@@ -74,7 +74,7 @@ impl MadeInput {
             })?;
             data.extend_from_slice(&encoded);
         }
-        Ok(Tensor { dtype: self.dtype, shape, data: data.into() })
+        Ok(Tensor::new(self.dtype, shape, data.into()))
     }
 }
 
@@ -104,7 +104,7 @@ mod tests {
         let member = |shape: &&[i64]| {
             let shape = Shape::new(shape);
             let data = vec![0; shape.elements().expect("small")].into();
-            Member { rows: shape[0] as usize, inputs: vec![Tensor { dtype: DataType::Uint8, shape, data }] }
+            Member::new(shape[0] as usize, vec![Tensor::new(DataType::Uint8, shape, data)])
         };
         shapes.iter().map(member).collect()
     }

@@ -9,6 +9,7 @@ mod lifecycle;
 mod loading;
 mod oracle;
 mod process;
+mod resident;
 mod secure;
 mod support;
 mod trace;

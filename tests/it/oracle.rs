@@ -73,7 +73,7 @@ fn by_backend(file: &Path, inputs: &[Tensor], outputs: usize) -> Vec<Tensor> {
     let files = VersionFiles { model_dir: folder.clone(), version_dir: folder, model_file: Some(file.to_owned()) };
     let model = LibTorch.open(&files, &config).expect("the model loads");
     let mut instance = model.instance(Device::Cpu).expect("an instance starts");
-    let batch = Batch::new(vec![Member { rows: 1, inputs: inputs.to_vec() }]);
+    let batch = Batch::new(vec![Member::new(1, inputs.to_vec())]);
     let mut collected = Outputs(Vec::new());
     instance.run(&batch, &mut collected).expect("the model runs");
     collected.0
@@ -108,7 +108,7 @@ fn from_tch(tensor: &tch::Tensor) -> Tensor {
     let dtype = KINDS.iter().find(|(_, each)| *each == kind).expect("a type of the protocol").0;
     let mut data = vec![0; tensor.numel() * dtype.size().expect("not strings")];
     tensor.contiguous().f_copy_data_u8(&mut data, tensor.numel()).expect("the elements fit");
-    Tensor { dtype, shape: Shape::new(&tensor.size()), data: data.into() }
+    Tensor::new(dtype, Shape::new(&tensor.size()), data.into())
 }
 
 fn assert_same_bits(file: &Path, inputs: &[Tensor]) {
@@ -130,7 +130,7 @@ fn numbers<T: Copy, const SIZE: usize>(
     let shape = Shape::new(shape);
     let elements = shape.elements().expect("a small shape");
     let data: Vec<u8> = (0..elements).flat_map(|index| bytes(number(index))).collect();
-    Tensor { dtype, shape, data: data.into() }
+    Tensor::new(dtype, shape, data.into())
 }
 
 fn repository(path: &str) -> PathBuf {
@@ -157,7 +157,7 @@ fn every_type_that_both_have_has_the_same_bits() {
         let size = dtype.size().expect("not strings");
         let byte = |index: usize| if dtype == DataType::Bool { (index % 2) as u8 } else { (index * 37 % 60) as u8 };
         let data: Vec<u8> = (0..6 * size).map(byte).collect();
-        assert_same_bits(&file, &[Tensor { dtype, shape: Shape::new(&[3, 2]), data: data.into() }]);
+        assert_same_bits(&file, &[Tensor::new(dtype, Shape::new(&[3, 2]), data.into())]);
     }
 }
 

@@ -88,7 +88,7 @@ pub fn new_engine(root: &Path, control: Control, change: impl FnOnce(&mut engine
 /// A request to a model of [`identity_config`].
 pub fn request(model: &str) -> Request {
     let mut request = Request::new(model, Instant::now());
-    let tensor = Tensor { dtype: DataType::Uint8, shape: Shape::new(&[1, 4]), data: Bytes::from_static(b"abcd") };
+    let tensor = Tensor::new(DataType::Uint8, Shape::new(&[1, 4]), Bytes::from_static(b"abcd"));
     request.inputs.push(NamedTensor { name: "IN".to_owned(), tensor });
     request
 }

@@ -50,20 +50,20 @@ fn joined(members: &[Vec<Tensor>]) -> Vec<Tensor> {
         let rows = parts.clone().map(|part| part.shape[0]).sum();
         let data: Vec<u8> = parts.flat_map(|part| part.data.iter().copied()).collect();
         let first = &members[0][index];
-        Tensor { dtype: first.dtype, shape: first.shape.replace_rows(rows), data: data.into() }
+        Tensor::new(first.dtype, first.shape.replace_rows(rows), data.into())
     };
     (0..members[0].len()).map(output).collect()
 }
 
 /// The tensors of request `id`: rows of so many copies of its id.
 pub fn member(id: u64, rows: usize, width: usize) -> Member {
-    Member { rows, inputs: vec![numbers(&[rows as i64, width as i64], &vec![id; rows * width])] }
+    Member::new(rows, vec![numbers(&[rows as i64, width as i64], &vec![id; rows * width])])
 }
 
 /// A tensor of these numbers.
 pub fn numbers(shape: &[i64], values: &[u64]) -> Tensor {
     let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-    Tensor { dtype: DataType::Uint64, shape: Shape::new(shape), data: data.into() }
+    Tensor::new(DataType::Uint64, Shape::new(shape), data.into())
 }
 
 /// Whose tensor this is.

@@ -316,7 +316,7 @@ impl Model for Sequenced {
         let alone = chance.one_in(if scene.terms.iterative { 0.2 } else { scene.mistakes / 10.0 });
         let (id, start, end) = if alone { (0, true, false) } else { next };
         let rows = if chance.one_in(scene.mistakes / 10.0) { 2 } else { 1 };
-        let member = Member { rows, inputs: vec![scene.tensor(&vec![request; width])] };
+        let member = Member::new(rows, vec![scene.tensor(&vec![request; width])]);
         let sequence = (!alone).then(|| Sequence { id: scene.correlation_id(id), start, end });
         let pushed = Pushed { deadline, timeout, sequence, ..Pushed::new(member, now) };
         let mut history = served.rules.history.borrow_mut();
@@ -360,7 +360,7 @@ impl Model for Sequenced {
         }
         let now = Instant::now();
         for (request, id) in ids.zip(1..=(scene.slots * served.serving()) as u64) {
-            let member = Member { rows: 1, inputs: vec![scene.tensor(&[request])] };
+            let member = Member::new(1, vec![scene.tensor(&[request])]);
             let sequence = Some(Sequence { id: scene.correlation_id(id), start: true, end: false });
             let pushed = served.scheduler.clone().push(Pushed { sequence, ..Pushed::new(member, now) }, now);
             let pushed = pushed.map_err(Error::from);

@@ -77,17 +77,19 @@ impl Countdown {
         for (index, member) in batch.members.iter().enumerate() {
             let (input, count) = (&member.inputs[self.input], word(&member.inputs[self.count]) + 1);
             let left = (word(input) - count).max(0);
-            let output = |told: &Told| Tensor {
-                dtype: DataType::Int32,
-                shape: input.shape.clone(),
-                data: Bytes::copy_from_slice(
-                    &match told {
-                        Told::Left => left,
-                        Told::Count => count,
-                        Told::Done => i32::from(left == 0),
-                    }
-                    .to_le_bytes(),
-                ),
+            let output = |told: &Told| {
+                Tensor::new(
+                    DataType::Int32,
+                    input.shape.clone(),
+                    Bytes::copy_from_slice(
+                        &match told {
+                            Told::Left => left,
+                            Told::Count => count,
+                            Told::Done => i32::from(left == 0),
+                        }
+                        .to_le_bytes(),
+                    ),
+                )
             };
             replies.member(index, self.outputs.iter().map(output).collect())?;
         }

@@ -113,5 +113,5 @@ fn milliseconds(word: [u8; 4]) -> Duration {
 }
 
 fn one(dtype: DataType, word: [u8; 4]) -> Tensor {
-    Tensor { dtype, shape: Shape::new(&[1]), data: Bytes::copy_from_slice(&word) }
+    Tensor::new(dtype, Shape::new(&[1]), Bytes::copy_from_slice(&word))
 }

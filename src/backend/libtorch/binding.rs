@@ -3,7 +3,7 @@
 //! TorchScript names arguments but not results. The rules are the reference server's: by exact name, else by a
 //! `__<index>` at the name's end, else by order; a mixture of conventions falls back to order. Pure.
 
-use super::handle::{Argument, Schema};
+use super::module::{Argument, Schema};
 use crate::error::{Error, Kind, Result};
 use crate::model::{ModelConfig, TensorSpec};
 use crate::tensor::DataType;

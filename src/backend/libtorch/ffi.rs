@@ -4,7 +4,7 @@
 //! the binary's rpath, its version is checked, and only then the shim, which is embedded in the binary, is loaded on
 //! top. What is wrong with it is therefore an ordinary [`Error`]. Begin with [`api`].
 //!
-//! One of the two files with `unsafe`; the other, `handle`, makes these functions safe.
+//! `handle`, `module` and `device` make these functions safe.
 #![allow(missing_docs, reason = "the mirrored structs are documented in shim.h")]
 
 use std::ffi::{c_char, c_void};
@@ -126,6 +126,17 @@ pub struct Api {
     pub tensor_empty: unsafe extern "C" fn(i32, *const i64, usize, i32, *mut *mut RawTensor, *mut *mut u8) -> Failure,
     pub tensor_to: unsafe extern "C" fn(*const RawTensor, i32, *mut *mut RawTensor) -> Failure,
     pub tensor_host: unsafe extern "C" fn(*const RawTensor, i32, *mut *mut RawTensor) -> Failure,
+    pub tensor_keep: unsafe extern "C" fn(*const RawTensor, i32, i32, *mut *mut RawTensor) -> Failure,
+    pub tensor_parts: unsafe extern "C" fn(*const RawTensor, *const i64, usize, i32, *mut *mut RawTensor) -> Failure,
+    pub tensor_join: unsafe extern "C" fn(
+        *const *const RawTensor,
+        usize,
+        i32,
+        i32,
+        *const i64,
+        usize,
+        *mut *mut RawTensor,
+    ) -> Failure,
     pub tensor_view: unsafe extern "C" fn(*const RawTensor, *mut View) -> Failure,
     pub tensor_free: unsafe extern "C" fn(*mut RawTensor),
     pub module_new: unsafe extern "C" fn(Text, *mut *mut RawModule) -> Failure,

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use super::binding;
-use super::handle::{Argument, Module, Schema, Weight};
 use super::model::weight_bytes;
+use super::module::{Argument, Module, Schema, Weight};
 use crate::error::{Error, Result};
 use crate::model::{Device, schema};
 

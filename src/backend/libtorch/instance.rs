@@ -6,8 +6,10 @@
 use std::sync::Arc;
 
 use super::binding::{Binding, type_name};
-use super::handle::{self, Effects, Handle, Input, Inputs, Module, Output, OutputValue, Returned, Run};
+use super::device;
+use super::handle::Handle;
 use super::message;
+use super::module::{Effects, Input, Inputs, Module, Output, OutputValue, Returned, Run};
 use super::options::Options;
 use crate::backend::{Instance, Replies};
 use crate::error::{Error, Kind, Result};
@@ -42,7 +44,7 @@ impl Instance for TorchInstance {
         if self.config.decoupled {
             return self.respond(&returned, batch, replies);
         }
-        let outputs = self.collect(returned.outputs()?, batch.rows())?;
+        let outputs = self.collect(returned.outputs()?, batch)?;
         drop(returned);
         self.clean()?;
         replies.batch(outputs)
@@ -55,10 +57,10 @@ impl TorchInstance {
         let mut items = returned.items()?;
         let last = items.pop();
         for item in items {
-            let outputs = self.collect(item.outputs()?, batch.rows())?;
+            let outputs = self.collect(item.outputs()?, batch)?;
             replies.send(0, outputs)?;
         }
-        let last = last.map(|item| self.collect(item.outputs()?, batch.rows())).transpose()?;
+        let last = last.map(|item| self.collect(item.outputs()?, batch)).transpose()?;
         self.clean()?;
         if let Some(outputs) = last {
             replies.member(0, outputs)?;
@@ -68,7 +70,7 @@ impl TorchInstance {
 
     fn clean(&self) -> Result<()> {
         if self.options.cache_cleaning && self.device != Device::Cpu {
-            handle::empty_cuda_cache()?;
+            device::empty_cuda_cache()?;
         }
         Ok(())
     }
@@ -102,8 +104,7 @@ impl TorchInstance {
                 // The framing was checked when the request came in.
                 Input::Strings(batch.parts(index).flat_map(|part| strings::iter(part).flatten()).collect())
             } else {
-                let host = Handle::gathered(batch, index, !self.effects.inputs, self.device)?;
-                Input::Tensor(if self.device == Device::Cpu { host } else { host.to(self.device)? })
+                Input::Tensor(Handle::gathered(batch, index, !self.effects.inputs, self.device)?)
             };
             inputs.push((&*bound.name, input));
         }
@@ -111,7 +112,7 @@ impl TorchInstance {
     }
 
     /// The configured outputs among what was returned, checked against the configuration.
-    fn collect(&self, returned: Vec<Output>, rows: usize) -> Result<Vec<Tensor>> {
+    fn collect(&self, returned: Vec<Output>, batch: &Batch) -> Result<Vec<Tensor>> {
         let names: Vec<String> = returned.iter().map(|output| output.name.clone()).collect();
         let mut values: Vec<Option<OutputValue>> = returned.into_iter().map(|output| Some(output.value)).collect();
         let specs = &self.config.outputs;
@@ -129,28 +130,45 @@ impl TorchInstance {
             let value = values[position].take().ok_or_else(|| {
                 Error::new(Kind::Backend, format!("output '{}' refers to the same value as another output", spec.name))
             })?;
-            outputs.push(self.output(spec, position, value, rows)?);
+            let tensor = self.tensor(outputs.len(), position, value, batch)?;
+            self.check(spec, &tensor, batch.rows())?;
+            outputs.push(tensor);
         }
         Ok(outputs)
     }
 
-    fn output(&self, spec: &TensorSpec, position: usize, value: OutputValue, rows: usize) -> Result<Tensor> {
-        let batching = self.config.max_batch_rows > 0;
-        let tensor = match value {
-            OutputValue::Tensor(handle) => handle
-                .into_tensor(self.effects.state)
-                .map_err(|error| error.context(format_args!("output '{}'", spec.name)))?,
+    /// A returned value as configured output `index`; it stays on the device if the batch wants that.
+    fn tensor(&self, index: usize, position: usize, value: OutputValue, batch: &Batch) -> Result<Tensor> {
+        let spec = &self.config.outputs[index];
+        match value {
+            OutputValue::Tensor(handle) => {
+                let copy = self.effects.state;
+                let tensor = match batch.keeps(index) {
+                    // The rows of several members are parted later.
+                    true => {
+                        let own = batch.lasts(index) && batch.members.len() == 1;
+                        handle.into_resident(copy, own, batch.reads(index))
+                    }
+                    false => handle.into_tensor(copy),
+                };
+                tensor.map_err(|error| error.context(format_args!("output '{}'", spec.name)))
+            }
             OutputValue::Strings(elements) => {
-                let shape = strings_shape(spec, elements.len(), batching.then_some(rows));
+                let rows = (self.config.max_batch_rows > 0).then(|| batch.rows());
                 let data = strings::encode(elements.iter().map(Vec::as_slice));
-                Tensor { dtype: DataType::Bytes, shape, data }
+                Ok(Tensor::new(DataType::Bytes, strings_shape(spec, elements.len(), rows), data))
             }
             OutputValue::Other(kind) => {
                 let message =
                     format!("output at index {position} must be of type Tensor or List[str], received {kind}");
-                return Err(Error::new(Kind::Backend, message));
+                Err(Error::new(Kind::Backend, message))
             }
-        };
+        }
+    }
+
+    /// Checks an output against the configuration.
+    fn check(&self, spec: &TensorSpec, tensor: &Tensor, rows: usize) -> Result<()> {
+        let batching = self.config.max_batch_rows > 0;
         if let Some(expected) = spec.dtype
             && expected != tensor.dtype
         {
@@ -172,7 +190,7 @@ impl TorchInstance {
             );
             return Err(Error::new(Kind::Backend, message));
         }
-        Ok(tensor)
+        Ok(())
     }
 }
 

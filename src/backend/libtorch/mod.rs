@@ -1,19 +1,21 @@
 //! The `pytorch` backend: TorchScript models on libtorch.
 //!
-//! From the bottom up: `shim.cpp` calls libtorch and catches what it throws, `ffi` finds and loads both, `handle` makes
-//! them safe; `binding` and `options` read the configuration; `model`, `optimize` and `instance` load and run;
+//! From the bottom up: `shim.cpp` calls libtorch and catches what it throws, `ffi` finds and loads both; `device`, `handle`
+//! (tensors) and `module` make them safe; `binding` and `options` read the configuration; `model`, `optimize` and `instance` load and run;
 //! [`script`] makes model files and [`inspect`] describes them. Nothing outside this folder knows libtorch.
 //!
 //! `forward` of a decoupled model returns a list whose elements are the responses: each a tensor, tuple or dictionary of
 //! the configured outputs. All of them are computed before the first is sent, because TorchScript has no generators.
 
 mod binding;
+mod device;
 mod ffi;
 mod handle;
 mod inspect;
 mod instance;
 mod message;
 mod model;
+mod module;
 mod optimize;
 mod options;
 pub mod script;
@@ -23,7 +25,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use handle::{cuda_memory, devices};
+pub use device::{cuda_memory, devices};
 pub use inspect::inspect;
 
 use super::{Backend, Model};
@@ -49,7 +51,7 @@ pub fn start() -> Result<()> {
 /// milliseconds.
 pub fn release_unused() {
     ffi::purge();
-    if let Err(error) = handle::empty_cuda_cache() {
+    if let Err(error) = device::empty_cuda_cache() {
         tracing::warn!(%error, "the devices' allocator keeps its unused memory");
     }
 }
@@ -82,7 +84,7 @@ impl Backend for LibTorch {
             return Ok(());
         }
         let path = model_file(files)?;
-        let schema = handle::Module::load(path, Device::Cpu)
+        let schema = module::Module::load(path, Device::Cpu)
             .and_then(|module| module.schema())
             .map_err(|error| Error::internal(format!("failed to load model '{}': {}", config.name, error.message())))?;
         inspect::complete(&schema, config)

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::thread;
 
 use super::binding::Binding;
-use super::handle::{self, Effects, Module};
+use super::device;
 use super::instance::{TorchInstance, load_failure};
+use super::module::{Effects, Module};
 use super::optimize;
 use super::options::{self, Options};
 use crate::backend::{Instance, Model};
@@ -62,7 +63,7 @@ impl TorchModel {
         // A module that writes to its state has a copy for each instance, so that no two threads write to one.
         let copies = if self.effects.state { instances_on(&self.config, device) } else { 1 };
         self.footprint.add(&Footprint::on(device, weight_bytes(&module)? * copies as u64));
-        handle::begin_thread(device, self.threads)?;
+        device::begin_thread(device, self.threads)?;
         let plain = self.instance_of(Arc::new(module), device);
         let module = optimize::best(plain)?;
         self.modules.insert(device, module);
@@ -100,8 +101,12 @@ impl Model for TorchModel {
         self.footprint.clone()
     }
 
+    fn keeps_outputs(&self) -> bool {
+        true
+    }
+
     fn instance(&self, device: Device) -> Result<Box<dyn Instance>> {
-        handle::begin_thread(device, self.threads)?;
+        device::begin_thread(device, self.threads)?;
         let shared = self.modules.get(&device).ok_or_else(|| {
             Error::new(Kind::Internal, format!("model '{}' was not loaded for device {device}", self.config.name))
         })?;
@@ -128,7 +133,7 @@ pub fn devices_wanted(config: &ModelConfig) -> Vec<Device> {
 fn devices_of(config: &ModelConfig) -> Result<Vec<Device>> {
     let wanted = devices_wanted(config);
     if wanted.iter().any(|device| *device != Device::Cpu) {
-        let present = handle::devices()?;
+        let present = device::devices()?;
         if let Some(absent) = wanted.iter().find(|device| !present.contains(device)) {
             let message = format!("model '{}' wants device {absent}, which this machine does not have", config.name);
             return Err(Error::invalid(message));

@@ -9,8 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::handle::{self, Module, OutputValue};
+use super::device;
 use super::instance::TorchInstance;
+use super::module::{Module, OutputValue};
 use super::options::Optimize;
 use crate::error::{Error, Result};
 use crate::model::{Device, TensorSpec};
@@ -63,7 +64,7 @@ fn failed(model: &str, error: Error) -> Error {
 fn faster(plain: TorchInstance) -> Result<Option<Arc<Module>>> {
     let Some(sample) = sample(&plain.config.inputs, plain.config.max_batch_rows > 0) else { return Ok(None) };
     // With one thread, because on a busy machine the threads' waiting for each other would be all that is measured.
-    handle::begin_thread(plain.device, 1)?;
+    device::begin_thread(plain.device, 1)?;
     let before = Instant::now();
     let expected = outputs(&plain, &sample)?;
     if before.elapsed() > RUN_MAX {
@@ -107,7 +108,7 @@ fn time(instance: &TorchInstance, sample: &Batch) -> Result<Duration> {
 
 /// One request's inputs, of ones; `None` if a type or rank is unknown, or for strings.
 fn sample(inputs: &[TensorSpec], batching: bool) -> Option<Batch> {
-    let mut member = Member { rows: 1, inputs: Vec::with_capacity(inputs.len()) };
+    let mut member = Member::new(1, Vec::with_capacity(inputs.len()));
     let mut bytes_left = SAMPLE_BYTES_MAX;
     for spec in inputs {
         let dtype = spec.dtype?;
@@ -116,7 +117,7 @@ fn sample(inputs: &[TensorSpec], batching: bool) -> Option<Batch> {
         let shape = if batching { Shape::from(dims).with_rows(1) } else { dims.into() };
         let bytes = shape.elements()?.checked_mul(dtype.size()?)?;
         bytes_left = bytes_left.checked_sub(bytes)?;
-        member.inputs.push(Tensor { dtype, data: ones(dtype, bytes)?, shape });
+        member.inputs.push(Tensor::new(dtype, shape, ones(dtype, bytes)?));
     }
     Some(Batch::new(vec![member]))
 }

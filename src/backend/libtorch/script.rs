@@ -13,7 +13,8 @@ use std::path::Path;
 use bytes::Bytes;
 use safetensors::{Dtype, SafeTensors};
 
-use super::handle::{Handle, Module};
+use super::handle::Handle;
+use super::module::Module;
 use crate::error::{Error, Result};
 use crate::tensor::{DataType, Tensor};
 
@@ -101,7 +102,7 @@ pub fn build(source: &Path, weights: Option<&Path>, out: &Path) -> Result<()> {
             let dtype = data_type(view.dtype())
                 .ok_or_else(|| unreadable(path, &format_args!("'{name}' has type {:?}", view.dtype())))?;
             let shape = view.shape().iter().map(|&dim| dim as i64).collect::<Vec<_>>().into();
-            let tensor = Tensor { dtype, shape, data: file.slice_ref(view.data()) };
+            let tensor = Tensor::new(dtype, shape, file.slice_ref(view.data()));
             let floating = matches!(dtype, DataType::Fp16 | DataType::Bf16 | DataType::Fp32 | DataType::Fp64);
             script = if floating { script.parameter(&name, tensor) } else { script.buffer(&name, tensor) };
         }
@@ -170,8 +171,7 @@ mod tests {
 
     #[test]
     fn a_weight_of_the_wrong_size_is_refused() {
-        let tensor =
-            Tensor { dtype: DataType::Fp32, shape: crate::tensor::Shape::new(&[2]), data: Bytes::from_static(&[0; 4]) };
+        let tensor = Tensor::new(DataType::Fp32, crate::tensor::Shape::new(&[2]), Bytes::from_static(&[0; 4]));
         let error = Script::new("def forward(self):\n    return self.w\n").parameter("w", tensor).compile();
         let message = error.err().map(|error| error.message().to_owned());
         assert_eq!(message.as_deref(), Some("weight 'w' of 4 bytes is not FP32 of shape [2]"));

@@ -170,15 +170,73 @@ char* tensor_to(const nt_tensor* self, int32_t device, nt_tensor** out) {
   return guarded([&] { *out = new nt_tensor{self->tensor.to(device_of(device), /*non_blocking=*/true)}; });
 }
 
+// A tensor's elements without gaps, in their usual order and as they are read.
+at::Tensor dense(const at::Tensor& tensor) {
+  TORCH_CHECK(tensor.layout() == at::kStrided, "a ", tensor.layout(), " tensor cannot be sent, only a dense one");
+  TORCH_CHECK(!tensor.is_quantized(), "a quantized tensor cannot be sent");
+  return tensor.resolve_conj().resolve_neg().contiguous();
+}
+
+// Waits for what this thread has started on the device. Who gets the tensors has a stream of his own.
+void finish(const at::Device& device) {
+  if (device.is_cuda()) at::accelerator::getCurrentStream(device.index()).synchronize();
+}
+
 char* tensor_host(const nt_tensor* self, int32_t copy, nt_tensor** out) {
   return guarded([&] {
     c10::InferenceMode guard;
-    auto dense = self->tensor;
-    TORCH_CHECK(dense.layout() == at::kStrided, "a ", dense.layout(), " tensor cannot be sent, only a dense one");
-    TORCH_CHECK(!dense.is_quantized(), "a quantized tensor cannot be sent");
-    dense = dense.to(at::kCPU).resolve_conj().resolve_neg().contiguous();
-    const bool shared = dense.has_storage() && dense.storage().is_alias_of(self->tensor.storage());
-    *out = new nt_tensor{copy != 0 && shared ? dense.clone() : dense};
+    auto host = dense(self->tensor.to(at::kCPU));
+    const bool shared = host.has_storage() && host.storage().is_alias_of(self->tensor.storage());
+    *out = new nt_tensor{copy != 0 && shared ? host.clone() : host};
+  });
+}
+
+char* tensor_keep(const nt_tensor* self, int32_t copy, int32_t own, nt_tensor** out) {
+  return guarded([&] {
+    at::NoGradGuard guard;
+    auto kept = dense(self->tensor);
+    const auto& storage = kept.storage();
+    // Memory of a caller's has no allocator; a part of a larger tensor would keep all of it.
+    const bool alone = storage.allocator() != nullptr && storage.nbytes() == kept.nbytes();
+    const bool same = kept.is_alias_of(self->tensor);
+    const bool cloned = (own != 0 && !alone) || (copy != 0 && same);
+    if (cloned) kept = kept.clone();
+    if (cloned || !same) finish(kept.device());
+    *out = new nt_tensor{std::move(kept)};
+  });
+}
+
+char* tensor_parts(const nt_tensor* self, const int64_t* ranges, size_t count, int32_t own, nt_tensor** out) {
+  return guarded([&] {
+    at::NoGradGuard guard;
+    const auto flat = self->tensor.view(-1);
+    std::vector<std::unique_ptr<nt_tensor>> parts(count);
+    for (size_t i = 0; i < count; ++i) {
+      auto part = flat.narrow(0, ranges[2 * i], ranges[2 * i + 1]);
+      parts[i].reset(new nt_tensor{own != 0 ? part.clone() : part});
+    }
+    if (own != 0) finish(flat.device());
+    for (size_t i = 0; i < count; ++i) out[i] = parts[i].release();
+  });
+}
+
+char* tensor_join(const nt_tensor* const* parts, size_t count, int32_t device, int32_t copy, const int64_t* dims,
+                  size_t ndim, nt_tensor** out) {
+  return guarded([&] {
+    at::NoGradGuard guard;
+    const auto to = device_of(device);
+    std::vector<at::Tensor> flat;
+    flat.reserve(count);
+    for (size_t i = 0; i < count; ++i) {
+      const auto& part = parts[i]->tensor;
+      TORCH_CHECK(part.scalar_type() == parts[0]->tensor.scalar_type(), "inputs of one batch differ in type");
+      // On the way to the host nobody would wait.
+      flat.push_back(part.view(-1).to(to, /*non_blocking=*/to.is_cuda()));
+    }
+    auto joined = flat.size() == 1 ? flat[0] : at::cat(flat);
+    const bool shared = joined.is_alias_of(parts[0]->tensor);
+    if (copy != 0 && shared) joined = joined.clone();
+    *out = new nt_tensor{joined.view(at::IntArrayRef(dims, ndim))};
   });
 }
 
@@ -409,7 +467,7 @@ char* run(const nt_module* self, const nt_run* how, const nt_input* inputs, size
       }
     }
     auto result = self->module.get_method("forward")(std::move(stack), named);
-    if (device.is_cuda()) at::accelerator::getCurrentStream(device.index()).synchronize();
+    finish(device);
     *out = new nt_value{std::move(result)};
   });
 }
@@ -475,10 +533,10 @@ void text_free(char* text) { std::free(text); }
 const nt_api* nereid_torch() {
   static const nt_api api{
       sizeof(nt_api), text_free,     configure,     thread_begin,    cuda_count,    cuda_memory,    cuda_empty_cache,
-      tensor_over,    tensor_empty,  tensor_to,     tensor_host,     tensor_view,   tensor_free,    module_new,
-      module_register, module_define, module_save,  module_load,     module_copy,   module_freeze,  module_optimize,
-      module_schema,  module_weights, module_effects, module_free,   run,           value_outputs,  value_items,
-      value_free,
+      tensor_over,    tensor_empty,  tensor_to,     tensor_host,     tensor_keep,   tensor_parts,   tensor_join,
+      tensor_view,    tensor_free,   module_new,    module_register, module_define, module_save,    module_load,
+      module_copy,    module_freeze, module_optimize, module_schema, module_weights, module_effects, module_free,
+      run,            value_outputs, value_items,   value_free,
   };
   return &api;
 }

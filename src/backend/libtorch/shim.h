@@ -96,6 +96,16 @@ struct nt_api {
   char* (*tensor_to)(const nt_tensor*, int32_t device, nt_tensor** out);
   // The same elements, dense and in host memory; the same memory where it is that already.
   char* (*tensor_host)(const nt_tensor*, int32_t copy, nt_tensor** out);
+  // The same elements, dense, where they are; never the same memory with `copy`, and with `own` none of which others have a
+  // part.
+  char* (*tensor_keep)(const nt_tensor*, int32_t copy, int32_t own, nt_tensor** out);
+  // Ranges of a dense tensor's elements, as views or, with `own`, each in its own memory: `ranges` are pairs of the first
+  // and how many. All of `out` is written, or nothing.
+  char* (*tensor_parts)(const nt_tensor*, const int64_t* ranges, size_t count, int32_t own, nt_tensor** out);
+  // Dense tensors of one type one after the other on `device`, in this shape; a view of the only one that is there
+  // already, unless a copy is asked for.
+  char* (*tensor_join)(const nt_tensor* const* parts, size_t count, int32_t device, int32_t copy, const int64_t* dims,
+                       size_t ndim, nt_tensor** out);
   char* (*tensor_view)(const nt_tensor*, nt_view* out);
   void (*tensor_free)(nt_tensor*);
 

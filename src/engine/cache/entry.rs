@@ -75,7 +75,7 @@ mod tests {
         let batch = Bytes::from(vec![7u8; 1 << 20]);
         let output = |name: &str, data: Bytes| Output {
             name: name.into(),
-            tensor: Tensor { dtype: DataType::Uint8, shape: Shape::new(&[data.len() as i64]), data },
+            tensor: Tensor::new(DataType::Uint8, Shape::new(&[data.len() as i64]), data),
             placed: false,
         };
         let response = Response {

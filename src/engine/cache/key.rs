@@ -126,7 +126,7 @@ mod tests {
     }
 
     fn input(name: &str, dtype: DataType, shape: &[i64], data: &'static [u8]) -> NamedTensor {
-        let tensor = Tensor { dtype, shape: Shape::new(shape), data: Bytes::from_static(data) };
+        let tensor = Tensor::new(dtype, Shape::new(shape), Bytes::from_static(data));
         NamedTensor { name: name.to_owned(), tensor }
     }
 
@@ -152,7 +152,7 @@ mod tests {
             let mut bytes = vec![1u8; 2 * STEP_BYTES + 3];
             *bytes.last_mut().expect("it is not empty") = last;
             let shape = Shape::new(&[bytes.len() as i64]);
-            let tensor = Tensor { dtype: DataType::Uint8, shape, data: Bytes::from(bytes) };
+            let tensor = Tensor::new(DataType::Uint8, shape, Bytes::from(bytes));
             let inputs = vec![NamedTensor { name: "a".to_owned(), tensor }, input("b", DataType::Uint8, &[1], b"b")];
             Request { inputs, ..Request::new("m", Instant::now()) }
         };
@@ -166,7 +166,8 @@ mod tests {
     #[test]
     fn whatever_decides_the_answer_makes_another_key() {
         let plain = request(two(b"ab", b"cd"));
-        let output = |name: &str, classification| RequestedOutput { name: name.to_owned(), classification };
+        let output =
+            |name: &str, classification| RequestedOutput { name: name.to_owned(), classification, keep: false };
         let with = |value| Request { parameters: [("p".to_owned(), value)].into(), ..plain.clone() };
         let one = |dtype, shape: &[i64]| request(vec![input("a", dtype, shape, b"abcd")]);
         let requests = [

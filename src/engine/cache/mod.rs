@@ -134,9 +134,12 @@ impl ModelCache {
         }))
     }
 
-    /// Whether a request may be answered with the answer of another: not if it is one of a sequence.
+    /// Whether a request may be answered with the answer of another: not if it is one of a sequence, nor if it brings or
+    /// wants tensors that are not in host memory.
     pub(super) fn takes(&self, request: &Request) -> bool {
         request.sequence.is_none()
+            && request.inputs.iter().all(|input| input.tensor.is_on_host())
+            && !request.outputs.iter().any(|output| output.keep)
     }
 
     /// Whether no request is under way.

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::error::{Error, Kind, Result};
-use crate::infer::{Output, Parameters, Responses, Sequence};
+use crate::infer::{Output, Parameters, RequestedOutput, Responses, Sequence};
 use crate::tensor::{DataType, NamedTensor, Shape, Tensor};
 
 /// One version with a cache, and the runs that were started.
@@ -42,7 +42,7 @@ impl Run {
 }
 
 fn response(id: &str, byte: u8) -> Response {
-    let tensor = Tensor { dtype: DataType::Uint8, shape: Shape::new(&[1]), data: Bytes::from(vec![byte]) };
+    let tensor = Tensor::new(DataType::Uint8, Shape::new(&[1]), Bytes::from(vec![byte]));
     let outputs = vec![Output { name: "y".into(), tensor, placed: false }];
     let (model, parameters) = ("m".into(), Parameters::new());
     Response { model, version: 1, id: id.to_owned(), outputs, parameters, last: true, times: None }
@@ -108,7 +108,7 @@ impl Site {
 
 /// A request whose input is this byte.
 fn request(id: &str, byte: u8) -> Request {
-    let tensor = Tensor { dtype: DataType::Uint8, shape: Shape::new(&[1]), data: Bytes::from(vec![byte]) };
+    let tensor = Tensor::new(DataType::Uint8, Shape::new(&[1]), Bytes::from(vec![byte]));
     let inputs = vec![NamedTensor { name: "x".to_owned(), tensor }];
     Request { id: id.to_owned(), inputs, ..Request::new("m", Instant::now()) }
 }
@@ -391,6 +391,8 @@ async fn requests_of_a_sequence_pass_by() {
     let sequence = Sequence { id: crate::infer::CorrelationId::Number(1), start: true, end: false };
     assert!(!site.cache.takes(&Request { sequence: Some(sequence), ..request("a", 1) }));
     assert!(site.cache.takes(&request("a", 1)));
+    let kept = RequestedOutput { name: "OUT".to_owned(), classification: 0, keep: true };
+    assert!(!site.cache.takes(&Request { outputs: vec![kept], ..request("a", 1) }));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -1,6 +1,6 @@
 //! How many requests an ensemble has, and how many each of its steps has: bounds, and the wait for the end of all.
 //!
-//! Shared by all plans that an ensemble has in its life, so that a member's reload changes no count.
+//! Each version that is loaded has its own: one that takes over, such as after a member's reload, begins with none.
 
 use std::sync::Arc;
 

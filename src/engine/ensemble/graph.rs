@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::infer::RequestedOutput;
-use crate::model::{Ensemble, EnsembleStep, ModelConfig, TensorSpec, Version};
+use crate::model::{Device, Ensemble, EnsembleStep, Instances, ModelConfig, TensorSpec, Version};
 use crate::tensor::Shape;
 
 /// More ensembles within each other would only make a request's way through them deep.
@@ -31,6 +31,8 @@ pub struct Member {
     pub config: Arc<ModelConfig>,
     /// How many ensembles are within each other in it; 0 for a model that is none.
     pub depth: usize,
+    /// Whether tensors may stay with its backend on their way to it and from it.
+    pub keeps_outputs: bool,
 }
 
 /// A graph that fits its members, by numbers instead of names.
@@ -82,7 +84,7 @@ pub struct Step {
     pub inputs: Vec<Input>,
     /// The names of its outputs that the graph uses, and the tensors that they become.
     pub outputs: Vec<(Arc<str>, usize)>,
-    /// The outputs to ask for; empty if all of the model's are used.
+    /// The outputs to ask for; empty if all of the model's are used, and none is to stay where it is computed.
     pub wanted: Vec<RequestedOutput>,
     /// Whether the model's tensors have a first dimension for the batch.
     pub batches: bool,
@@ -330,6 +332,10 @@ impl<'a> Look<'a> {
             let further = next.iter().flat_map(|&next| steps[next].followers.iter().copied()).collect::<Vec<_>>();
             steps[index].followers = next.into_iter().chain(further).collect();
         }
+        for (index, step) in steps.iter_mut().enumerate() {
+            let is_output = |tensor: usize| config.outputs.iter().any(|spec| numbers[&*spec.name] == tensor);
+            step.keep(|tensor| !is_output(tensor) && stays(&self.members[index], &takers[tensor], self.members));
+        }
         let output = |spec: &TensorSpec| Output {
             name: spec.name.clone(),
             tensor: numbers[&*spec.name],
@@ -364,11 +370,39 @@ fn plan_step(step: &EnsembleStep, member: &ModelConfig, numbers: &BTreeMap<&str,
         version: step.version,
         inputs: step.inputs.iter().map(input).collect(),
         outputs: step.outputs.iter().map(|(name, tensor)| (name.as_str().into(), numbers[tensor.as_str()])).collect(),
-        wanted: asked.map(|name| RequestedOutput { name: name.clone(), classification: 0 }).collect(),
+        wanted: asked.map(|name| wanted(name)).collect(),
         batches: member.max_batch_rows > 0,
         decoupled: member.decoupled,
         followers: BTreeSet::new(),
     }
+}
+
+fn wanted(name: &str) -> RequestedOutput {
+    RequestedOutput { name: name.to_owned(), classification: 0, keep: false }
+}
+
+impl Step {
+    /// Asks for those of its tensors to be left where they are computed for which `stays`.
+    fn keep(&mut self, stays: impl Fn(usize) -> bool) {
+        let kept: BTreeSet<Arc<str>> =
+            self.outputs.iter().filter(|(_, tensor)| stays(*tensor)).map(|(name, _)| name.clone()).collect();
+        if kept.is_empty() {
+            return;
+        }
+        let asked = self.outputs.iter().map(|(name, _)| RequestedOutput { keep: kept.contains(name), ..wanted(name) });
+        self.wanted = asked.collect();
+    }
+}
+
+/// Whether a tensor is best left where `giver` computes it: all who take it can take it there, and none of them is on
+/// another kind of device.
+fn stays(giver: &Member, takers: &[usize], members: &[Member]) -> bool {
+    let takers = || takers.iter().map(|&taker| &members[taker]);
+    let takes = |taker: &Member| taker.keeps_outputs && taker.config.backend == giver.config.backend;
+    let instances = || std::iter::once(giver).chain(takers()).flat_map(|member| &member.config.instances);
+    let on_host = |instances: &Instances| instances.device == Device::Cpu;
+    let one_kind = instances().all(on_host) || !instances().any(on_host);
+    giver.keeps_outputs && takers().next().is_some() && takers().all(takes) && one_kind
 }
 
 fn find<'a>(specs: &'a [TensorSpec], name: &str) -> Option<&'a TensorSpec> {
@@ -500,6 +534,46 @@ mod tests {
         let plan = Plan::new(&config(&["x"], &["y"]), &graph(steps), &[fits]).expect("it fits");
         assert!(!plan.decoupled && plan.steps[0].wanted.is_empty());
         assert_eq!(plan.depth, 1);
+    }
+
+    #[test]
+    fn a_tensor_stays_where_it_is_computed_if_all_who_take_it_can_take_it_there() {
+        let steps =
+            || vec![step("a", &["in"], &["m", "o"]), step("b", &["m"], &["n"]), step("c", &["m", "n"], &["out"])];
+        let kept = |change: &dyn Fn(&mut Member, &mut ModelConfig)| {
+            let members: Vec<Member> = steps().iter().map(|step| member(step, false)).collect();
+            let members = members.into_iter().map(|mut member| {
+                member.keeps_outputs = true;
+                let mut config = (*member.config).clone();
+                config.instances = vec![Instances::new("g", Device::Cpu, 1)];
+                change(&mut member, &mut config);
+                Member { config: Arc::new(config), ..member }
+            });
+            let members: Vec<Member> = members.collect();
+            let plan = Plan::new(&config(&["in"], &["o", "out"]), &graph(steps()), &members).expect("it fits");
+            let kept = |step: &Step| step.wanted.iter().map(|output| (output.name.clone(), output.keep)).collect();
+            plan.steps.iter().map(kept).collect::<Vec<Vec<(String, bool)>>>()
+        };
+        let is = |config: &ModelConfig, name: &str| *config.name == *name;
+        let named = |name: &str, keep| (name.to_owned(), keep);
+        let all = [vec![named("m", true), named("o", false)], vec![named("n", true)], Vec::new()];
+        assert_eq!(kept(&|_, _| {}), all, "no output of the ensemble");
+        let only_n = [Vec::new(), vec![named("n", true)], Vec::new()];
+        assert_eq!(kept(&|member, config| member.keeps_outputs = !is(config, "a")), only_n, "its giver cannot");
+        let none = [(); 3].map(|()| Vec::new());
+        assert_eq!(kept(&|member, config| member.keeps_outputs = !is(config, "c")), none, "a taker cannot");
+        let other = |_: &mut Member, config: &mut ModelConfig| {
+            if is(config, "c") {
+                config.backend = "other".to_owned();
+            }
+        };
+        assert_eq!(kept(&other), none, "a taker is of another backend");
+        let elsewhere = |_: &mut Member, config: &mut ModelConfig| {
+            if is(config, "a") {
+                config.instances.push(Instances::new("h", Device::Cuda(0), 1));
+            }
+        };
+        assert_eq!(kept(&elsewhere), only_n, "one is on the host, the other not");
     }
 
     #[test]

@@ -131,7 +131,7 @@ impl Drop for Playing {
 /// One float.
 pub(super) fn tensor(value: f32) -> Tensor {
     let data = Bytes::copy_from_slice(&value.to_le_bytes());
-    Tensor { dtype: DataType::Fp32, shape: Shape::new(&[1]), data }
+    Tensor::new(DataType::Fp32, Shape::new(&[1]), data)
 }
 
 /// The float in a tensor.
@@ -176,7 +176,7 @@ pub(super) fn member(step: &EnsembleStep, decoupled: bool) -> Member {
         decoupled,
         ..ModelConfig::new(&step.model, "puppet")
     };
-    Member { config: Arc::new(config), depth: 0 }
+    Member { config: Arc::new(config), depth: 0, keeps_outputs: true }
 }
 
 /// An ensemble over puppets.

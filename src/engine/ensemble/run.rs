@@ -164,6 +164,11 @@ impl Run {
 
     fn launch(&mut self, start: Start, permit: Option<OwnedSemaphorePermit>) {
         let step = &self.ensemble.plan.steps[start.step];
+        let mut outputs = step.wanted.clone();
+        if self.request.follow.is_some() {
+            // Who follows the request may want to see its tensors.
+            outputs.iter_mut().for_each(|output| output.keep = false);
+        }
         let now = Instant::now();
         let queued = start.queued + now.saturating_duration_since(start.since);
         let mut request = Request {
@@ -172,7 +177,7 @@ impl Run {
             id: self.request.id.clone(),
             inputs: start.inputs,
             inputs_shared: self.request.inputs_shared,
-            outputs: step.wanted.clone(),
+            outputs,
             arrived: now,
             deadline: self.request.deadline,
             // What is left of it: no time at all is refused by a model that looks at it.

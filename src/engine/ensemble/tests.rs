@@ -1,14 +1,17 @@
 //! Ensembles over puppets, with virtual time.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use proptest::prelude::*;
 
 use super::puppet::{Act, Bench, graph, number, step};
-use crate::error::Kind;
-use crate::infer::{CorrelationId, Instant, ParameterValue, Request, RequestedOutput, Sequence, only};
+use crate::error::{Error, Kind};
+use crate::infer::{
+    CorrelationId, Follow, Instant, ParameterValue, Request, RequestedOutput, Response, Sequence, only,
+};
 use crate::model::Ensemble as Graph;
 
 fn ms(millis: u64) -> Duration {
@@ -80,6 +83,31 @@ async fn what_a_request_says_is_said_to_each_step() {
     assert_eq!(timeouts, [Some(ms(100)), Some(ms(90))]);
 }
 
+/// Follows a request and does nothing with it.
+#[derive(Debug)]
+struct Follower;
+
+impl Follow for Follower {
+    fn passed_on(&self, _request: &Request) -> Arc<dyn Follow> {
+        Arc::new(Follower)
+    }
+
+    fn responded(&self, _response: &Response) {}
+
+    fn failed(&self, _error: &Error) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn tensors_stay_where_they_are_computed_unless_somebody_follows_the_request() {
+    for (follow, kept) in [(None, [true, false]), (Some(Arc::new(Follower) as Arc<dyn Follow>), [false, false])] {
+        let bench = Bench::new(&["in"], &["out"], chain(), &[("a", takes(1)), ("b", takes(1))]);
+        bench.all(Request { follow, ..Bench::request(&[("in", 1.0)]) }).await.expect("it is answered");
+        let seen = bench.puppet.seen.lock();
+        let asked = seen.requests.iter().map(|(_, request)| request.outputs.iter().any(|output| output.keep));
+        assert_eq!(asked.collect::<Vec<_>>(), kept);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_input_that_is_left_out_is_left_out_for_the_step() {
     let steps = vec![step("a", &["in", "more"], &["out"])];
@@ -136,7 +164,7 @@ async fn steps_that_no_wanted_output_needs_are_not_run() {
     let steps = vec![step("a", &["in"], &["mid"]), step("b", &["mid"], &["x"]), step("c", &["mid"], &["y"])];
     let acts = [("a", takes(1)), ("b", takes(1)), ("c", takes(1))];
     let bench = Bench::new(&["in"], &["x", "y"], graph(steps), &acts);
-    let outputs = vec![RequestedOutput { name: "y".to_owned(), classification: 0 }];
+    let outputs = vec![RequestedOutput { name: "y".to_owned(), classification: 0, keep: false }];
     let request = Request { outputs, ..Bench::request(&[("in", 1.0)]) };
     let response = only(bench.start(request).expect("it is let in")).await.expect("it is answered");
     assert_eq!(response.outputs.iter().map(|output| &*output.name).collect::<Vec<_>>(), ["y"]);

@@ -91,11 +91,7 @@ mod tests {
     fn two_outputs() -> Response {
         let output = |name: &str, data: &'static [u8]| Output {
             name: Arc::from(name),
-            tensor: Tensor {
-                dtype: DataType::Uint8,
-                shape: Shape::new(&[1, data.len() as i64]),
-                data: Bytes::from_static(data),
-            },
+            tensor: Tensor::new(DataType::Uint8, Shape::new(&[1, data.len() as i64]), Bytes::from_static(data)),
             placed: false,
         };
         Response {

@@ -140,7 +140,7 @@ impl Tensors<'_> {
                     input.name, self.config.name
                 )));
             };
-            tensors.push(NamedTensor { name: input.name, tensor: Tensor { dtype, shape, data } });
+            tensors.push(NamedTensor { name: input.name, tensor: Tensor::new(dtype, shape, data) });
         }
         if raw.next().is_some() {
             let outside = if shared > 0 { " outside of shared memory" } else { "" };
@@ -176,7 +176,7 @@ impl Tensors<'_> {
         if let Some(placement) = placement {
             self.exchange.output(self.regions, &placement, &wire.name)?;
         }
-        Ok(RequestedOutput { name: wire.name, classification })
+        Ok(RequestedOutput { name: wire.name, classification, keep: false })
     }
 }
 

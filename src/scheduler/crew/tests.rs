@@ -164,8 +164,8 @@ impl Stage {
     fn ask_as(&self, deadline: Option<Duration>, sequence: Option<Sequence>) -> Result<Asked> {
         let now = Instant::now();
         let data = Bytes::from_static(b"abcd");
-        let tensor = Tensor { dtype: DataType::Uint8, shape: Shape::new(&[1, 4]), data };
-        let member = Member { rows: 1, inputs: vec![tensor] };
+        let tensor = Tensor::new(DataType::Uint8, Shape::new(&[1, 4]), data);
+        let member = Member::new(1, vec![tensor]);
         let deadline = deadline.map(|deadline| now + deadline);
         let waiting = self.scheduler.clone().push(Pushed { deadline, sequence, ..Pushed::new(member, now) }, now)?;
         Ok(Waiter::new(self.scheduler.clone(), waiting, (now, deadline), respond()))
@@ -349,8 +349,8 @@ async fn a_hung_execution_is_given_up_exactly_at_its_time() {
 
 #[tokio::test(start_paused = true)]
 async fn a_warm_up_that_hangs_fails_the_start() {
-    let tensor = Tensor { dtype: DataType::Uint8, shape: Shape::new(&[1, 4]), data: Bytes::from_static(b"abcd") };
-    let batch = Batch::new(vec![Member { rows: 1, inputs: vec![tensor] }]);
+    let tensor = Tensor::new(DataType::Uint8, Shape::new(&[1, 4]), Bytes::from_static(b"abcd"));
+    let batch = Batch::new(vec![Member::new(1, vec![tensor])]);
     let warmup = vec![Warmup { batch, sample: Some("s".into()), measured: false }];
     let runtime = tokio::runtime::Handle::current();
     let (tell, told) = oneshot::channel();

@@ -68,7 +68,7 @@ impl Controls {
                 SequenceControlKind::End(values) => flag(values, told.is_some_and(|told| told.end)),
                 SequenceControlKind::CorrelationId(dtype) => correlation_id(told.map(|told| told.id), *dtype),
             };
-            inputs.push(Tensor { dtype: control.kind.dtype(), shape: self.shape.clone(), data });
+            inputs.push(Tensor::new(control.kind.dtype(), self.shape.clone(), data));
         }
     }
 }

@@ -14,6 +14,8 @@
 mod controls;
 mod direct;
 mod request;
+#[cfg(test)]
+mod resident_tests;
 mod settings;
 mod states;
 mod steps;
@@ -31,8 +33,9 @@ use smallvec::SmallVec;
 pub use self::settings::SequenceSettings;
 
 use self::direct::{Candidate, DirectLimits, Seating, seat};
-use self::request::{Kept, Ran, Request, filler};
+use self::request::{Ran, Request, filler};
 use self::settings::Strategy;
+use self::states::Kept;
 use self::table::{Arriving, Key, Ready, Seated, Table};
 use super::entry::{Entry, LaneKey, Pulled, Ticket};
 use super::estimate::{Estimates, SizeClass};
@@ -45,6 +48,7 @@ use super::sync::{Condvar, Mutex, MutexGuard};
 use super::{Execution, Pushed, Refusal, Scheduler, Verdicts, queue_full, stopping};
 use crate::error::{Error, Kind, Result};
 use crate::infer::{CorrelationId, Instant, Sequence, round};
+use crate::telemetry::metrics::{Slots, SlotsTold};
 use crate::telemetry::stats::ModelStats;
 use crate::tensor::{Batch, Forms};
 
@@ -61,7 +65,7 @@ pub struct Sequences {
 /// Everything that the lock guards.
 #[derive(Debug)]
 struct State {
-    table: Table<CorrelationId, Request, Kept>,
+    table: Table<CorrelationId, Request, Option<Kept>>,
     estimates: Estimates,
     /// Executions under way, by instance.
     running: BTreeMap<usize, Running>,
@@ -80,6 +84,8 @@ struct State {
     ids: u64,
     /// What later requests are refused with after an abort; otherwise they are given back.
     refusal: Option<Error>,
+    /// What the metrics were told of the slots.
+    slots: SlotsTold,
 }
 
 #[derive(Debug)]
@@ -115,8 +121,15 @@ impl Wake for Sequences {
     }
 }
 
+/// Tells the metrics which slots have a sequence.
+fn tell(state: &mut State) {
+    let State { table, slots, .. } = state;
+    slots.tell(Slots { total: table.slots(), used: table.seated(), backlog: table.queued() });
+}
+
 /// Wakes each instance that sleeps and has something new to look at: one that waits for its batch to grow has looked.
 fn ring(state: &mut State) {
+    tell(state);
     let State { table, bells, .. } = state;
     for (instance, (bell, asleep)) in bells.iter_mut().enumerate() {
         if *asleep && (table.has_news(instance) || table.is_done(instance)) {
@@ -129,7 +142,7 @@ fn ring(state: &mut State) {
 impl Sequences {
     /// A scheduler without sequences.
     pub fn new(settings: SequenceSettings, stats: Arc<ModelStats>) -> Arc<Self> {
-        let state = State {
+        let mut state = State {
             table: Table::new(settings.bounds),
             estimates: Estimates::default(),
             running: BTreeMap::new(),
@@ -141,7 +154,9 @@ impl Sequences {
             probes: Probes::default(),
             ids: 0,
             refusal: None,
+            slots: stats.slots(),
         };
+        tell(&mut state);
         Arc::new_cyclic(|itself| Self { settings, stats, state: Mutex::new(state), itself: itself.clone() })
     }
 
@@ -183,7 +198,7 @@ impl Sequences {
             tracing::debug!(model = &*self.settings.model, "idle sequences are ended");
         }
         let mut gone = self.stalled(state, now);
-        let broken = |ready: Ready<'_, Request, Kept>| {
+        let broken = |ready: Ready<'_, Request, Option<Kept>>| {
             let entry = &ready.seated.request.entry;
             if entry.reply.is_abandoned() {
                 return Some((ready.key, given_up(entry.promise.deadline, now)));
@@ -238,7 +253,7 @@ impl Sequences {
         let mut ready = state.table.ready(instance).peekable();
         let first = ready.peek()?;
         let (lane, kept) = (&first.seated.request.lane, first.state.as_deref());
-        let fits = |other: &Ready<'_, Request, Kept>| {
+        let fits = |other: &Ready<'_, Request, Option<Kept>>| {
             other.seated.request.lane == *lane && self.settings.states.alike(other.state.as_deref(), kept)
         };
         let (first, class) = (first.key, first.seated.request.entry.promise.class);
@@ -430,6 +445,7 @@ impl Scheduler for Sequences {
             Err((why, _)) => return Err(self.refused(why, &shown_id).into()),
         };
         self.stats.request_waits();
+        tell(&mut state);
         self.announce(&mut state);
         drop(state);
         if pushed.superseded {
@@ -549,6 +565,7 @@ impl Scheduler for Sequences {
         state.refusal = Some(why.clone());
         let ended = state.table.clear();
         state.parked.clear();
+        tell(&mut state);
         self.stats.requests_left(ended.len());
         drop(state);
         let gone = ended.into_iter().map(|seated| (seated.request.entry, why.clone())).collect();
@@ -587,7 +604,7 @@ impl Sequences {
 
 /// The oldest requests to run now, or until when to wait.
 fn oldest<'a>(
-    ready: impl Iterator<Item = Ready<'a, Request, Kept>>,
+    ready: impl Iterator<Item = Ready<'a, Request, Option<Kept>>>,
     limits: &Limits,
     state: &State,
     (class, now): (SizeClass, Instant),

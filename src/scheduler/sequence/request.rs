@@ -9,10 +9,7 @@ use crate::scheduler::entry::{Entry, LaneKey};
 use crate::scheduler::estimate::SizeClass;
 use crate::scheduler::promise::Promise;
 use crate::scheduler::reply::Reply;
-use crate::tensor::{Member, Tensor};
-
-/// What is kept for a sequence: the states after its last execution, none before the first.
-pub(super) type Kept = Option<Vec<Tensor>>;
+use crate::tensor::{Keep, Member, Tensor};
 
 /// One request in the table.
 #[derive(Debug)]
@@ -34,6 +31,7 @@ pub(super) struct Ran {
     lane: LaneKey,
     pub(super) steps: u32,
     inputs: Vec<Tensor>,
+    keep: Keep,
 }
 
 impl Request {
@@ -47,17 +45,19 @@ impl Request {
         let Seated { number, start, end, request } = seated;
         let Request { mut entry, id, lane, steps } = request;
         let repeats = settings.iterations.is_some();
+        let keep = entry.member.keep;
         let inputs = if repeats { entry.member.inputs.clone() } else { Vec::new() };
         settings.controls.append(Some(Told { start, end, id: &id }), &mut entry.member.inputs);
         settings.states.append(kept, &mut entry.member.inputs);
-        (entry, Ran { key, number, id, lane, steps: steps + 1, inputs })
+        entry.member.keep = settings.kept(entry.member.keep);
+        (entry, Ran { key, number, id, lane, steps: steps + 1, inputs, keep })
     }
 }
 
 impl Ran {
     /// The request as it waits for its next execution; its queue timeout is kept already.
     pub(super) fn again(self, mut entry: Entry) -> Seated<Request> {
-        entry.member = Member { rows: 1, inputs: self.inputs };
+        entry.member = Member { keep: self.keep, ..Member::new(1, self.inputs) };
         entry.promise.start_by = None;
         let request = Request { entry, id: self.id, lane: self.lane, steps: self.steps };
         Seated { number: self.number, start: false, end: false, request }
@@ -66,8 +66,9 @@ impl Ran {
 
 /// A row that keeps others in their places: zeros in the shapes of a member that is ready to run.
 pub(super) fn filler(like: &Member, settings: &SequenceSettings, now: Instant) -> Entry {
-    let zeroed =
-        |tensor: &Tensor| Tensor { data: zeros(tensor.dtype, &tensor.shape).unwrap_or_default(), ..tensor.clone() };
+    let zeroed = |tensor: &Tensor| {
+        Tensor::new(tensor.dtype, tensor.shape.clone(), zeros(tensor.dtype, &tensor.shape).unwrap_or_default())
+    };
     let mut inputs: Vec<Tensor> = like.inputs.iter().take(settings.inputs).map(zeroed).collect();
     settings.controls.append(None, &mut inputs);
     let states: Vec<Tensor> = like.inputs.iter().skip(inputs.len()).map(zeroed).collect();
@@ -81,5 +82,5 @@ pub(super) fn filler(like: &Member, settings: &SequenceSettings, now: Instant) -
         delay_at: None,
         probe: true,
     };
-    Entry { member: Member { rows: 1, inputs }, arrived: now, promise, reply: Reply::Nobody, seq: 0, steps: None }
+    Entry { member: Member::new(1, inputs), arrived: now, promise, reply: Reply::Nobody, seq: 0, steps: None }
 }

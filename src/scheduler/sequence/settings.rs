@@ -10,7 +10,7 @@ use super::table::Bounds;
 use crate::error::{Error, Result};
 use crate::model::{Iterative, ModelConfig, QueuePolicy, SequenceBatching, SequenceStrategy, TensorSpec};
 use crate::scheduler::{Hold, Limits, ResponseLimits};
-use crate::tensor::{DataType, Forms, Tensor};
+use crate::tensor::{DataType, Forms, Keep, Tensor};
 
 /// The settings of a sequence scheduler.
 #[derive(Clone, Debug)]
@@ -24,6 +24,8 @@ pub struct SequenceSettings {
     pub(super) inputs: usize,
     pub(super) controls: Controls,
     pub(super) states: States,
+    /// The outputs that are states, which stay where they are computed.
+    pub(super) keep: Keep,
     /// If a request may be executed more than once.
     pub(super) iterations: Option<Iterations>,
     /// How long requests may wait.
@@ -85,6 +87,9 @@ impl SequenceSettings {
                 budget,
             }),
         };
+        let states = States::new(config, &batching.states)?;
+        let iterations: Option<Iterations> =
+            batching.iterative.as_ref().map(|iterative| Iterations::new(config, iterative)).transpose()?;
         let free = |input: &TensorSpec| input.dims.as_ref().is_none_or(|dims| dims.contains(&-1));
         Ok(Self {
             model: config.name.clone(),
@@ -98,8 +103,9 @@ impl SequenceSettings {
             rows_max,
             inputs: config.inputs.len(),
             controls: Controls::new(config.name.clone(), batching.controls.clone(), config.max_batch_rows > 0),
-            states: States::new(config, &batching.states)?,
-            iterations: batching.iterative.as_ref().map(|iterative| Iterations::new(config, iterative)).transpose()?,
+            keep: states.keep(),
+            states,
+            iterations,
             queue: batching.queue.clone(),
             budget,
             shapes_vary: rows_max > 1 && config.inputs.iter().any(free),
@@ -107,6 +113,12 @@ impl SequenceSettings {
             forms: config.forms(),
             hold: Hold::default(),
         })
+    }
+
+    /// What stays where it is computed of a member that `asks` for so much: its states, too, but nothing that is read here.
+    pub(super) fn kept(&self, asks: Keep) -> Keep {
+        let keep = self.keep.or(asks);
+        self.iterations.as_ref().and_then(|iterations| iterations.done).map_or(keep, |done| keep.reading(done))
     }
 }
 

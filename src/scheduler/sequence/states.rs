@@ -1,18 +1,22 @@
 //! Implicit state: what the server keeps of a sequence between two executions.
 //!
-//! A state is an output of one execution that is an input of the next of the same sequence. It is kept as the view that the
-//! backend gave, in host memory; nothing is copied but the small rows of a shared batch, which would hold on to all of it.
-//! So memory is never written in place: `use_same_buffer_for_input_output` changes nothing that a model could see, and a
+//! A state is an output of one execution that is an input of the next of the same sequence. A backend that can leaves it
+//! where it computed it ([`Keep`]), in memory that is the sequence's alone. Else it is kept as the view of host memory that
+//! the backend gave; nothing is copied but the small rows of a shared batch, which would hold on to all of it.
+//! In no case is memory written in place: `use_same_buffer_for_input_output` changes nothing that a model could see, and a
 //! state of free dimensions may grow, with `use_growable_memory` or without.
 //! Callers get a state only if its output is also one of the model's outputs.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::error::{Error, Kind, Result};
 use crate::model::{ModelConfig, SequenceState};
-use crate::tensor::{DataType, Shape, Tensor, strings};
+use crate::telemetry::metrics::Held;
+use crate::telemetry::stats::ModelStats;
+use crate::tensor::{DataType, Keep, Shape, Tensor, strings};
 
 /// A row of a shared batch of at most so many bytes is copied to be kept; a larger one is kept as a view, which keeps the
 /// batch's other rows, too, until the sequence's next execution.
@@ -28,6 +32,28 @@ pub(super) struct States {
     batches: bool,
     /// Whether the states of two sequences may differ in shape.
     vary: bool,
+}
+
+/// The states of one sequence after an execution; they count as kept until this is dropped.
+#[derive(Debug)]
+pub(super) struct Kept {
+    tensors: Vec<Tensor>,
+    _held: Held,
+}
+
+impl Kept {
+    pub(super) fn new(tensors: Vec<Tensor>, stats: &ModelStats) -> Self {
+        let _held = stats.states_kept(tensors.iter().map(Tensor::bytes).sum());
+        Self { tensors, _held }
+    }
+}
+
+impl Deref for Kept {
+    type Target = [Tensor];
+
+    fn deref(&self) -> &[Tensor] {
+        &self.tensors
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -63,6 +89,11 @@ impl States {
         })
     }
 
+    /// The states among the outputs of the model file.
+    pub(super) fn keep(&self) -> Keep {
+        self.states.iter().fold(Keep::default(), |keep, state| keep.lasting(state.output, state.output < self.outputs))
+    }
+
     /// Appends a member's states to its inputs: those that were kept, or those before a first execution.
     pub(super) fn append(&self, kept: Option<&[Tensor]>, inputs: &mut Vec<Tensor>) {
         match kept {
@@ -90,7 +121,10 @@ impl States {
             let output = outputs.get(state.output).ok_or_else(|| self.wrong(state, "it is missing"))?;
             self.check(state, output)?;
             let mut output = output.clone();
-            if shared && output.data.len() <= COPIED_MAX {
+            if output.resident.is_some() {
+                // What is also the caller's was brought to the host for him.
+                output.data = Bytes::new();
+            } else if shared && output.data.len() <= COPIED_MAX {
                 output.data = Bytes::copy_from_slice(&output.data);
             }
             kept.push(output);
@@ -133,7 +167,7 @@ fn initial(state: &SequenceState, batches: bool) -> Result<Tensor> {
         None => zeros(state.dtype, &shape).ok_or_else(|| Error::invalid(format!("shape {shape} is too large")))?,
         Some(data) => fitting(state.dtype, &shape, data)?,
     };
-    Ok(Tensor { dtype: state.dtype, shape, data })
+    Ok(Tensor::new(state.dtype, shape, data))
 }
 
 /// The part of a file that a tensor of this shape needs.
@@ -205,7 +239,7 @@ mod tests {
     }
 
     fn bytes(shape: &[i64], data: &[u8]) -> Tensor {
-        Tensor { dtype: DataType::Uint8, shape: Shape::new(shape), data: Bytes::copy_from_slice(data) }
+        Tensor::new(DataType::Uint8, Shape::new(shape), Bytes::copy_from_slice(data))
     }
 
     #[test]

@@ -10,6 +10,7 @@
 use std::task::Waker;
 
 use super::request::Ran;
+use super::states::Kept;
 use super::{Gone, Sequences, State, of_others, ring};
 use crate::error::{Error, Kind};
 use crate::infer::Instant;
@@ -70,7 +71,7 @@ impl Sequences {
             Err(error) => return Next::Fail(error),
         };
         match state.table.state(ran.key) {
-            Some(kept) => *kept = Some(states),
+            Some(kept) => *kept = Some(Kept::new(states, &self.stats)),
             // The sequence was ended while this request of it ran.
             None if !done => return Next::Fail(of_others(Kind::Cancelled)),
             None => {}

@@ -147,6 +147,8 @@ pub(super) struct Table<I, R, S> {
     backlog: BTreeMap<u64, Key>,
     idle: BTreeSet<(Instant, Key)>,
     waiting: usize,
+    /// How many slots have a sequence.
+    seated: usize,
     numbers: u64,
     closed: bool,
 }
@@ -163,6 +165,7 @@ impl<I: Clone + Eq + Hash, R, S: Default> Table<I, R, S> {
             backlog: BTreeMap::new(),
             idle: BTreeSet::new(),
             waiting: 0,
+            seated: 0,
             numbers: 0,
             closed: false,
         };
@@ -253,6 +256,7 @@ impl<I: Clone + Eq + Hash, R, S: Default> Table<I, R, S> {
     }
 
     fn seat(&mut self, key: Key, instance: usize, slot: usize) {
+        self.seated += 1;
         self.instances[instance].slots[slot] = Some(key);
         self.put(key, Place::Slot { instance, slot });
     }
@@ -314,6 +318,7 @@ impl<I: Clone + Eq + Hash, R, S: Default> Table<I, R, S> {
                 let seats = &mut self.instances[instance];
                 sequence.ready_as.map(|number| seats.ready.remove(&number));
                 seats.slots[slot] = None;
+                self.seated -= 1;
                 self.vacated(instance, slot, sequence.successor);
             }
             Place::Backlog(turn) => {
@@ -505,7 +510,17 @@ impl<I: Clone + Eq + Hash, R, S: Default> Table<I, R, S> {
 
     /// How many slots have a sequence.
     pub(super) fn seated(&self) -> usize {
-        self.instances.iter().flat_map(|seats| &seats.slots).flatten().count()
+        self.seated
+    }
+
+    /// How many slots there are: those that may get a sequence, and those that have one.
+    pub(super) fn slots(&self) -> usize {
+        self.seated + self.free.len()
+    }
+
+    /// How many sequences stand in the backlog.
+    pub(super) fn queued(&self) -> usize {
+        self.backlog.len()
     }
 
     /// The sequences of an instance.

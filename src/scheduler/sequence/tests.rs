@@ -14,12 +14,13 @@ use crate::model::{
 use crate::scheduler::instance::execute;
 use crate::scheduler::tests::{Asked, respond};
 use crate::scheduler::{ResponseLimits, Underway, Waiter};
-use crate::tensor::{Batch, DataType, Member, Shape, Tensor};
+use crate::tensor::{Batch, DataType, Elsewhere, Keep, Member, Resident, Shape, Tensor};
 
 const MS: Duration = Duration::from_millis(1);
 const IDLE: Duration = Duration::from_secs(1);
 
 /// Adds up what a sequence brings, as its state says, and notes what it was told. It is done when the sum is not negative.
+/// What it is asked to keep is elsewhere from then on.
 #[derive(Default)]
 struct Adder {
     /// For each execution the rows, as input, START, READY, END, CORRID, sum before.
@@ -37,13 +38,16 @@ impl Instance for Adder {
         }
         for (index, row) in rows.iter().enumerate() {
             let sum = row[0] + row[5];
-            let shape = batch.members[index].inputs[0].shape.clone();
-            let of = |value: i32| Tensor {
-                dtype: DataType::Int32,
-                shape: shape.clone(),
-                data: Bytes::copy_from_slice(&value.to_le_bytes()),
+            let Member { inputs, keep, .. } = &batch.members[index];
+            let shape = inputs[0].shape.clone();
+            let of = |output: usize, value: i32| {
+                let data = Bytes::copy_from_slice(&value.to_le_bytes());
+                let keeps = keep.keeps(output);
+                let resident = keeps.then(|| Arc::new(Elsewhere(data.clone())) as Arc<dyn Resident>);
+                let data = if keep.reads(output) { data } else { Bytes::new() };
+                Tensor { resident, ..Tensor::new(DataType::Int32, shape.clone(), data) }
             };
-            replies.member(index, vec![of(sum), of(sum), of(i32::from(sum >= 0))])?;
+            replies.member(index, vec![of(0, sum), of(1, sum), of(2, i32::from(sum >= 0))])?;
         }
         self.seen.push(rows);
         Ok(())
@@ -140,7 +144,7 @@ impl Stage {
         let batches = self.scheduler.settings.rows_max > 1;
         let shape = if batches { Shape::new(&[1, 1]) } else { Shape::new(&[1]) };
         let data = Bytes::copy_from_slice(&value.to_le_bytes());
-        let member = Member { rows: 1, inputs: vec![Tensor { dtype: DataType::Int32, shape, data }] };
+        let member = Member::new(1, vec![Tensor::new(DataType::Int32, shape, data)]);
         let mut pushed = Pushed { sequence, ..Pushed::new(member, now) };
         change(&mut pushed);
         let times = (pushed.arrived, pushed.deadline);
@@ -650,4 +654,22 @@ mod iterative {
         assert_eq!(refused(asked).await.kind(), Kind::Backend);
         assert!(stage.scheduler.pull(0).is_none());
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn states_stay_where_they_are_computed_but_what_says_that_a_request_is_done_is_read() {
+    let keep = |stage: &Stage| {
+        let keep = stage.scheduler.settings.kept(Keep::default().passing(0));
+        [0, 1, 2].map(|output| (keep.keeps(output), keep.lasts(output), keep.reads(output)))
+    };
+    let asked = (true, false, false);
+    let ordinary = Stage::new(4, batching(direct(Duration::ZERO, 0.0)));
+    assert_eq!(keep(&ordinary), [asked, (true, true, false), (false, false, true)]);
+    let iterative = Iterative { done_output: Some("DONE".into()), steps_max: 5 };
+    let iterative = SequenceBatching { iterative: Some(iterative), ..batching(direct(Duration::ZERO, 0.0)) };
+    assert_eq!(keep(&Stage::new(4, iterative)), [asked, (true, true, false), (true, true, true)]);
+    let mut of_caller = batching(direct(Duration::ZERO, 0.0));
+    of_caller.states[0].output = "OUT".into();
+    let of_caller = Stage::new(4, of_caller).scheduler.settings.kept(Keep::default());
+    assert!(of_caller.lasts(0) && of_caller.reads(0), "callers get it, too");
 }

@@ -8,9 +8,10 @@ use std::time::Duration;
 use metrics::{Counter, Gauge, Histogram as Summary};
 
 use super::histogram::Histogram;
+use super::sequences::SequenceGauges;
 use super::series::Series;
 use super::*;
-use crate::model::ModelConfig;
+use crate::model::{ModelConfig, Scheduling};
 
 /// The handles of one model version's series; [`super::super::stats`] counts with them. The default counts nowhere.
 pub(in crate::telemetry) struct ModelMetrics {
@@ -31,6 +32,7 @@ pub(in crate::telemetry) struct ModelMetrics {
     pub first_response_ms: Histogram,
     pub summaries: Option<Summaries>,
     pub cache: CacheLookups,
+    pub sequences: SequenceGauges,
     load_secs: Gauge,
     coarse_failures: [Counter; COARSE_REASONS.len()],
     failures: [Counter; Kind::ALL.len()],
@@ -96,6 +98,10 @@ impl ModelMetrics {
             },
             summaries: settings.summary_latencies.then(|| Summaries::register(series)),
             cache: CacheLookups::register(series, settings, config.response_cache),
+            sequences: match config.scheduling {
+                Scheduling::Sequence(_) => SequenceGauges::register(series),
+                _ => SequenceGauges::register(&Series::new(None, Vec::new())),
+            },
             load_secs: series.gauge(&LOAD_SECS),
             coarse_failures: COARSE_REASONS.map(|reason| series.with("reason", reason).counter(&FAILURE)),
             failures: Kind::ALL.map(|kind| series.with("reason", reason(kind)).counter(&FAILURES)),

@@ -15,12 +15,12 @@ fn run_formed(mut bench: Bench, members: Vec<Member>) -> Result<Vec<Vec<Tensor>>
 }
 
 fn row(inputs: Vec<Tensor>) -> Member {
-    Member { rows: 1, inputs }
+    Member::new(1, inputs)
 }
 
 fn longs(shape: &[i64], numbers: &[i64]) -> Tensor {
     let data = numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>();
-    Tensor { dtype: DataType::Int64, shape: Shape::new(shape), data: data.into() }
+    Tensor::new(DataType::Int64, Shape::new(shape), data.into())
 }
 
 const LONG: DataType = DataType::Int64;
@@ -140,7 +140,7 @@ fn padded_requests_of_mixed_lengths_share_a_batch_and_get_what_they_would_alone(
     };
     let members = vec![
         row(vec![longs(&[1, 3], &[1, 2, 3]), Tensor::absent()]),
-        Member { rows: 2, inputs: vec![longs(&[2, 2], &[1, 2, 3, 4]), longs(&[2, 2], &[1, 0, 1, 1])] },
+        Member::new(2, vec![longs(&[2, 2], &[1, 2, 3, 4]), longs(&[2, 2], &[1, 0, 1, 1])]),
         row(vec![longs(&[1, 8], &[1; 8]), Tensor::absent()]),
     ];
     let together = run_formed(padded(), members.clone()).expect("it runs");

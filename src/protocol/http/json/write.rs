@@ -127,7 +127,7 @@ mod tests {
 
     fn written(dtype: DataType, data: impl Into<Bytes>) -> Result<String> {
         let mut out = Vec::new();
-        super::tensor(&mut out, &Tensor { dtype, shape: Shape::new(&[]), data: data.into() }, "out")?;
+        super::tensor(&mut out, &Tensor::new(dtype, Shape::new(&[]), data.into()), "out")?;
         Ok(String::from_utf8(out).expect("JSON is UTF-8"))
     }
 
