@@ -83,6 +83,8 @@ pub struct Repository {
     pub load_threads: usize,
     /// How often a failed load is tried again.
     pub load_retries: u32,
+    /// What a load may take before it is given up; `None` for any time.
+    pub load_time_max: Option<Duration>,
     /// Above which used fraction of a CUDA device's memory no model is loaded on it, by its index.
     pub gpu_limits: BTreeMap<u32, f64>,
     /// The most bytes of files that a load request may bring; 0 for none at all.
@@ -244,6 +246,10 @@ impl Repository {
             config_name: reader.optional("model-config-name"),
             load_threads: reader.number("model-load-thread-count") as usize,
             load_retries: reader.number("model-load-retry-count") as u32,
+            load_time_max: match reader.number("model-load-timeout-secs") {
+                0 => None,
+                seconds => Some(Duration::from_secs(seconds)),
+            },
             gpu_limits: gpu_limits(reader),
             override_bytes_max: reader.number("model-load-max-file-bytes") as usize,
             queue_size_default: reader.number("queue-size-default") as usize,

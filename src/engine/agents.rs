@@ -11,11 +11,13 @@ use md5::{Digest as _, Md5};
 
 use crate::error::{Error, Result};
 use crate::model::schema::ModelRepositoryAgents;
+use crate::repository::is_inside;
 
 /// How much of a file is hashed at once.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// Checks the files in a model's directory.
+/// Checks the files in a model's directory. Of a configuration that nobody has checked yet: what will be refused there,
+/// such as a file elsewhere, is left out here.
 ///
 /// # Errors
 /// [`crate::error::Kind::InvalidArgument`] if a file is not there or is another one.
@@ -24,7 +26,7 @@ pub(super) fn check(agents: &Option<ModelRepositoryAgents>, directory: &Path) ->
         let mut expected: Vec<_> = agent.parameters.iter().collect();
         expected.sort();
         for (key, digest) in expected {
-            let name = key.split_once(':').map_or(key.as_str(), |(_, name)| name);
+            let Some((_, name)) = key.split_once(':').filter(|(_, name)| is_inside(name)) else { continue };
             let found = md5_of(&directory.join(name))
                 .map_err(|error| Error::invalid(format!("failed to open text file for read {name}: {error}")))?;
             if !digest.eq_ignore_ascii_case(&found) {
@@ -73,5 +75,6 @@ mod tests {
         assert_eq!(checked("MD5:1/model.pt", &found.to_uppercase()), Ok(()));
         assert_eq!(found, digest);
         assert!(checked("md5:2/model.pt", digest).is_err());
+        assert_eq!(checked("MD5:../../secret", digest), Ok(()), "nothing is told of what lies elsewhere");
     }
 }

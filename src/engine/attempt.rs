@@ -1,17 +1,19 @@
-//! One load operation: it waits for its turn, tries, and tries again.
+//! One load operation: it waits for its turn, tries, tries again, and is given up when it does not end.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
 
-use super::loader::{Loader, on_thread};
+use super::hanging::Claim;
+use super::loader::{Loader, give_way, on_thread};
 use super::manager::Event;
 use super::models::{Job, Loaded};
-use super::order::{What, outdated};
+use super::order::outdated_load;
 use super::serving::Serving;
 use super::stopped;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// How long the first failure is left alone; each further one twice as long.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
@@ -36,12 +38,11 @@ impl Attempt {
 
     async fn result(&self) -> Result<Loaded<Serving>> {
         let (key, progress) = (&self.job.key, &self.job.progress);
-        let outdated = || Err(outdated(&What::Load(self.job.load.clone())));
         let mut failures = 0;
         loop {
             let permit = tokio::select! {
                 biased;
-                () = progress.overtaken.cancelled() => return outdated(),
+                () = progress.overtaken.cancelled() => return Err(outdated_load()),
                 permit = self.permits.acquire() => permit,
             };
             let Ok(permit) = permit else { return Err(stopped()) };
@@ -55,7 +56,7 @@ impl Attempt {
                     tracing::warn!(model = %key, failures, %error, "load failed, trying again");
                     progress.wait();
                     tokio::select! {
-                        () = progress.overtaken.cancelled() => return outdated(),
+                        () = progress.overtaken.cancelled() => return Err(outdated_load()),
                         () = tokio::time::sleep(retry_delay(failures)) => {}
                     }
                 }
@@ -64,18 +65,37 @@ impl Attempt {
         }
     }
 
-    /// Tries once, on a thread of its own.
+    /// Tries once, on a thread of its own, which is left alone if it takes too long.
     async fn once(&self) -> Result<Loaded<Serving>> {
-        let (loader, job, events) = (self.loader.clone(), self.job.clone(), self.events.clone());
+        let key = &self.job.key;
+        self.loader.hanging.check(key)?;
+        let claim = Arc::new(Claim::default());
+        let (loader, job, events, own) = (self.loader.clone(), self.job.clone(), self.events.clone(), claim.clone());
         let work = move || {
-            loader.load(&job, |versions| {
+            give_way();
+            loader.load(&job, &own, |versions| {
                 if let Some(events) = events.upgrade() {
                     let (key, progress) = (job.key.clone(), job.progress.clone());
                     let _ = events.blocking_send(Event::Resolved { key, versions: versions.to_vec(), progress });
                 }
             })
         };
-        on_thread("nereid-loader", work).await.unwrap_or_else(Err)
+        let mut end = pin!(on_thread("nereid-loader", work));
+        if let Some(time_max) = self.loader.time_max {
+            tokio::select! {
+                biased;
+                end = &mut end => return end.unwrap_or_else(Err),
+                () = tokio::time::sleep(time_max) => {}
+            }
+            if self.loader.hanging.give_up(key, &claim) {
+                let seconds = time_max.as_secs_f64();
+                return Err(Error::unavailable(format!(
+                    "the load of model '{}' has not ended after {seconds} s and is given up",
+                    key.name
+                )));
+            }
+        }
+        end.await.unwrap_or_else(Err)
     }
 }
 

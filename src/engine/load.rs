@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::ensemble::graph::Plan;
-use super::loader::Loader;
+use super::hanging::Claim;
+use super::loader::{Loader, at_usual_priority};
 use super::models::{Job, Loaded, Origin};
-use super::order::{What, outdated};
+use super::order::outdated_load;
 use super::overrides::{OverrideDir, Overrides};
 use super::serving::Serving;
 use super::{Key, agents, reconcile};
@@ -39,18 +40,24 @@ struct Opened {
 }
 
 impl Loader {
-    /// Opens all versions of a model that its policy asks for; `resolved` is told them as soon as they are known.
+    /// Opens all versions of a model that its policy asks for; `resolved` is told them as soon as they are known. Takes
+    /// the `claim` before it changes anything that is served.
     ///
     /// # Errors
     /// Why the model cannot be served, or that it need not be any more.
-    pub(super) fn load(&self, job: &Job<Serving>, resolved: impl Fn(&[Version])) -> Result<Loaded<Serving>> {
-        let overrides = &job.load.overrides;
+    pub(super) fn load(
+        &self,
+        job: &Job<Serving>,
+        claim: &Claim,
+        resolved: impl Fn(&[Version]),
+    ) -> Result<Loaded<Serving>> {
+        let overrides = &job.overrides;
         let override_dir = match overrides.files.is_empty() {
             true => None,
             false => Some(OverrideDir::write(&job.key.name, &overrides.files)?),
         };
         let found = self.find(&job.key, override_dir.as_ref())?;
-        if overrides.is_empty() && !job.load.again && is_served(job, &found.dir) {
+        if overrides.is_empty() && !job.again && is_served(job, &found.dir) {
             return Ok(Loaded::Unchanged);
         }
         let Configured { mut config, positions, files, fetched } = self.configure_for(job, &found)?;
@@ -60,7 +67,6 @@ impl Loader {
         }
         let plan = self.connect(&mut config, &members, &positions)?;
         resolved(&files.keys().copied().collect::<Vec<_>>());
-        agents::check(&config.schema.model_repository_agents, &found.dir.path)?;
         let origin = Origin {
             stamp: found.dir.stamp,
             config,
@@ -68,7 +74,19 @@ impl Loader {
             files_overridden: override_dir.is_some(),
         };
         let kept = kept(job, &origin, files.keys().copied().collect());
-        let versions = self.open_versions(job, &origin, Opened { files, fetched, plan }, &kept)?;
+        let mut versions = self.open_versions(job, &origin, Opened { files, fetched, plan }, &kept)?;
+        let stay = match claim.take() {
+            true => resize_kept(job, &origin, &kept),
+            // Nobody waits for this any more.
+            false => Err(outdated_load()),
+        };
+        match stay {
+            Ok(stay) => versions.extend(stay),
+            Err(error) => {
+                versions.into_values().for_each(Serving::retire);
+                return Err(error);
+            }
+        }
         Ok(Loaded::New { origin: Some(origin), versions, kept, members })
     }
 
@@ -90,7 +108,7 @@ impl Loader {
         if let Some(roots) = self.repositories.roots_of(&job.key) {
             job.progress.fetch(roots, &job.key.name);
         }
-        let Overrides { config, .. } = &job.load.overrides;
+        let Overrides { config, .. } = &job.overrides;
         let file = self.config_name.as_deref().map_or(Source::File, Source::Named);
         let source = config.as_deref().map_or(file, Source::Json);
         let configured = self.configure(found, source, &job.key).map_err(|error| match config {
@@ -118,6 +136,8 @@ impl Loader {
             check_regular(&of_version)?;
             files.insert(version, of_version);
         }
+        // Before anything is read that may not be what its author meant.
+        agents::check(&written.schema.model_repository_agents, &dir.path)?;
         if let Some((_, latest)) = files.last_key_value()
             && self.auto_complete
             && !written.is_ensemble()
@@ -147,7 +167,7 @@ impl Loader {
         names.into_iter().map(key).collect()
     }
 
-    /// Opens the versions that are not kept, then adapts those that are.
+    /// Opens the versions that are not kept; all or none.
     fn open_versions(
         &self,
         job: &Job<Serving>,
@@ -163,7 +183,7 @@ impl Loader {
         let mut servings = BTreeMap::new();
         for (version, files) in opened {
             let result = match (job.progress.overtaken.is_cancelled(), &plan) {
-                (true, _) => Err(outdated(&What::Load(job.load.clone()))),
+                (true, _) => Err(outdated_load()),
                 (false, Some(plan)) => Ok(self.open_ensemble(&job.key, &origin.config, version, plan)),
                 (false, None) => self.open(&job.key, &origin.config, (version, &files), fetched.clone()),
             };
@@ -178,26 +198,6 @@ impl Loader {
                     )));
                 }
             };
-        }
-        let served = job.served.iter().flat_map(|(_, served)| served);
-        let stay = served.filter(|(version, _)| kept.contains(version));
-        let mut resized: Vec<&Serving> = Vec::new();
-        for (version, serving) in stay {
-            match serving.resize(&origin.config) {
-                Ok(same) => servings.insert(*version, same),
-                Err(error) => {
-                    // All or nothing: those that have the new instances by now go back to the old ones.
-                    for changed in resized {
-                        if let Err(error) = changed.resize_back() {
-                            tracing::error!(model = %job.key, %error, "instances cannot be had back");
-                        }
-                    }
-                    let opened = servings.into_iter().filter(|(version, _)| !kept.contains(version));
-                    opened.for_each(|(_, serving)| serving.retire());
-                    return Err(error);
-                }
-            };
-            resized.push(serving);
         }
         Ok(servings)
     }
@@ -220,6 +220,30 @@ impl Loader {
     }
 }
 
+/// Gives the versions that are kept the instances of the new configuration; all or none.
+fn resize_kept(job: &Job<Serving>, origin: &Origin, kept: &BTreeSet<Version>) -> Result<BTreeMap<Version, Serving>> {
+    let served = job.served.iter().flat_map(|(_, served)| served);
+    let mut resized: BTreeMap<Version, Serving> = BTreeMap::new();
+    for (&version, serving) in served.clone().filter(|(version, _)| kept.contains(version)) {
+        let (own, config) = (serving.clone(), origin.config.clone());
+        match at_usual_priority(move || own.resize(&config)).and_then(std::convert::identity) {
+            Ok(same) => _ = resized.insert(version, same),
+            Err(error) => {
+                // Those that have the new instances by now go back to the old ones.
+                for (_, changed) in served.filter(|(version, _)| resized.contains_key(version)) {
+                    let changed = changed.clone();
+                    let back = at_usual_priority(move || changed.resize_back()).and_then(std::convert::identity);
+                    if let Err(error) = back {
+                        tracing::error!(model = %job.key, %error, "instances cannot be had back");
+                    }
+                }
+                return Err(error);
+            }
+        }
+    }
+    Ok(resized)
+}
+
 /// Whether more than this fraction is used.
 fn is_over(free: u64, total: u64, fraction: f64) -> bool {
     let used = total.saturating_sub(free);
@@ -236,9 +260,7 @@ fn is_served(job: &Job<Serving>, dir: &ModelDir) -> bool {
 /// The versions that need not be opened again.
 fn kept(job: &Job<Serving>, after: &Origin, wanted: BTreeSet<Version>) -> BTreeSet<Version> {
     match &job.served {
-        Some((before, served))
-            if !job.load.again && served.values().all(|serving| serving.can_resize(&after.config)) =>
-        {
+        Some((before, served)) if !job.again && served.values().all(|serving| serving.can_resize(&after.config)) => {
             reconcile::kept(before, after, served.keys().copied(), &wanted)
         }
         _ => BTreeSet::new(),

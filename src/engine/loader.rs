@@ -5,15 +5,17 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
 use super::cache::{Cache, ModelCache};
 use super::catalog::Catalog;
 use super::handle::Served;
+use super::hanging::Hanging;
 use super::repositories::Repositories;
 use super::serving::{Serving, Shared};
-use super::{FindFacts, Handle, Key, Settings, warmup};
+use super::{FindFacts, Handle, Key, Settings, stopped, warmup};
 use crate::backend::{Backend, Model};
 use crate::error::{Error, Result};
 use crate::infer::Instant;
@@ -65,6 +67,29 @@ pub(super) async fn on_thread<T: Send + 'static>(name: &str, work: impl FnOnce()
     wait.await.map_err(|_| Error::internal(format!("thread '{name}' panicked")))
 }
 
+/// How much the calling thread gives way to others from now on, and those that it starts: so much that a load, however
+/// much it computes, leaves the processors to those who serve.
+const NICENESS: i32 = 10;
+
+/// Lets the calling thread compute only what others leave, where the system allows that. There is no way back.
+pub(super) fn give_way() {
+    if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+        tracing::debug!(%error, "loads have the priority of requests");
+    }
+}
+
+/// Runs `work` on a thread that has not given way, and waits for it: for what starts threads that outlive a load, since
+/// each thread has the priority of the one that starts it. Blocking.
+///
+/// # Errors
+/// As of [`on_thread`].
+pub(super) fn at_usual_priority<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    let (end, wait) = tokio::sync::oneshot::channel();
+    // The threads of the runtime have the priority of the process.
+    tokio::runtime::Handle::current().spawn(async move { end.send(on_thread("nereid-starter", work).await) });
+    wait.blocking_recv().unwrap_or_else(|_| Err(stopped()))
+}
+
 /// Opens models; shared by all loader threads. What a load does, step by step, stands in `load.rs`.
 pub(super) struct Loader {
     pub(super) repositories: Arc<Repositories>,
@@ -76,6 +101,10 @@ pub(super) struct Loader {
     pub(super) config_name: Option<String>,
     pub(super) gpu_limits: BTreeMap<u32, f64>,
     pub(super) retries: u32,
+    /// What a load may take; `None` for any time.
+    pub(super) time_max: Option<Duration>,
+    /// Loads that took longer, and have not ended since.
+    pub(super) hanging: Hanging,
     pub(super) responses: ResponseLimits,
     hold: Hold,
     instances: Shared,
@@ -101,6 +130,8 @@ impl Loader {
             config_name: settings.config_name,
             gpu_limits: settings.gpu_limits,
             retries: settings.load_retries,
+            time_max: settings.load_time_max,
+            hanging: Hanging::new(settings.instances.lost_max),
             responses: settings.responses,
             hold: settings.hold,
             instances: Shared::new(&settings.instances, &metrics),
@@ -135,7 +166,8 @@ impl Loader {
         let cache = ModelCache::new(self.cache.as_ref(), config, &stats);
         let handle = Handle { config: config.clone(), version, signature, stats, served, cache };
         let handle = Arc::new(handle);
-        let crew = Some(Crew::start(settings, &config.instances)?);
+        let groups = config.clone();
+        let crew = Some(at_usual_priority(move || Crew::start(settings, &groups.instances))??);
         let took = began.elapsed();
         handle.stats.loaded(took);
         self.metrics.version_loaded();

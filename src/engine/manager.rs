@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 
 use super::attempt::Attempt;
 use super::catalog::Catalog;
@@ -104,10 +104,7 @@ impl Task {
         let mut open = true;
         while !self.stopping || !self.jobs.is_empty() {
             tokio::select! {
-                Some(ended) = self.jobs.join_next() => match ended {
-                    Ok(event) => self.take(event),
-                    Err(error) => tracing::error!(%error, "a load or unload ended abnormally"),
-                },
+                Some(ended) = self.jobs.join_next() => self.ended(ended),
                 () = self.loader.lost.notified() => self.drop_lost(|_| true),
                 event = received.recv(), if open => {
                     open = event.is_some();
@@ -116,11 +113,22 @@ impl Task {
             }
             // With thousands of models, many things happen at the same time.
             for _ in 0..TOGETHER_MAX {
-                let ended = self.jobs.try_join_next().and_then(std::result::Result::ok);
-                let Some(event) = ended.or_else(|| received.try_recv().ok()) else { break };
-                self.take(event);
+                match self.jobs.try_join_next() {
+                    Some(ended) => self.ended(ended),
+                    None => match received.try_recv() {
+                        Ok(event) => self.take(event),
+                        Err(_) => break,
+                    },
+                }
             }
             self.act();
+        }
+    }
+
+    fn ended(&mut self, ended: std::result::Result<Event, JoinError>) {
+        match ended {
+            Ok(event) => self.take(event),
+            Err(error) => tracing::error!(%error, "a load or unload ended abnormally, and its model waits for it"),
         }
     }
 
@@ -158,6 +166,10 @@ impl Task {
                     view.iter().for_each(release_leaving);
                     views.push((key, view.map(|view| view.map(|serving| serving.handle.clone()))));
                 }
+                Effect::Outdate(servings) => {
+                    let caches = servings.iter().filter_map(|serving| serving.handle.cache.as_ref());
+                    caches.for_each(|cache| cache.outdate());
+                }
                 other => others.push(other),
             }
         }
@@ -168,7 +180,7 @@ impl Task {
         }
         for effect in others {
             match effect {
-                Effect::Publish(..) => {}
+                Effect::Publish(..) | Effect::Outdate(_) => {}
                 Effect::Answer(caller, result) => {
                     let _ = caller.send(result);
                 }

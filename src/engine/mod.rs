@@ -11,20 +11,19 @@ pub mod check;
 pub mod ensemble;
 mod entrance;
 mod handle;
+mod hanging;
 mod key;
 pub mod lifecycle;
 mod load;
 mod loader;
 mod manager;
 pub mod models;
-#[cfg(test)]
-mod models_tests;
 pub mod order;
 mod overrides;
-mod poll;
+pub mod poll;
 pub mod progress;
-mod reconcile;
-mod repositories;
+pub mod reconcile;
+pub mod repositories;
 mod serving;
 mod warmup;
 
@@ -39,7 +38,7 @@ use self::catalog::Catalog;
 use self::entrance::Entrance;
 use self::loader::Loader;
 use self::manager::Manager;
-use self::order::{Load, Unload, What};
+use self::order::{Unload, What};
 use self::poll::Watched;
 use self::repositories::{Look, Repositories};
 use crate::backend::Backend;
@@ -103,6 +102,8 @@ pub struct Settings {
     pub load_threads: usize,
     /// How often a failed load is tried again.
     pub load_retries: u32,
+    /// What a load may take before it is given up; `None` for any time.
+    pub load_time_max: Option<Duration>,
     /// Above which used fraction of a CUDA device's memory no model is loaded on it, by its index.
     pub gpu_limits: BTreeMap<u32, f64>,
     /// The most bytes of files that a load request may bring.
@@ -286,10 +287,7 @@ impl Engine {
         repository::check_name(name)?;
         overrides.check_size(self.override_bytes_max)?;
         let keys = if overrides.files.is_empty() { self.keys(name).await? } else { vec![Key::of(name)] };
-        let loads = keys.into_iter().map(|key| {
-            let load = Load { overrides: overrides.clone(), again: false };
-            self.manager.ask(key, What::Load(load))
-        });
+        let loads = keys.into_iter().map(|key| self.manager.ask(key, What::Load(overrides.clone())));
         // The reference server's status for a name that is in no repository.
         join_all(loads).await.into_iter().collect::<Result<()>>().map_err(|error| match error.kind() {
             Kind::NotFound => Error::internal(error.message().to_owned()),

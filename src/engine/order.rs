@@ -9,19 +9,10 @@ use crate::error::Error;
 /// What is to be done with a model.
 #[derive(Clone, Debug, PartialEq)]
 pub enum What {
-    /// Load or reload it.
-    Load(Load),
+    /// Load or reload it, with this in place of the repository's files.
+    Load(Overrides),
     /// Take it out of service.
     Unload(Unload),
-}
-
-/// How to load a model.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Load {
-    /// What replaces the repository's files.
-    pub overrides: Overrides,
-    /// Whether it is loaded again although its own files have not changed.
-    pub again: bool,
 }
 
 /// How to unload a model.
@@ -72,7 +63,7 @@ pub fn turn(running: Option<Running<'_>>, waiting: Option<&What>, new: &What) ->
 /// Whether both ask for the same, as far as that is cheap to say.
 fn same(one: &What, other: &What) -> bool {
     match (one, other) {
-        (What::Load(Load { overrides: one, .. }), What::Load(Load { overrides: other, .. })) => {
+        (What::Load(one), What::Load(other)) => {
             one.files.is_empty() && other.files.is_empty() && one.config == other.config
         }
         (What::Unload(one), What::Unload(other)) => one == other,
@@ -94,10 +85,18 @@ fn is_pointless(running: Running<'_>, new: &What) -> bool {
 
 /// The answer to an operation that a newer one has overtaken, in the words of the reference server.
 pub fn outdated(what: &What) -> Error {
-    let operation = match what {
-        What::Load(_) => "load",
-        What::Unload(_) => "unload",
-    };
+    match what {
+        What::Load(_) => outdated_load(),
+        What::Unload(_) => outdated_operation("unload"),
+    }
+}
+
+/// The same for a load.
+pub fn outdated_load() -> Error {
+    outdated_operation("load")
+}
+
+fn outdated_operation(operation: &str) -> Error {
     Error::unavailable(format!(
         "Newer operation has been applied to the model lifecycle, current {operation} operation is out-dated."
     ))
@@ -110,8 +109,7 @@ mod tests {
     use super::*;
 
     fn load(config: Option<&str>) -> What {
-        let overrides = Overrides { config: config.map(str::to_owned), ..Overrides::default() };
-        What::Load(Load { overrides, again: false })
+        What::Load(Overrides { config: config.map(str::to_owned), ..Overrides::default() })
     }
 
     fn unload() -> What {

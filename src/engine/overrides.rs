@@ -1,11 +1,12 @@
 //! What a load command brings instead of the repository's files.
 
 use std::collections::BTreeMap;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
 use crate::error::{Error, Result};
+use crate::repository::is_inside;
 
 /// A configuration and files that replace those of the repository for one load.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,11 +53,10 @@ impl OverrideDir {
         let this = Self { path: holder.path().join(model), _holder: holder };
         std::fs::create_dir(&this.path).map_err(failed)?;
         for (name, content) in files {
-            let relative = Path::new(name);
-            if !relative.components().all(|part| matches!(part, Component::Normal(_))) {
+            if !is_inside(name) {
                 return Err(Error::invalid(format!("override file path '{name}' leads out of the model directory")));
             }
-            let path = this.path.join(relative);
+            let path = this.path.join(name);
             if let Some(parent) = path.parent() {
                 std::fs::create_dir_all(parent).map_err(failed)?;
             }

@@ -12,7 +12,8 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, oneshot};
 
 use super::manager::Event;
-use super::order::{Load, Unload, What};
+use super::order::{Unload, What};
+use super::overrides::Overrides;
 use super::repositories::{Look, Repositories};
 use super::{Key, loader};
 use crate::error::Result;
@@ -45,7 +46,7 @@ struct Failure {
 
 /// What is known of the repositories.
 #[derive(Debug)]
-pub(super) struct Watched {
+pub struct Watched {
     interval: Duration,
     /// As it was when a model was last loaded or unloaded.
     taken: BTreeMap<Key, Seen>,
@@ -57,7 +58,7 @@ pub(super) struct Watched {
 
 impl Watched {
     /// Everything in `look` is being loaded.
-    pub(super) fn new(interval: Duration, look: &Look) -> Self {
+    pub fn new(interval: Duration, look: &Look) -> Self {
         let taken: BTreeMap<Key, Seen> = look.keys().map(|key| (key.clone(), seen(look, key))).collect();
         let loading = taken.keys().cloned().collect();
         Self { interval, taken, unsettled: BTreeMap::new(), loading, failed: BTreeMap::new() }
@@ -67,7 +68,7 @@ impl Watched {
     ///
     /// Whatever differs is left alone until it is the same in two looks: files that are still being copied, a directory
     /// that is being replaced, a repository that is away for a moment.
-    fn look(&mut self, look: &Look, now: Instant) -> Vec<(Key, What)> {
+    pub fn look(&mut self, look: &Look, now: Instant) -> Vec<(Key, What)> {
         let keys: BTreeSet<Key> = look.keys().chain(self.taken.keys()).cloned().collect();
         let mut asked = Vec::new();
         for key in keys.into_iter().filter(|key| !look.unreadable.contains_key(key)) {
@@ -76,7 +77,7 @@ impl Watched {
                 self.unsettled.remove(&key);
                 if self.should_retry(&key, now) && matches!(seen, Seen::There(_)) {
                     self.loading.insert(key.clone());
-                    asked.push((key, What::Load(Load::default())));
+                    asked.push((key, What::Load(Overrides::default())));
                 }
                 continue;
             }
@@ -99,7 +100,7 @@ impl Watched {
             Seen::There(_) => {
                 self.loading.insert(key.clone());
                 self.taken.insert(key, seen);
-                What::Load(Load::default())
+                What::Load(Overrides::default())
             }
             Seen::Twice(reason) => {
                 let because = Some(reason.clone());
@@ -119,7 +120,7 @@ impl Watched {
     }
 
     /// A load has ended.
-    fn ended(&mut self, key: Key, loaded: bool, now: Instant) {
+    pub fn ended(&mut self, key: Key, loaded: bool, now: Instant) {
         self.loading.remove(&key);
         if loaded || !self.taken.contains_key(&key) {
             self.failed.remove(&key);

@@ -8,7 +8,7 @@ use crate::model::{Version, schema};
 /// The versions of `served` that `after` serves with the same files and a configuration that needs no other copy.
 ///
 /// Only the instances and the version policy may differ; files outside of the versions are read by all of them.
-pub(super) fn kept(
+pub fn kept(
     before: &Origin,
     after: &Origin,
     served: impl Iterator<Item = Version>,

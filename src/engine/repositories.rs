@@ -10,33 +10,34 @@ use crate::error::{Error, Kind, Result};
 use crate::repository::{Found, Roots, Stamp};
 
 /// Where models come from.
-pub(super) struct Repositories {
+pub struct Repositories {
     /// By namespace: one for each repository, or one without a name for all of them.
     namespaces: Vec<(String, Roots)>,
 }
 
 /// One look at all repositories.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Look {
+pub struct Look {
     /// The models that are there, each with what changes when a file of it does.
-    pub(super) models: BTreeMap<Key, Stamp>,
+    pub models: BTreeMap<Key, Stamp>,
     /// Models that are there and cannot be read now, each with the reason.
-    pub(super) unreadable: BTreeMap<Key, String>,
+    pub unreadable: BTreeMap<Key, String>,
     /// Models that are in more than one repository, each with the reason why that cannot be.
-    pub(super) duplicates: BTreeMap<Key, String>,
+    pub duplicates: BTreeMap<Key, String>,
     /// What was ignored and may be a mistake.
-    pub(super) warnings: Vec<String>,
+    pub warnings: Vec<String>,
 }
 
 impl Look {
     /// Every model that is somehow there.
-    pub(super) fn keys(&self) -> impl Iterator<Item = &Key> {
+    pub fn keys(&self) -> impl Iterator<Item = &Key> {
         self.models.keys().chain(self.unreadable.keys()).chain(self.duplicates.keys())
     }
 }
 
 impl Repositories {
-    pub(super) fn new(roots: &Roots, namespacing: bool) -> Self {
+    /// The repositories at these places; with `namespacing` each is a namespace of its own.
+    pub fn new(roots: &Roots, namespacing: bool) -> Self {
         let namespaces = if namespacing { roots.each() } else { vec![(String::new(), roots.clone())] };
         Self { namespaces }
     }
@@ -45,7 +46,7 @@ impl Repositories {
     ///
     /// # Errors
     /// If a repository cannot be read.
-    pub(super) fn scan(&self, age_max: Duration) -> Result<Look> {
+    pub fn scan(&self, age_max: Duration) -> Result<Look> {
         let mut look = Look::default();
         for (namespace, roots) in &self.namespaces {
             let scan = roots.scan_not_older(age_max)?;
@@ -62,7 +63,7 @@ impl Repositories {
     ///
     /// # Errors
     /// [`Kind::NotFound`] if there is no such model, otherwise why it cannot be looked at.
-    pub(super) fn find(&self, key: &Key, warnings: &mut Vec<String>) -> Result<Found> {
+    pub fn find(&self, key: &Key, warnings: &mut Vec<String>) -> Result<Found> {
         let nowhere =
             || Error::not_found(format!("failed to load '{}', failed to poll from model repository", key.name));
         let found = self.roots_of(key).ok_or_else(nowhere)?.find(&key.name, warnings);

@@ -7,7 +7,7 @@ use std::path::{Component, Path};
 const LABEL_BYTES_MAX: u64 = 64 << 20;
 
 /// Whether `name` is a relative path that leads nowhere above where it begins.
-pub(super) fn is_inside(name: &str) -> bool {
+pub fn is_inside(name: &str) -> bool {
     !name.is_empty()
         && !name.contains('\0')
         && Path::new(name).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))

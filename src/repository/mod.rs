@@ -36,6 +36,7 @@ mod scan_tests;
 mod tests;
 
 pub use facts::{BackendFacts, CheckParameters, Facts, LATENCY_BUDGET};
+pub use files::is_inside;
 pub use mistakes::{Mistake, Mistakes, Position, Positions};
 pub use remote::{Cloud, Files, Place, Progress, RemoteSettings, Store};
 pub use roots::{Found, Root, Roots};

@@ -6,14 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nereid::engine::{Control, Engine, IndexEntry, Overrides, Settings, State};
-use nereid::error::Kind;
+use nereid::error::{Error, Kind, Result};
 use nereid::infer::{self, Infer as _};
 use nereid::model::schema::model_version_policy::PolicyChoice;
+use tokio::task::JoinHandle;
 
 use crate::gate::Gate;
 use crate::support::{beside, engine_with, identity_config, new_engine, request, until, within, write_model};
 
 const OUTDATED: &str = "Newer operation has been applied to the model lifecycle, current load operation is out-dated.";
+
+/// The start of an engine, which ends with the models that could not be loaded.
+type Starting = JoinHandle<Result<Vec<(String, Error)>>>;
 
 fn gate_config(more: &str) -> String {
     identity_config(more).replace("\"identity\"", "\"gate\"")
@@ -21,6 +25,25 @@ fn gate_config(more: &str) -> String {
 
 fn explicit_none() -> Control {
     Control::Explicit(Some(Vec::new()))
+}
+
+/// An engine that begins to load everything in `root`; what the gate holds waits for it to be opened.
+fn start(root: &Path, control: Control) -> (Arc<Gate>, Arc<Engine>, Starting) {
+    let gate = Arc::new(Gate::default());
+    let engine = Arc::new(new_engine(root, control, |settings| gate.join(settings)));
+    let starting = beside(&engine, |engine| async move { engine.start().await });
+    (gate, engine, starting)
+}
+
+/// An engine with four models to load, two of which wait at the gate and two for their turn.
+async fn two_of_four_load() -> (tempfile::TempDir, Arc<Gate>, Arc<Engine>, Starting) {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    for name in ["a", "b", "c", "d"] {
+        write_model(root.path(), name, &gate_config(""), &[1]);
+    }
+    let (gate, engine, starting) = start(root.path(), Control::None);
+    until(|| gate.waiting().len() == 2).await;
+    (root, gate, engine, starting)
 }
 
 async fn answers(engine: &Engine, model: &str) -> bool {
@@ -46,10 +69,8 @@ async fn a_model_that_loads_is_seen_in_the_index_and_refused_as_not_ready() {
     let root = tempfile::tempdir().expect("a temporary directory");
     write_model(root.path(), "m", &gate_config(""), &[1]);
     std::fs::write(root.path().join("m/1/weights"), vec![0; 2_500_000]).expect("the directory is writable");
-    let gate = Arc::new(Gate::default());
-    let engine = Arc::new(new_engine(root.path(), Control::None, |settings| gate.join(settings)));
+    let (gate, engine, starting) = start(root.path(), Control::None);
     assert_eq!(refusal(&engine, "m", None), (Kind::Unavailable, "Server not ready".to_owned()));
-    let starting = beside(&engine, |engine| async move { engine.start().await });
     until(|| gate.waiting() == ["m"]).await;
 
     // The manager hears of the loader's progress a moment later.
@@ -78,14 +99,7 @@ async fn a_model_that_loads_is_seen_in_the_index_and_refused_as_not_ready() {
 
 #[tokio::test]
 async fn so_many_load_at_the_same_time_and_the_others_wait() {
-    let root = tempfile::tempdir().expect("a temporary directory");
-    for name in ["a", "b", "c", "d"] {
-        write_model(root.path(), name, &gate_config(""), &[1]);
-    }
-    let gate = Arc::new(Gate::default());
-    let engine = Arc::new(new_engine(root.path(), Control::None, |settings| gate.join(settings)));
-    let starting = beside(&engine, |engine| async move { engine.start().await });
-    until(|| gate.waiting().len() == 2).await;
+    let (_root, gate, engine, starting) = two_of_four_load().await;
     let waits = |reason: &str| reason.starts_with("waiting to load: ");
     let index = engine.index(false).await;
     assert!(index.iter().all(|entry| entry.state == Some(State::Loading)));
@@ -116,6 +130,39 @@ async fn a_load_that_fails_is_tried_again_as_often_as_the_setting_says() {
     let error = engine.load("m", Overrides::default()).await.expect_err("four tries are not enough");
     assert_eq!(error.message(), "load failed for model 'm': version 1 is at UNAVAILABLE state: the gate said no;");
     assert_eq!(gate.loads(), 8);
+    engine.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_load_that_does_not_end_is_given_up_and_takes_no_other_ones_turn() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    write_model(root.path(), "m", &gate_config(""), &[1]);
+    let gate = Arc::new(Gate::default());
+    let change = |settings: &mut Settings| {
+        gate.join(settings);
+        settings.load_threads = 1;
+        settings.load_time_max = Some(Duration::from_secs(60));
+        settings.instances.lost_max = 1;
+    };
+    let (engine, _) = engine_with(root.path(), explicit_none(), change).await;
+    let hangs = "the load of model 'm' has not ended after 60 s and is given up";
+    for message in [hangs, hangs, "2 earlier loads of model 'm' have not ended yet"] {
+        let error = engine.load("m", Overrides::default()).await.expect_err("the gate is closed");
+        assert_eq!((error.kind(), error.message()), (Kind::Unavailable, message));
+        assert_eq!(engine.index(false).await[0].reason, message);
+    }
+    assert_eq!(gate.loads(), 2);
+    // From now on time passes only as a load takes it.
+    tokio::time::resume();
+    gate.open();
+    within(async {
+        while let Err(error) = engine.load("m", Overrides::default()).await {
+            assert!(error.message().contains("earlier load"), "{error}");
+        }
+    })
+    .await;
+    assert!(answers(&engine, "m").await);
+    assert_eq!(gate.loads(), 3);
     engine.stop().await;
 }
 
@@ -168,14 +215,7 @@ async fn an_unload_of_a_model_that_loads_is_the_last_word() {
 
 #[tokio::test]
 async fn a_stop_does_not_wait_for_loads_that_have_not_begun() {
-    let root = tempfile::tempdir().expect("a temporary directory");
-    for name in ["a", "b", "c", "d"] {
-        write_model(root.path(), name, &gate_config(""), &[1]);
-    }
-    let gate = Arc::new(Gate::default());
-    let engine = Arc::new(new_engine(root.path(), Control::None, |settings| gate.join(settings)));
-    let starting = beside(&engine, |engine| async move { engine.start().await });
-    until(|| gate.waiting().len() == 2).await;
+    let (_root, gate, engine, starting) = two_of_four_load().await;
     let stopping = beside(&engine, |engine| async move { engine.stop().await });
     until_index(&engine, |index| index.iter().filter(|entry| entry.state == Some(State::Loading)).count() == 2).await;
     gate.open();
@@ -305,10 +345,7 @@ async fn poll_mode_mends_what_was_broken_and_forgets_what_is_gone() {
     let root = tempfile::tempdir().expect("a temporary directory");
     write_model(root.path(), "broken", "max_batchsize: 4\nbackend: \"identity\"\n", &[1]);
     write_model(root.path(), "slow", &gate_config(""), &[1]);
-    let gate = Arc::new(Gate::default());
-    let poll = Control::Poll(Duration::from_millis(10));
-    let engine = Arc::new(new_engine(root.path(), poll, |settings| gate.join(settings)));
-    let starting = beside(&engine, |engine| async move { engine.start().await });
+    let (gate, engine, starting) = start(root.path(), Control::Poll(Duration::from_millis(10)));
     until(|| gate.waiting() == ["slow"]).await;
     // A model that takes long does not keep others from being polled.
     write_model(root.path(), "broken", &identity_config(""), &[]);

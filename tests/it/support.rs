@@ -69,6 +69,7 @@ pub fn new_engine(root: &Path, control: Control, change: impl FnOnce(&mut engine
         control,
         load_threads: 2,
         load_retries: 0,
+        load_time_max: None,
         gpu_limits: BTreeMap::new(),
         cache: None,
         override_bytes_max: 1000,

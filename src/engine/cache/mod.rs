@@ -14,7 +14,7 @@ mod store;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -98,6 +98,7 @@ pub(super) struct ModelCache {
     ttl: Option<Duration>,
     scheduling: Scheduling,
     stats: Arc<ModelStats>,
+    outdated: AtomicBool,
     /// The requests under way. Locked before the cache, after nothing.
     flights: Mutex<HashMap<FlightKey, Arc<Flight>>>,
     /// Callers that wait for the requests of others.
@@ -129,6 +130,7 @@ impl ModelCache {
             cache: cache.clone(),
             scheduling: config.scheduling.clone(),
             stats: stats.clone(),
+            outdated: AtomicBool::new(false),
             flights: Mutex::default(),
             waiting: AtomicUsize::new(0),
         }))
@@ -138,8 +140,15 @@ impl ModelCache {
     /// wants tensors that are not in host memory.
     pub(super) fn takes(&self, request: &Request) -> bool {
         request.sequence.is_none()
+            && !self.outdated.load(Relaxed)
             && request.inputs.iter().all(|input| input.tensor.is_on_host())
             && !request.outputs.iter().any(|output| output.keep)
+    }
+
+    /// The version would answer otherwise now, as something that it is made of is replaced: what comes from now on is
+    /// executed, until the version is loaded again.
+    pub(super) fn outdate(&self) {
+        self.outdated.store(true, Relaxed);
     }
 
     /// Whether no request is under way.

@@ -386,13 +386,15 @@ async fn urgent_requests_do_not_wait_for_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn requests_of_a_sequence_pass_by() {
+async fn requests_of_a_sequence_pass_by_and_so_do_all_of_an_outdated_version() {
     let site = Site::new(&config());
     let sequence = Sequence { id: crate::infer::CorrelationId::Number(1), start: true, end: false };
     assert!(!site.cache.takes(&Request { sequence: Some(sequence), ..request("a", 1) }));
     assert!(site.cache.takes(&request("a", 1)));
     let kept = RequestedOutput { name: "OUT".to_owned(), classification: 0, keep: true };
     assert!(!site.cache.takes(&Request { outputs: vec![kept], ..request("a", 1) }));
+    site.cache.outdate();
+    assert!(!site.cache.takes(&request("a", 1)), "until it is loaded again");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

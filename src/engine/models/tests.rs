@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::Key;
-use super::lifecycle::{ModelView, State};
-use super::models::{Effect, Event, Job, Loaded, Models, Retired};
-use super::order::{Load, Unload, What};
-use super::overrides::Overrides;
+use super::{Effect, Event, Job, Loaded, Models, Retired};
+use crate::engine::Key;
+use crate::engine::lifecycle::{ModelView, State};
+use crate::engine::order::{Unload, What, outdated_load};
+use crate::engine::overrides::Overrides;
 use crate::error::Error;
+use crate::model::Version;
 
 /// A caller is a number; what serves a version is the number of the load that opened it.
 type Caller = u32;
@@ -23,6 +24,8 @@ struct Bench {
     answers: BTreeMap<Caller, Result<(), String>>,
     jobs: Vec<Job<Serving>>,
     retiring: Vec<(Vec<Serving>, Retired)>,
+    /// Those whose earlier answers are not to be given any more.
+    outdated: Vec<Serving>,
     callers: Caller,
     loads: Serving,
 }
@@ -38,6 +41,7 @@ impl Bench {
                     let again = self.answers.insert(caller, result.map_err(|error| error.to_string()));
                     assert!(again.is_none(), "caller {caller} is answered twice");
                 }
+                Effect::Outdate(servings) => self.outdated.extend(servings),
                 Effect::Load(job) => self.jobs.push(job),
                 Effect::Retire(servings, retired) => {
                     let shown = self.views.values().flat_map(|view| view.versions.values());
@@ -56,7 +60,7 @@ impl Bench {
     }
 
     fn load(&mut self, name: &str) -> Caller {
-        self.ask(name, What::Load(Load::default()))
+        self.ask(name, What::Load(Overrides::default()))
     }
 
     fn unload(&mut self, name: &str) -> Caller {
@@ -75,11 +79,26 @@ impl Bench {
 
     /// Ends the load of a model with one version.
     fn loaded(&mut self, name: &str, members: &[&str]) {
-        let job = self.job(name);
         self.loads += 1;
         let members = members.iter().map(|member| Key::of(member)).collect();
-        let new = Loaded::New { origin: None, versions: [(1, self.loads)].into(), kept: BTreeSet::new(), members };
-        let Job { key, progress, .. } = job;
+        let versions = [(1, self.loads)].into();
+        self.loaded_as(name, Loaded::New { origin: None, versions, kept: BTreeSet::new(), members });
+    }
+
+    /// Ends the load of a model without members: these versions are opened by it, those kept.
+    fn loaded_versions(&mut self, name: &str, opened: &[Version], kept: &[Version]) {
+        self.loads += 1;
+        let view = &self.views[&Key::of(name)];
+        let serving = |version: &Version| view.versions.get(version).and_then(|view| view.serving);
+        let stay = kept.iter().map(|version| (*version, serving(version).unwrap_or_default()));
+        let number = |version: &Version| self.loads * 10 + *version as Serving;
+        let versions = opened.iter().map(|version| (*version, number(version))).chain(stay).collect();
+        let kept = kept.iter().copied().collect();
+        self.loaded_as(name, Loaded::New { origin: None, versions, kept, members: Vec::new() });
+    }
+
+    fn loaded_as(&mut self, name: &str, new: Loaded<Serving>) {
+        let Job { key, progress, .. } = self.job(name);
         let resolved = || Event::Resolved { key: key.clone(), versions: vec![1, 2], progress: progress.clone() };
         self.on(resolved());
         self.on(Event::Loaded { key: key.clone(), result: Ok(new) });
@@ -111,8 +130,20 @@ impl Bench {
     }
 
     fn state(&self, name: &str) -> Option<(State, &str)> {
-        let version = self.views.get(&Key::of(name))?.versions.get(&1)?;
+        self.state_of(name, 1)
+    }
+
+    fn state_of(&self, name: &str, version: Version) -> Option<(State, &str)> {
+        let version = self.views.get(&Key::of(name))?.versions.get(&version)?;
         Some((version.state, &version.reason))
+    }
+
+    /// Loads an ensemble `e` of `a`, both to the end.
+    fn ensemble(&mut self) {
+        self.load("e");
+        self.needs("e", &["a"]);
+        self.loaded("a", &[]);
+        self.loaded("e", &["a"]);
     }
 
     fn answer(&self, caller: Caller) -> Option<Result<(), &str>> {
@@ -121,6 +152,10 @@ impl Bench {
             Err(message) => Some(Err(message)),
         }
     }
+}
+
+fn with_config(config: Option<String>) -> What {
+    What::Load(Overrides { config, ..Overrides::default() })
 }
 
 const OUTDATED: &str = "Newer operation has been applied to the model lifecycle, current load operation is out-dated.";
@@ -162,7 +197,7 @@ fn an_unload_overtakes_a_load_and_a_load_an_unload() {
     assert_eq!(bench.answer(unload), Some(Err(unload_outdated.as_str())));
     // The job saw that it was cancelled.
     let key = bench.job("m").key;
-    bench.on(Event::Loaded { key, result: Err(super::order::outdated(&What::Load(Load::default()))) });
+    bench.on(Event::Loaded { key, result: Err(outdated_load()) });
     assert_eq!(bench.answer(load), Some(Err(OUTDATED)));
     bench.loaded("m", &[]);
     assert_eq!(bench.answer(newest), Some(Ok(())));
@@ -227,7 +262,103 @@ fn a_model_made_of_others_waits_until_they_were_loaded() {
     // A new copy of a member may have another signature.
     bench.load("b");
     bench.loaded("b", &[]);
-    assert!(bench.job("e").load.again);
+    assert!(bench.job("e").again);
+}
+
+#[test]
+fn a_reload_that_nobody_asked_for_overtakes_nothing_that_somebody_did() {
+    for asked in [with_config(Some("{}".to_owned())), What::Unload(Unload::default())] {
+        let mut bench = Bench::default();
+        bench.ensemble();
+        let (running, member) = (bench.load("e"), bench.load("a"));
+        bench.jobs[0].progress.begin();
+        let waiting = bench.ask("e", asked);
+        bench.loaded("a", &[]);
+        assert_eq!((bench.answer(member), bench.answer(waiting)), (Some(Ok(())), None));
+        if bench.jobs[0].progress.overtaken.is_cancelled() {
+            bench.failed("e");
+        } else {
+            bench.loaded("e", &["a"]);
+            assert_eq!(bench.answer(running), Some(Ok(())));
+            assert_eq!(bench.jobs[0].overrides.config.as_deref(), Some("{}"));
+            assert!(bench.jobs[0].again, "it is for the new member, too");
+            bench.loaded("e", &["a"]);
+        }
+        bench.retired();
+        assert_eq!(bench.answer(waiting), Some(Ok(())));
+        assert!(bench.jobs.is_empty(), "{:?}", bench.jobs);
+    }
+}
+
+#[test]
+fn a_member_that_is_replaced_during_a_load_makes_one_more() {
+    let mut bench = Bench::default();
+    bench.ensemble();
+    bench.load("a");
+    bench.ask("e", with_config(Some("{}".to_owned())));
+    bench.loaded("a", &[]);
+    assert!(!bench.jobs[0].progress.overtaken.is_cancelled());
+    bench.loaded("e", &["a"]);
+    assert!(bench.jobs[0].again);
+    assert_eq!(bench.jobs[0].overrides.config.as_deref(), Some("{}"));
+    bench.loaded("e", &["a"]);
+    assert!(bench.jobs.is_empty());
+}
+
+#[test]
+fn the_answers_of_what_is_made_of_a_new_copy_are_outdated() {
+    let mut bench = Bench::default();
+    bench.ensemble();
+    bench.load("f");
+    bench.loaded("f", &["e"]);
+    let (e, f) = (bench.serving("e"), bench.serving("f"));
+    bench.outdated.clear();
+    bench.load("a");
+    bench.loaded("a", &[]);
+    assert_eq!(bench.outdated.iter().copied().map(Some).collect::<Vec<_>>(), [e, f]);
+}
+
+#[test]
+fn a_load_that_fails_does_not_forget_what_is_served_is_made_of() {
+    let mut bench = Bench::default();
+    bench.ensemble();
+    bench.ask("e", with_config(Some("{}".to_owned())));
+    bench.needs("e", &["b"]);
+    bench.failed("b");
+    bench.failed("e");
+    bench.unload("a");
+    assert_eq!(bench.serving("e"), None, "it is made of what is unloaded");
+}
+
+#[test]
+fn a_version_that_the_policy_drops_is_unloading_until_its_requests_are_finished() {
+    let mut bench = Bench::default();
+    bench.load("m");
+    bench.loaded_versions("m", &[1, 2], &[]);
+    bench.load("m");
+    bench.loaded_versions("m", &[3], &[2]);
+    assert_eq!(bench.state_of("m", 1), Some((State::Unloading, "unloaded")));
+    assert_eq!(bench.retiring[0].1.unloaded, [1]);
+    assert!([2, 3].iter().all(|version| bench.state_of("m", *version) == Some((State::Ready, ""))));
+    bench.retired();
+    assert_eq!(bench.state_of("m", 1), Some((State::Unavailable, "unloaded")));
+}
+
+#[test]
+fn a_load_that_keeps_a_version_which_is_lost_meanwhile_begins_once_more() {
+    let mut bench = Bench::default();
+    bench.load("m");
+    bench.loaded_versions("m", &[1, 2], &[]);
+    let caller = bench.load("m");
+    let lost = bench.serving("m").expect("it is served");
+    bench.on(Event::Lost { key: Key::of("m"), version: 1, error: Error::internal("hangs") });
+    let kept = [(1, lost), (2, lost + 1), (3, 7)].into();
+    bench.loaded_as("m", Loaded::New { origin: None, versions: kept, kept: [1, 2].into(), members: Vec::new() });
+    assert_eq!(bench.retiring[1].0, [7], "what was opened for nothing is dropped");
+    assert_eq!((bench.answer(caller), bench.state("m")), (None, Some((State::Unavailable, "hangs"))));
+    assert!(bench.jobs[0].served.is_none(), "everything is opened anew");
+    bench.loaded_versions("m", &[1, 2, 3], &[]);
+    assert_eq!((bench.answer(caller), bench.state("m")), (Some(Ok(())), Some((State::Ready, ""))));
 }
 
 #[test]
@@ -245,10 +376,7 @@ fn models_that_are_made_of_each_other_do_not_wait_for_ever() {
 #[test]
 fn a_member_that_is_unloaded_takes_what_is_made_of_it_out_of_service_first() {
     let mut bench = Bench::default();
-    bench.load("e");
-    bench.needs("e", &["a"]);
-    bench.loaded("a", &[]);
-    bench.loaded("e", &["a"]);
+    bench.ensemble();
     let unload = bench.unload("a");
     assert_eq!(bench.answer(unload), Some(Ok(())));
     let dropped: Vec<_> = bench.retiring.iter().map(|(_, retired)| &*retired.key.name).collect();
@@ -357,9 +485,7 @@ impl Bench {
         let has_job = |bench: &Self, model: usize| bench.jobs.iter().any(|job| &*job.key.name == NAMES[model]);
         match *step {
             Step::Load(model, config) => {
-                let config = config.map(|config| config.to_string());
-                let overrides = Overrides { config, ..Overrides::default() };
-                self.ask(NAMES[model], What::Load(Load { overrides, again: false }));
+                self.ask(NAMES[model], with_config(config.map(|config| config.to_string())));
             }
             Step::Unload(model, members) => {
                 let what = What::Unload(Unload { dependents: members, because: None });

@@ -1,0 +1,96 @@
+//! Loads that do not come back: after a time they are given up, and nobody waits for their threads any more.
+//!
+//! A [`Claim`] settles who has the last word: either the load goes on to change what is served, or it was given up and
+//! drops what it has opened. Threads that were given up are counted for each model until they end; what they hold, they
+//! hold until then.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use super::Key;
+use crate::error::{Error, Result};
+
+/// The last word about one try to load a model; the first to take it has it.
+#[derive(Debug, Default)]
+pub(super) struct Claim(Mutex<bool>);
+
+impl Claim {
+    /// Whether it was still to be had.
+    pub(super) fn take(&self) -> bool {
+        !std::mem::replace(&mut *self.0.lock(), true)
+    }
+}
+
+/// The loads that were given up and whose threads go on.
+#[derive(Debug)]
+pub(super) struct Hanging {
+    /// So many may hang of one model, and it is tried once more.
+    max: usize,
+    claims: Mutex<BTreeMap<Key, Vec<Weak<Claim>>>>,
+}
+
+impl Hanging {
+    pub(super) fn new(max: usize) -> Self {
+        Self { max, claims: Mutex::default() }
+    }
+
+    /// Refuses another try of a model of which too many hang.
+    ///
+    /// # Errors
+    /// How many they are.
+    pub(super) fn check(&self, key: &Key) -> Result<()> {
+        let mut claims = self.claims.lock();
+        claims.retain(|_, hanging| {
+            // A thread has its claim until it ends.
+            hanging.retain(|claim| claim.strong_count() > 0);
+            !hanging.is_empty()
+        });
+        match claims.get(key).map_or(0, Vec::len) {
+            count if count > self.max => {
+                Err(Error::unavailable(format!("{count} earlier loads of model '{}' have not ended yet", key.name)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives a load up; `false` if it has ended, or changes already what is served.
+    pub(super) fn give_up(&self, key: &Key, claim: &Arc<Claim>) -> bool {
+        let taken = claim.take();
+        if taken {
+            self.claims.lock().entry(key.clone()).or_default().push(Arc::downgrade(claim));
+        }
+        taken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_of_which_too_many_loads_hang_is_not_tried_until_one_ends() {
+        let (hanging, key) = (Hanging::new(1), Key::of("m"));
+        let claims: Vec<Arc<Claim>> = (0..2).map(|_| Arc::default()).collect();
+        for claim in &claims {
+            assert_eq!(hanging.check(&key), Ok(()));
+            assert!(hanging.give_up(&key, claim));
+            assert!(!claim.take(), "the load does not change anything any more");
+        }
+        let refused = hanging.check(&key).expect_err("two hang");
+        assert_eq!(refused.message(), "2 earlier loads of model 'm' have not ended yet");
+        assert_eq!(hanging.check(&Key::of("other")), Ok(()));
+        drop(claims);
+        assert_eq!(hanging.check(&key), Ok(()));
+        assert!(hanging.claims.lock().is_empty());
+    }
+
+    #[test]
+    fn a_load_that_has_the_last_word_is_not_given_up() {
+        let (hanging, claim) = (Hanging::new(0), Arc::new(Claim::default()));
+        assert!(claim.take());
+        assert!(!hanging.give_up(&Key::of("m"), &claim));
+        assert_eq!(hanging.check(&Key::of("m")), Ok(()));
+    }
+}

@@ -1,0 +1,180 @@
+//! One model as the state machine knows it: what serves it, which operation on it runs, and which one waits.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::event::{Loaded, Origin, Retired};
+use crate::engine::Key;
+use crate::engine::lifecycle::{ModelView, State, UNLOADED, VersionView};
+use crate::engine::order::{Running as Runs, What};
+use crate::engine::overrides::Overrides;
+use crate::engine::progress::Progress;
+use crate::error::Error;
+use crate::model::Version;
+
+/// A model that was ever asked for.
+#[derive(Debug)]
+pub(super) struct Model<S, C> {
+    pub(super) view: ModelView<S>,
+    /// What serves the ready versions.
+    pub(super) servings: BTreeMap<Version, S>,
+    /// What served versions that are unloaded, until what is made of them has finished its requests.
+    pub(super) leaving: BTreeMap<Version, S>,
+    /// Where it comes from; `None` also if the next load is to open everything anew.
+    pub(super) origin: Option<Origin>,
+    /// The last overrides of the configuration, for a reload that nobody asked for.
+    pub(super) overrides: Overrides,
+    pub(super) members: Vec<Key>,
+    /// Whether one of its members was replaced and this model has not been fitted to it since.
+    pub(super) stale: bool,
+    pub(super) running: Option<Running<C>>,
+    pub(super) waiting: Option<Operation<C>>,
+    /// Whether it is to be there since the start, even if its name is wrong.
+    pub(super) lasting: bool,
+    /// Whether somebody asked for itself, and not for something that is made of it.
+    pub(super) asked_for: bool,
+}
+
+/// Something to be done with a model, and who wants to know of its end.
+#[derive(Debug)]
+pub(super) struct Operation<C> {
+    pub(super) what: What,
+    pub(super) callers: Vec<C>,
+}
+
+/// The operation that is under way.
+#[derive(Debug)]
+pub(super) struct Running<C> {
+    pub(super) operation: Operation<C>,
+    pub(super) progress: Arc<Progress>,
+    /// Whether it is a load that fits the model to members that were replaced.
+    pub(super) again: bool,
+    /// The models that it waits for; while there are any, it has no job. A load waits for what it is made of, an unload
+    /// for what is made of it.
+    pub(super) needs: BTreeSet<Key>,
+}
+
+impl<C> Running<C> {
+    pub(super) fn new(operation: Operation<C>) -> Self {
+        Self { operation, progress: Arc::new(Progress::new()), again: false, needs: BTreeSet::new() }
+    }
+
+    pub(super) fn runs(&self) -> Runs<'_> {
+        let begun = matches!(self.operation.what, What::Unload(_)) || self.progress.has_begun();
+        Runs { what: &self.operation.what, begun }
+    }
+}
+
+impl<S, C> Default for Model<S, C> {
+    fn default() -> Self {
+        Self {
+            view: ModelView::default(),
+            servings: BTreeMap::new(),
+            leaving: BTreeMap::new(),
+            origin: None,
+            overrides: Overrides::default(),
+            members: Vec::new(),
+            stale: false,
+            running: None,
+            waiting: None,
+            lasting: false,
+            asked_for: false,
+        }
+    }
+}
+
+impl<S: Clone, C> Model<S, C> {
+    /// How many wait for the ends of its operations.
+    pub(super) fn callers(&self) -> usize {
+        let running = self.running.as_ref().map_or(0, |running| running.operation.callers.len());
+        running + self.waiting.as_ref().map_or(0, |waiting| waiting.callers.len())
+    }
+
+    /// Whether there is nothing to say about it.
+    pub(super) fn is_nothing(&self) -> bool {
+        self.view.versions.is_empty() && self.waiting.is_none() && self.running.is_none() && !self.lasting
+    }
+
+    /// Whether this load relies on a version that was lost since it began.
+    pub(super) fn is_outdone(&self, loaded: &Loaded<S>) -> bool {
+        match loaded {
+            Loaded::Unchanged => self.origin.is_none(),
+            Loaded::Needs(_) => false,
+            Loaded::New { kept, .. } => kept.iter().any(|version| !self.servings.contains_key(version)),
+        }
+    }
+
+    /// Serves these versions instead of those before; gives what is not used any more, and the versions that are not
+    /// served by a newer copy.
+    pub(super) fn replace(
+        &mut self,
+        versions: BTreeMap<Version, S>,
+        kept: &BTreeSet<Version>,
+    ) -> (Vec<S>, Vec<Version>) {
+        let mut replaced = std::mem::replace(&mut self.servings, versions);
+        self.view.reason = "".into();
+        self.view.versions.retain(|version, _| replaced.contains_key(version));
+        let unloaded: Vec<Version> =
+            replaced.keys().copied().filter(|version| !self.servings.contains_key(version)).collect();
+        for &version in &unloaded {
+            self.view.set(version, State::Unloading, UNLOADED);
+        }
+        for (version, serving) in &self.servings {
+            let serving = Some(serving.clone());
+            let view = VersionView { state: State::Ready, reason: "".into(), serving };
+            self.view.versions.insert(*version, view);
+        }
+        replaced.retain(|version, _| !kept.contains(version));
+        (replaced.into_values().collect(), unloaded)
+    }
+
+    /// Takes it out of service, for this reason if it is still wanted.
+    pub(super) fn unload(&mut self, because: Option<&str>) {
+        self.leaving = std::mem::take(&mut self.servings);
+        self.origin = None;
+        self.stale = false;
+        self.asked_for = false;
+        self.view.wanted = because.is_some();
+        self.view.reason = because.unwrap_or_default().into();
+        let reason = because.unwrap_or(UNLOADED);
+        for version in self.view.versions.keys().copied().collect::<Vec<_>>() {
+            match self.leaving.get(&version) {
+                Some(serving) => {
+                    let view =
+                        VersionView { state: State::Unloading, reason: reason.into(), serving: Some(serving.clone()) };
+                    self.view.versions.insert(version, view);
+                }
+                None => self.view.set(version, State::Unavailable, reason),
+            }
+        }
+    }
+
+    /// Versions are gone, unless they are served again or another copy of them is leaving.
+    pub(super) fn retired(&mut self, unloaded: &[Version]) {
+        for version in unloaded.iter().filter(|version| !self.leaving.contains_key(version)) {
+            if let Some(view) = self.view.versions.get_mut(version).filter(|view| view.state == State::Unloading) {
+                view.state = State::Unavailable;
+            }
+        }
+    }
+
+    /// What was loading is unavailable for this reason; what is served goes on.
+    pub(super) fn failed(&mut self, error: &Error) {
+        let reason = error.message();
+        for (version, view) in self.view.versions.clone() {
+            if view.state == State::Loading || self.servings.is_empty() {
+                self.view.set(version, State::Unavailable, reason);
+            }
+        }
+        if self.view.versions.is_empty() {
+            self.view.reason = reason.into();
+        }
+    }
+}
+
+impl Retired {
+    /// What is left of versions that a newer copy replaces, or nothing does.
+    pub(super) fn aside(key: &Key, unloaded: Vec<Version>) -> Self {
+        Self { key: key.clone(), unloaded, operation: false }
+    }
+}
