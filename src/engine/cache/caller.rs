@@ -88,6 +88,7 @@ impl<F: FnOnce(Request, InFlight) -> Responses + Unpin> Caller<F> {
             for input in &mut own.request.inputs {
                 input.tensor.data = Bytes::copy_from_slice(&input.tensor.data);
             }
+            own.request.inputs_shared = false;
         }
         let mut search = Search::new(cache.owner, &own.request);
         let stage = match search.step(&own.request) {

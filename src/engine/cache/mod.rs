@@ -171,18 +171,15 @@ impl ModelCache {
     }
 
     /// Waits for what a flight comes to; whoever sees it first keeps the answer.
-    fn poll(&self, key: &FlightKey, flight: &Flight, token: u64, ctx: &mut Context<'_>) -> Poll<Outcome> {
-        flight.poll(token, ctx, |response, looked| self.land(key, response, looked))
-    }
-
-    /// The answer to share and to keep, and the end of the flight that brought it.
-    fn land(&self, key: &FlightKey, response: Option<&Response>, looked: Duration) -> Option<Arc<Entry>> {
-        let began = Instant::now();
-        let entry = response.map(|response| self.keep(key.0, response, began));
-        // Only now: whoever looks finds the flight or what it has brought.
-        self.flights.lock().remove(key);
-        self.stats.cache_missed(looked + began.elapsed());
-        entry
+    fn poll(&self, key: &FlightKey, flight: &Arc<Flight>, token: u64, ctx: &mut Context<'_>) -> Poll<Outcome> {
+        flight.poll(token, ctx, |response, looked| {
+            let began = Instant::now();
+            let entry = response.map(|response| self.keep(key.0, response, began));
+            // Only now: whoever looks finds the flight or what it has brought.
+            self.close(key, flight);
+            self.stats.cache_missed(looked + began.elapsed());
+            entry
+        })
     }
 
     fn keep(&self, key: Key, response: &Response, now: Instant) -> Arc<Entry> {
@@ -196,13 +193,17 @@ impl ModelCache {
         entry
     }
 
-    /// The leader is gone before there was an answer.
-    fn abandon(&self, key: &FlightKey, flight: &Arc<Flight>) {
+    /// Nobody joins this flight any more. Once its leader was gone another may have begun, which stays.
+    fn close(&self, key: &FlightKey, flight: &Arc<Flight>) {
         let mut flights = self.flights.lock();
         if flights.get(key).is_some_and(|there| Arc::ptr_eq(there, flight)) {
             flights.remove(key);
         }
-        drop(flights);
+    }
+
+    /// The leader is gone before there was an answer.
+    fn abandon(&self, key: &FlightKey, flight: &Arc<Flight>) {
+        self.close(key, flight);
         if let Some(looked) = flight.abandon() {
             self.stats.cache_missed(looked);
         }

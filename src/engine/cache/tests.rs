@@ -195,6 +195,22 @@ async fn a_leader_that_is_gone_is_replaced_and_nobody_else_hears_of_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_answer_that_overtakes_the_end_of_its_leader_ends_no_other_flight() {
+    let site = Site::new(&config());
+    let _leader = site.call(request("a", 1));
+    let mut follower = site.call(request("b", 1));
+    assert_eq!(got(&mut follower), None);
+    let (key, flight) =
+        site.cache.flights.lock().iter().map(|(key, flight)| (*key, flight.clone())).next().expect("one");
+    // The leader's thread has come as far as this when another request comes, and the answer.
+    site.cache.close(&key, &flight);
+    let _next = site.call(request("c", 1));
+    site.run(0).answer(7);
+    assert_eq!(got(&mut follower), answered("b", 7));
+    assert_eq!((site.started(), site.cache.flights.lock().len()), (2, 1), "the second flight is under way");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_leader_that_was_late_fails_alone() {
     for kind in [Kind::DeadlineExceeded, Kind::TimedOut, Kind::BudgetExceeded, Kind::Cancelled] {
         let site = Site::new(&config());
