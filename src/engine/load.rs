@@ -18,8 +18,8 @@ use crate::error::{Error, Result};
 use crate::model::{Device, ModelConfig, Scheduling, Version, VersionFiles};
 use crate::repository::{self, Files, Found, ModelDir, Positions, Source};
 
-/// The label of metrics that says in which repository a model lies.
-const NAMESPACE_TAG: &str = "_namespace";
+/// The reference server's label of metrics that says in which repository a model lies; models' own begin with `_`.
+const NAMESPACE_LABEL: &str = "namespace";
 
 /// A configuration, and what it asks for.
 struct Configured {
@@ -149,7 +149,7 @@ impl Loader {
             tracing::warn!(model = dir.name, "{warning}");
         }
         if !key.namespace.is_empty() {
-            finished.config.metric_tags.insert(NAMESPACE_TAG.to_owned(), key.namespace.to_string());
+            finished.config.metric_tags.insert(NAMESPACE_LABEL.to_owned(), key.namespace.to_string());
         }
         let (config, positions) = (Arc::new(finished.config), finished.positions);
         Ok(Configured { config, positions, files, fetched: Arc::new(fetched) })

@@ -44,7 +44,7 @@ pub struct ModelConfig {
     pub decoupled: bool,
     /// `parameters{}` as text.
     pub parameters: BTreeMap<String, String>,
-    /// Labels of the model's metrics, already with their leading underscore.
+    /// Labels of the model's metrics as they are written: its own tags with their leading underscore.
     pub metric_tags: BTreeMap<String, String>,
     /// Upper bounds of the buckets of the model's histograms, by the metric's name, where they are not the usual ones.
     pub histogram_buckets: BTreeMap<String, Vec<f64>>,

@@ -320,7 +320,7 @@ async fn with_namespaces_repositories_may_have_models_of_the_same_name() {
     let rows: Vec<usize> = engine.statistics("", None).expect("all").iter().map(|h| h.config.max_batch_rows).collect();
     assert_eq!(rows, [8, 4, 5]);
     let text = engine.metrics().render();
-    let namespaces = text.lines().filter(|line| line.contains("_namespace=\"") && line.contains("model=\"both\""));
+    let namespaces = text.lines().filter(|line| line.contains(",namespace=\"") && line.contains("model=\"both\""));
     assert!(namespaces.count() > 0, "series of models of the same name are apart");
 
     std::fs::remove_dir_all(place.path().join("one/both")).expect("the directory is writable");
