@@ -57,6 +57,10 @@ fn quantiles(text: &str) -> Result<Vec<f64>, String> {
     if quantiles.len() > QUANTILES_MAX {
         return Err(format!("summary_quantiles: more than {QUANTILES_MAX} quantiles"));
     }
+    // Each is a series, and no two may have the same labels.
+    if let Some(at) = (1..quantiles.len()).find(|&at| quantiles[..at].contains(&quantiles[at])) {
+        return Err(format!("summary_quantiles: {} is given twice", quantiles[at]));
+    }
     Ok(quantiles)
 }
 
@@ -93,12 +97,14 @@ mod tests {
             "counter_latencies=perhaps",
             "latencies=true",
             "summary_quantiles=0.5:0.1,2:0.1",
+            "summary_quantiles=0.5:0.1,0.9:0.1,0.50:0.2",
             "summary_latencies",
         ]);
         let expected = [
             "counter_latencies 'perhaps' is not true or false",
             "'latencies' is not a setting: counter_latencies, histogram_latencies, summary_latencies or summary_quantiles",
             "summary_quantiles: '2:0.1' is not <quantile>:<error>, each from 0 to 1",
+            "summary_quantiles: 0.5 is given twice",
             "'summary_latencies' is not <setting>=<value>",
         ];
         assert_eq!(mistakes, expected);
