@@ -14,6 +14,9 @@ use crate::model::schema::model_sequence_batching::{Control, ControlInput, State
 
 const KEY: &str = "sequence_batching";
 
+/// The most slots of one instance, each of which takes memory whether it is used or not.
+const SLOTS_MAX: i32 = 1 << 20;
+
 pub(super) fn check(check: &mut Check<'_>, batching: &ModelSequenceBatching) {
     match &batching.strategy_choice {
         Some(StrategyChoice::Direct(direct)) => {
@@ -31,15 +34,21 @@ pub(super) fn check(check: &mut Check<'_>, batching: &ModelSequenceBatching) {
             let key = format!("{KEY}.oldest");
             preferred(check, &key, &oldest.preferred_batch_size);
             delay(check, &key, oldest.max_queue_delay_microseconds);
-            if oldest.max_candidate_sequences < 0 {
-                let message =
-                    format!("'max_candidate_sequences' must not be negative, got {}", oldest.max_candidate_sequences);
+            if !(0..=SLOTS_MAX).contains(&oldest.max_candidate_sequences) {
+                let message = format!(
+                    "'max_candidate_sequences' must be in range [0, {SLOTS_MAX}], got {}",
+                    oldest.max_candidate_sequences
+                );
                 check.mistake(format!("{key}.max_candidate_sequences"), message);
             }
         }
         None => {}
     }
     names(check, batching);
+    if check.config.max_batch_size > SLOTS_MAX {
+        let message = format!("with sequence batching 'max_batch_size' must be at most {SLOTS_MAX}");
+        check.mistake("max_batch_size", message);
+    }
     controls(check, &batching.control_input);
     decoupled(check, batching);
     for (index, state) in batching.state.iter().enumerate() {

@@ -67,7 +67,8 @@ impl Ran {
 /// A row that keeps others in their places: zeros in the shapes of a member that is ready to run.
 pub(super) fn filler(like: &Member, settings: &SequenceSettings, now: Instant) -> Entry {
     let zeroed = |tensor: &Tensor| {
-        Tensor::new(tensor.dtype, tensor.shape.clone(), zeros(tensor.dtype, &tensor.shape).unwrap_or_default())
+        let data = zeros(tensor.dtype, &tensor.shape, isize::MAX as usize).unwrap_or_default();
+        Tensor::new(tensor.dtype, tensor.shape.clone(), data)
     };
     let mut inputs: Vec<Tensor> = like.inputs.iter().take(settings.inputs).map(zeroed).collect();
     settings.controls.append(None, &mut inputs);

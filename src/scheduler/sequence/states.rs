@@ -22,6 +22,9 @@ use crate::tensor::{DataType, Keep, Shape, Tensor, strings};
 /// batch's other rows, too, until the sequence's next execution.
 const COPIED_MAX: usize = 64 << 10;
 
+/// The most bytes of an initial state of zeros; more is a mistake in its dimensions.
+const INITIAL_BYTES_MAX: usize = 1 << 30;
+
 /// The states of one model.
 #[derive(Clone, Debug)]
 pub(super) struct States {
@@ -164,7 +167,8 @@ fn initial(state: &SequenceState, batches: bool) -> Result<Tensor> {
     let shape = if batches { dims.with_rows(1) } else { dims };
     let data = state.initial.as_ref().and_then(|initial| initial.data.clone());
     let data = match data {
-        None => zeros(state.dtype, &shape).ok_or_else(|| Error::invalid(format!("shape {shape} is too large")))?,
+        None => zeros(state.dtype, &shape, INITIAL_BYTES_MAX)
+            .ok_or_else(|| Error::invalid(format!("initial_state of shape {shape} is too large")))?,
         Some(data) => fitting(state.dtype, &shape, data)?,
     };
     Ok(Tensor::new(state.dtype, shape, data))
@@ -187,12 +191,11 @@ fn fitting(dtype: DataType, shape: &Shape, data: Bytes) -> Result<Bytes> {
     Ok(data.slice(..expected))
 }
 
-/// Zeros, or empty strings; `None` if there is no such tensor.
-pub(super) fn zeros(dtype: DataType, shape: &Shape) -> Option<Bytes> {
+/// Zeros, or empty strings; `None` if they have more than `bytes_max` bytes.
+pub(super) fn zeros(dtype: DataType, shape: &Shape, bytes_max: usize) -> Option<Bytes> {
     static SOME: [u8; 4096] = [0; 4096];
     // An empty string is a length of four zero bytes.
-    let bytes =
-        shape.elements()?.checked_mul(dtype.size().unwrap_or(4)).filter(|&bytes| bytes <= isize::MAX as usize)?;
+    let bytes = shape.elements()?.checked_mul(dtype.size().unwrap_or(4)).filter(|&bytes| bytes <= bytes_max)?;
     Some(if bytes <= SOME.len() { Bytes::from_static(&SOME[..bytes]) } else { vec![0; bytes].into() })
 }
 
@@ -256,6 +259,8 @@ mod tests {
         let short = InitialState { dims: Shape::new(&[4]), data: Some(Bytes::from_static(b"abc")) };
         let error = states(&[state("A", &[4], Some(short))]).expect_err("too short");
         assert!(error.message().contains("expects 4 bytes, but the data file only has 3 bytes"), "{error:?}");
+        let error = states(&[state("A", &[1 << 40], None)]).expect_err("no machine has so much");
+        assert_eq!(error.message(), "state 'A_IN' of model 'm': initial_state of shape [1,1099511627776] is too large");
     }
 
     #[test]
