@@ -232,7 +232,9 @@ impl Dispatch {
         let (deadline, mut message) = match read.await {
             Ok(read) => read,
             Err(status) => {
-                unread.refuse(kind(status.code()));
+                let kind = kind(status.code());
+                unread.refuse(kind);
+                context.refused(&Error::new(kind, status.message().to_owned()));
                 return Err(status);
             }
         };

@@ -84,6 +84,7 @@ async fn start(app: &App, at: Named, request: Request, context: Context) -> Resu
         Ok(message) => message,
         Err(error) => {
             unread.refuse(error.kind());
+            context.refused(&error);
             return Err(error);
         }
     };

@@ -49,7 +49,7 @@ impl Front {
                 Err(status) => (false, id(status.metadata().as_ref())),
             },
             Front::Http => {
-                let answer = post(server, model, headers).await;
+                let answer = post(server, &format!("{model}/infer"), headers).await;
                 (answer.status().is_success(), id(answer.headers()))
             }
         }
@@ -70,13 +70,13 @@ fn id(headers: &HeaderMap) -> Option<String> {
     headers.get("x-request-id").map(|id| id.to_str().expect("a text").to_owned())
 }
 
-/// The same request by HTTP, answered to its end.
-async fn post(server: &Process, model: &str, headers: &[(&'static str, &'static str)]) -> http::Response<Bytes> {
+/// The same request by HTTP, answered to its end; `call` is a model and what it is asked for.
+async fn post(server: &Process, call: &str, headers: &[(&'static str, &'static str)]) -> http::Response<Bytes> {
     let stream = TcpStream::connect(server.address("http")).await.expect("the server listens");
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.expect("it speaks HTTP");
     let connection = tokio::spawn(connection);
     let body = r#"{"id":"mine","inputs":[{"name":"IN","datatype":"UINT8","shape":[1,4],"data":[1,2,3,4]}]}"#;
-    let mut asked = http::Request::post(format!("/v2/models/{model}/infer")).header("host", "here");
+    let mut asked = http::Request::post(format!("/v2/models/{call}")).header("host", "here");
     for (name, value) in headers {
         asked = asked.header(*name, *value);
     }
@@ -107,6 +107,7 @@ async fn a_callers_trace_reaches(mut collector: Collector, front: Front) {
     assert_eq!(front.infer(&server, "m", &headers).await, (true, Some("call-7".to_owned())));
     let refused = front.infer(&server, "nobody", &[("x-request-id", "call-8")]).await;
     assert_eq!(refused, (false, Some("call-8".to_owned())));
+    post(&server, "nobody/generate", &[("x-request-id", "call-9")]).await;
     // What has not been sent by now is sent at the stop.
     server.stop();
 
@@ -123,7 +124,9 @@ async fn a_callers_trace_reaches(mut collector: Collector, front: Front) {
         (of("call-7")["message"].as_str(), of("call-7")["trace_id"].as_str()),
         (Some("request answered"), Some(TRACE))
     );
-    assert_eq!(of("call-8")["message"].as_str(), Some("request refused"));
+    for refused in ["call-8", "call-9"] {
+        assert_eq!(of(refused)["message"].as_str(), Some("request refused"), "{refused}");
+    }
 }
 
 fn check_spans(spans: &[Span], front: Front) {
