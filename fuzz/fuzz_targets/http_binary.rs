@@ -5,64 +5,29 @@
 
 #![no_main]
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, LazyLock};
+mod model;
+
+use std::sync::LazyLock;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
-use nereid::gateway::regions::Regions;
-use nereid::model::{
-    Device, Instances, ModelConfig, QueuePolicy, Scheduling, Signature, TensorSpec, TimeoutAction, schema,
-};
+use nereid::model::{ModelConfig, Signature, TensorSpec};
 use nereid::protocol::http::binary::{self, Layout};
 use nereid::protocol::http::decode;
-use nereid::protocol::v2::context::Context;
-use nereid::protocol::v2::decode::Arrival;
 use nereid::tensor::{DataType, Shape};
-use tokio::time::Instant;
 
 static CONFIGS: LazyLock<Vec<ModelConfig>> = LazyLock::new(|| {
     let mut configs = Vec::new();
     for dtype in [DataType::Fp32, DataType::Uint8, DataType::Bytes] {
         for dims in [&[-1][..], &[2, -1, 3], &[4], &[0, -1], &[-1, -1], &[]] {
-            configs.extend([0, 8].map(|rows| config(dtype, dims, rows)));
+            let spec = |name: &str| TensorSpec::new(name, Some(dtype), Some(Shape::new(dims)));
+            configs.extend([0, 8].map(|rows| model::config(vec![spec("a")], vec![spec("y")], rows)));
         }
     }
     configs
 });
-
-fn config(dtype: DataType, dims: &[i64], max_batch_rows: usize) -> ModelConfig {
-    let spec = |name: &str| TensorSpec {
-        name: name.into(),
-        dtype: Some(dtype),
-        dims: Some(Shape::new(dims)),
-        reshape: None,
-        optional: false,
-        labels: Arc::new([]),
-    };
-    ModelConfig {
-        name: "m".into(),
-        backend: "identity".to_owned(),
-        max_batch_rows,
-        inputs: vec![spec("a")],
-        outputs: vec![spec("y")],
-        instances: vec![Instances { group: "m".to_owned(), device: Device::Cpu, count: 1 }],
-        scheduling: Scheduling::Single(QueuePolicy {
-            timeout_action: TimeoutAction::Reject,
-            timeout: None,
-            allow_timeout_override: false,
-            requests_max: 1,
-        }),
-        budget: None,
-        decoupled: false,
-        parameters: BTreeMap::new(),
-        metric_tags: BTreeMap::new(),
-        warmup: Vec::new(),
-        schema: Arc::new(schema::ModelConfig::default()),
-    }
-}
 
 fuzz_target!(|data: &[u8]| {
     let Some((choice, rest)) = data.split_first() else { return };
@@ -92,11 +57,8 @@ fn follow(length: usize, body: Bytes, config: usize) {
             let views = decoded.message.raw_input_contents.iter().filter(|raw| blobs.as_ptr_range().contains(&raw.as_ptr()));
             assert!(views.map(Bytes::len).sum::<usize>() <= blobs.len());
             // Whatever follows may refuse it, and does not panic.
-            let arrival = Arrival { at: Instant::now(), deadline: None, context: Context::default() };
-            let request =
-                nereid::protocol::v2::decode::request(decoded.message, config, arrival, &Regions::off());
-            if let Ok(decoded) = request {
-                let _ = Signature::new(config).check(decoded.request.inputs, [].into_iter());
+            if let Ok(request) = model::decoded(decoded.message, config) {
+                let _ = Signature::new(config).check(request.inputs, [].into_iter());
             }
         }
     }
@@ -105,9 +67,7 @@ fn follow(length: usize, body: Bytes, config: usize) {
 /// What a raw body was deduced to be, the model takes.
 fn raw(config: &ModelConfig, data: Bytes) {
     let Ok(decoded) = binary::tensor(config, data) else { return };
-    let arrival = Arrival { at: Instant::now(), deadline: None, context: Context::default() };
-    let request = nereid::protocol::v2::decode::request(decoded.message, config, arrival, &Regions::off());
-    let inputs = request.expect("it is well formed").request.inputs;
+    let inputs = model::decoded(decoded.message, config).expect("it is well formed").inputs;
     Signature::new(config).check(inputs, [].into_iter()).expect("its shape is one that the model takes");
 }
 

@@ -4,59 +4,32 @@
 
 #![no_main]
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, LazyLock};
+mod model;
+
+use std::sync::LazyLock;
 
 use bytes::Bytes;
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
-use nereid::gateway::regions::Regions;
-use nereid::model::{
-    Device, Instances, ModelConfig, QueuePolicy, Scheduling, Signature, TensorSpec, TimeoutAction, schema,
-};
-use nereid::protocol::v2::context::Context;
-use nereid::protocol::v2::decode::{self, Arrival};
+use nereid::model::{ModelConfig, Signature, TensorSpec};
 use nereid::protocol::v2::wire::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
 use nereid::protocol::v2::wire::{InferTensorContents, ModelInferRequest};
 use nereid::tensor::{DataType, Shape, strings};
 use prost::Message as _;
-use tokio::time::Instant;
 
-static CONFIGS: LazyLock<Vec<ModelConfig>> = LazyLock::new(|| vec![config(0), config(8)]);
+static CONFIGS: LazyLock<[ModelConfig; 2]> = LazyLock::new(|| [0, 8].map(config));
 
 fn config(max_batch_rows: usize) -> ModelConfig {
-    let spec = |name: &str, dtype, dims: Option<&[i64]>, reshape: Option<&[i64]>| TensorSpec {
-        name: name.into(),
-        dtype,
-        dims: dims.map(Shape::new),
-        reshape: reshape.map(Shape::new),
-        optional: false,
-        labels: Arc::new([]),
-    };
-    ModelConfig {
-        name: "m".into(),
-        backend: "identity".to_owned(),
-        max_batch_rows,
-        inputs: vec![
-            spec("a", Some(DataType::Fp32), Some(&[-1, 2]), Some(&[2, -1])),
-            spec("b", Some(DataType::Bytes), Some(&[-1]), None),
-            spec("c", None, None, None),
-        ],
-        outputs: vec![spec("y", None, None, None), spec("z", None, None, None)],
-        instances: vec![Instances { group: "m".to_owned(), device: Device::Cpu, count: 1 }],
-        scheduling: Scheduling::Single(QueuePolicy {
-            timeout_action: TimeoutAction::Reject,
-            timeout: None,
-            allow_timeout_override: false,
-            requests_max: 1,
-        }),
-        budget: None,
-        decoupled: false,
-        parameters: BTreeMap::new(),
-        metric_tags: BTreeMap::new(),
-        warmup: Vec::new(),
-        schema: Arc::new(schema::ModelConfig::default()),
-    }
+    let open = |name: &str| TensorSpec::new(name, None, None);
+    let inputs = vec![
+        TensorSpec {
+            reshape: Some(Shape::new(&[2, -1])),
+            ..TensorSpec::new("a", Some(DataType::Fp32), Some(Shape::new(&[-1, 2])))
+        },
+        TensorSpec::new("b", Some(DataType::Bytes), Some(Shape::new(&[-1]))),
+        open("c"),
+    ];
+    model::config(inputs, vec![open("y"), open("z")], max_batch_rows)
 }
 
 fuzz_target!(|data: &[u8]| {
@@ -75,9 +48,7 @@ fuzz_target!(|data: &[u8]| {
 fn follow(message: ModelInferRequest, config: &ModelConfig) {
     let raw: usize = message.raw_input_contents.iter().map(Bytes::len).sum();
     let in_contents = message.encoded_len();
-    let arrival = Arrival { at: Instant::now(), deadline: None, context: Context::default() };
-    let Ok(decoded) = decode::request(message, config, arrival, &Regions::off()) else { return };
-    let request = decoded.request;
+    let Ok(request) = model::decoded(message, config) else { return };
     let held: usize = request.inputs.iter().map(|input| input.tensor.data.len()).sum();
     // Typed contents grow at most eightfold: a varint of one byte becomes an element of eight.
     assert!(held <= raw + in_contents * 8);
