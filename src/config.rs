@@ -263,19 +263,13 @@ impl Repository {
 
 /// The fractions of `DEVICE:FRACTION`.
 fn gpu_limits(reader: &mut Reader) -> BTreeMap<u32, f64> {
-    let mut limits = BTreeMap::new();
-    let origin = reader.typed.origin("model-load-gpu-limit");
-    for text in reader.list("model-load-gpu-limit") {
-        let limit = text.split_once(':').and_then(|(device, fraction)| {
-            let fraction = fraction.parse().ok().filter(|fraction| (0.0..=1.0).contains(fraction))?;
-            Some((device.parse().ok()?, fraction))
-        });
-        match limit {
-            Some((device, fraction)) => _ = limits.insert(device, fraction),
-            None => reader.mistake(&origin, format!("'{text}': expected DEVICE:FRACTION, such as 0:0.8")),
-        }
-    }
-    limits
+    let limit = |text: &str| {
+        let (device, fraction) = text.split_once(':')?;
+        let fraction = fraction.parse().ok().filter(|fraction| (0.0..=1.0).contains(fraction))?;
+        Some((device.parse().ok()?, fraction))
+    };
+    let read = |text: &str| limit(text).ok_or_else(|| "is not DEVICE:FRACTION, such as 0:0.8".to_owned());
+    reader.each("model-load-gpu-limit", read).into_iter().collect()
 }
 
 fn roots(reader: &mut Reader) -> Vec<Root> {
@@ -402,6 +396,19 @@ impl<'a> Reader<'a> {
 
     fn list(&self, name: &'static str) -> Vec<String> {
         self.typed.texts(name).unwrap_or_default()
+    }
+
+    /// What each text of a list means; one that means nothing is a mistake.
+    fn each<T>(&mut self, name: &'static str, read: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
+        let origin = self.typed.origin(name);
+        let mut meant = Vec::new();
+        for text in self.list(name) {
+            match read(&text) {
+                Ok(value) => meant.push(value),
+                Err(wrong) => self.mistake(&origin, format!("'{text}' {wrong}")),
+            }
+        }
+        meant
     }
 
     fn optional(&self, name: &'static str) -> Option<String> {

@@ -94,6 +94,7 @@ pub const FLAGS: &[Flag] = &[
     flag(INSTANCES, "host-policy", Value::Phrases("NAME,SETTING=VALUE"), "", "Where instances run whose group names this policy, repeatable: numa-node=NUMBER, cpu-cores=FIRST-LAST; groups that name none have the policy cpu or gpu_NUMBER"),
     flag(INSTANCES, "execution-timeout-ms", Value::Number(0, MILLISECONDS_MAX), "0", "Milliseconds until an execution is given up and its instance replaced, unless a model's execution.timeout_us says otherwise; 0 for never"),
     flag(INSTANCES, "lost-instances-max", Value::Number(0, 1024), "3", "Instances of a model version that are replaced after they were given up; once no instance is left the version is unavailable"),
+
     flag(CACHE, "cache-config", Value::Phrases("local,NAME=VALUE"), "", "Response cache for the models that ask for one, repeatable: local,size=BYTES; local,ttl-ms=MILLISECONDS until an entry is too old"),
     flag(CACHE, "response-cache-byte-size", Value::Number(0, 1 << 48), "", "The older way to write --cache-config=local,size=BYTES"),
     flag(CACHE, "cache-directory", Value::Text("DIR"), "", "Without effect: the cache is part of this server"),
@@ -183,17 +184,14 @@ pub const ALIASES: &[(&str, &str)] = &[("model-store", "model-repository")];
 /// Settings that the reference server has and this one has not, or not yet: named, so that the message can be plain.
 #[rustfmt::skip]
 pub const UNSUPPORTED: &[&str] = &[
-    "enable-peer-access", "http-thread-count",
-    "grpc-infer-thread-count", "grpc-infer-allocation-pool-size",
+    "enable-peer-access", "http-thread-count", "grpc-infer-thread-count", "grpc-infer-allocation-pool-size",
     "grpc-infer-response-compression-level", "grpc-keepalive-permit-without-calls", "grpc-http2-max-pings-without-data",
-    "grpc-http2-min-recv-ping-interval-without-data", "grpc-http2-max-ping-strikes", 
-    "allow-sagemaker", "sagemaker-port", "sagemaker-safe-port-range", "sagemaker-thread-count", "allow-vertex-ai",
-    "vertex-ai-port", "vertex-ai-thread-count", "vertex-ai-default-model", "allow-gpu-metrics",
-    "pinned-memory-pool-byte-size",
+    "grpc-http2-min-recv-ping-interval-without-data", "grpc-http2-max-ping-strikes", "allow-sagemaker",
+    "sagemaker-port", "sagemaker-safe-port-range", "sagemaker-thread-count", "allow-vertex-ai", "vertex-ai-port",
+    "vertex-ai-thread-count", "vertex-ai-default-model", "allow-gpu-metrics", "pinned-memory-pool-byte-size",
     "cuda-memory-pool-byte-size", "cuda-virtual-address-size", "min-supported-compute-capability",
-    "buffer-manager-thread-count", "backend-directory",
-    "backend-config", "repoagent-directory", "strict-model-config", "trace-file",
-    "trace-level", "trace-rate", "trace-count", "trace-log-frequency",
+    "buffer-manager-thread-count", "backend-directory", "backend-config", "repoagent-directory", "strict-model-config",
+    "trace-file", "trace-level", "trace-rate", "trace-count", "trace-log-frequency",
 ];
 
 /// The setting of that name, written with dashes or underscores, alias names included.

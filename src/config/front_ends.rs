@@ -114,19 +114,12 @@ fn forward(reader: &mut Reader, flag: &'static str) -> Forward {
 }
 
 fn cors_origins(reader: &mut Reader) -> Vec<HeaderValue> {
-    let mut origins = Vec::new();
-    for text in reader.list("http-cors-origin") {
+    reader.each("http-cors-origin", |text| {
         let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
         let is_origin = text == "*" || host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '*', ' ']));
-        match HeaderValue::from_str(&text) {
-            Ok(origin) if is_origin => origins.push(origin),
-            _ => {
-                let origin = reader.typed.origin("http-cors-origin");
-                reader.mistake(&origin, format!("'{text}' is not *, nor http:// or https:// and a host"));
-            }
-        }
-    }
-    origins
+        let origin = HeaderValue::from_str(text).ok().filter(|_| is_origin);
+        origin.ok_or_else(|| "is not *, nor http:// or https:// and a host".to_owned())
+    })
 }
 
 /// Notes it as a mistake if no protocol is left, or if two front ends want the same port.

@@ -7,7 +7,7 @@ use crate::engine::{Amount, Device, HostPolicies, InstanceSettings, parse_cores}
 
 pub(super) fn read(reader: &mut Reader) -> InstanceSettings {
     let limited = reader.text("rate-limit") == "execution_count";
-    let amounts = collect(reader, "rate-limit-resource", amount);
+    let amounts = reader.each("rate-limit-resource", amount);
     if !limited && !amounts.is_empty() {
         let origin = reader.typed.origin("rate-limit-resource");
         reader.mistake(&origin, "needs --rate-limit=execution_count");
@@ -28,21 +28,6 @@ pub(super) fn read(reader: &mut Reader) -> InstanceSettings {
         },
         lost_max: reader.number("lost-instances-max") as usize,
     }
-}
-
-/// What each text of a list means; a text that means nothing is a mistake.
-fn collect<T>(reader: &mut Reader, name: &'static str, read: fn(&str) -> Result<T, String>) -> Vec<T> {
-    let mut meant = Vec::new();
-    for text in reader.list(name) {
-        match read(&text) {
-            Ok(value) => meant.push(value),
-            Err(wrong) => {
-                let origin = reader.typed.origin(name);
-                reader.mistake(&origin, format!("'{text}' {wrong}"));
-            }
-        }
-    }
-    meant
 }
 
 /// `NAME:COUNT` or `NAME:COUNT:DEVICE`.
@@ -70,7 +55,7 @@ enum PolicySetting {
 
 fn host_policies(reader: &mut Reader) -> HostPolicies {
     let mut policies = HostPolicies::new();
-    for (name, setting) in collect(reader, "host-policy", policy_setting) {
+    for (name, setting) in reader.each("host-policy", policy_setting) {
         let policy = policies.entry(name.clone()).or_default();
         let given = match setting {
             PolicySetting::Node(node) => policy.numa_node.replace(node).is_some(),

@@ -14,6 +14,7 @@ mod series;
 mod settings;
 mod traffic;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -334,9 +335,7 @@ impl Metrics {
 
     /// The series of one model version; the same series again after a reload, so that counters never go back.
     pub(super) fn model(&self, config: &ModelConfig, version: Version) -> ModelMetrics {
-        let own = [("model".to_owned(), config.name.to_string()), ("version".to_owned(), version.to_string())];
-        let tags = config.metric_tags.iter().map(|(name, value)| (name.clone(), value.clone()));
-        let labels = own.into_iter().chain(tags).map(|(name, value)| Label::new(name, value)).collect();
+        let labels = version_labels(&config.name, version, &config.metric_tags);
         ModelMetrics::register(&self.series(labels), &self.shared.settings, config)
     }
 
@@ -363,6 +362,13 @@ impl Metrics {
     fn series(&self, labels: Vec<Label>) -> Series<'_> {
         Series::new(self.shared.registry.as_ref(), labels)
     }
+}
+
+/// The labels of all series of one model version: which it is, and the model's own tags.
+fn version_labels(model: &str, version: Version, tags: &BTreeMap<String, String>) -> Vec<Label> {
+    let own = [("model".to_owned(), model.to_owned()), ("version".to_owned(), version.to_string())];
+    let tags = tags.iter().map(|(name, value)| (name.clone(), value.clone()));
+    own.into_iter().chain(tags).map(|(name, value)| Label::new(name, value)).collect()
 }
 
 /// What became of a trace.
@@ -401,14 +407,9 @@ pub struct Outcomes {
 }
 
 /// A request that has no final answer yet; dropping it is the answer.
+#[derive(Debug)]
 #[must_use = "the request counts as answered when this is dropped"]
 pub struct InFlight(Gauge);
-
-impl fmt::Debug for InFlight {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("InFlight")
-    }
-}
 
 impl Drop for InFlight {
     fn drop(&mut self) {
@@ -499,7 +500,7 @@ mod tests {
             Metrics::of(Settings { summary_latencies: true, histogram_latencies: true, ..Settings::default() });
         let _server = (metrics.host(), metrics.regions(), metrics.cache(), metrics.port("grpc"));
         let _limiter = metrics.limiter().resource("r", "global");
-        let tags = std::collections::BTreeMap::from([("_team".to_owned(), "search".to_owned())]);
+        let tags = BTreeMap::from([("_team".to_owned(), "search".to_owned())]);
         let _busy = metrics.instances("m", 1, &tags).busy(0, "cpu");
         let config = ModelConfig::new("m", "identity");
         let config = ModelConfig { metric_tags: tags, response_cache: true, decoupled: true, ..config };

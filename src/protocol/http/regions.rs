@@ -5,16 +5,15 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
-use http::StatusCode;
 use prost::Message;
 
 use super::body::{self, Object};
 use super::path::Named;
-use super::reply::Answer;
+use super::reply::{Answer, done};
 use super::{App, message};
 use crate::error::{Error, Result};
 use crate::protocol::v2::shared_memory;
@@ -95,10 +94,6 @@ fn handle(asked: &mut Object) -> Result<Bytes> {
 
 fn missing(field: &str) -> Error {
     Error::invalid(format!("Shared memory register request has no '{field}' field"))
-}
-
-fn done() -> Response {
-    StatusCode::OK.into_response()
 }
 
 #[cfg(test)]

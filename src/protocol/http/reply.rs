@@ -35,6 +35,11 @@ pub fn json(code: StatusCode, body: impl Into<axum::body::Body>) -> Response {
     response
 }
 
+/// The answer to what was done and has nothing to say.
+pub fn done() -> Response {
+    StatusCode::OK.into_response()
+}
+
 /// The body of an error.
 pub fn error(code: StatusCode, message: &str) -> Response {
     json(code, serde_json::json!({ "error": message }).to_string())

@@ -8,17 +8,15 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use http::StatusCode;
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::body::{self, Members, Object};
 use super::path::Named;
-use super::reply::Answer;
+use super::reply::{Answer, done};
 use super::{App, json, message};
 use crate::error::{Error, Result};
 use crate::gateway::Gateway;
@@ -124,10 +122,6 @@ fn file(key: &str, value: Value) -> Result<Option<ParameterChoice>> {
         Ok(content) => Ok(Some(ParameterChoice::BytesParam(content.into()))),
         Err(error) => Err(Error::invalid(format!("Unable to decode base64 of load parameter '{key}': {error}"))),
     }
-}
-
-fn done() -> Response {
-    StatusCode::OK.into_response()
 }
 
 #[cfg(test)]

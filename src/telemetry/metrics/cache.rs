@@ -1,14 +1,12 @@
 //! The handles that count what the response cache of a server holds.
 
-use std::fmt;
-
 use metrics::{Counter, Gauge};
 
 use super::series::Series;
 use super::{CACHE_BYTES, CACHE_ENTRIES, CACHE_EVICTIONS, CACHE_LIMIT};
 
 /// What a response cache holds.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct CacheMetrics {
     entries: Gauge,
     bytes: Gauge,
@@ -16,12 +14,6 @@ pub struct CacheMetrics {
     full: Counter,
     expired: Counter,
     unloaded: Counter,
-}
-
-impl fmt::Debug for CacheMetrics {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CacheMetrics").finish_non_exhaustive()
-    }
 }
 
 /// Why an entry is no longer there.

@@ -1,20 +1,20 @@
 //! The series of a version's instances, and those of the rate limiter that all instances share.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Label};
 
-use super::{INSTANCE_BUSY_US, INSTANCES, INSTANCES_LOST, LIMITER_RESOURCES, LIMITER_USED, LIMITER_WAITING, Metrics};
+use super::{
+    INSTANCE_BUSY_US, INSTANCES, INSTANCES_LOST, LIMITER_RESOURCES, LIMITER_USED, LIMITER_WAITING, Metrics,
+    version_labels,
+};
 use crate::model::Version;
 
 impl Metrics {
     /// The series of the instances of one model version.
     pub fn instances(&self, model: &str, version: Version, tags: &BTreeMap<String, String>) -> InstancesMetrics {
-        let own = [("model".to_owned(), model.to_owned()), ("version".to_owned(), version.to_string())];
-        let tags = tags.iter().map(|(name, value)| (name.clone(), value.clone()));
-        let labels: Vec<Label> = own.into_iter().chain(tags).map(|(name, value)| Label::new(name, value)).collect();
+        let labels = version_labels(model, version, tags);
         let series = self.series(labels.clone());
         let (running, lost) = (series.gauge(&INSTANCES), series.counter(&INSTANCES_LOST));
         InstancesMetrics { metrics: self.clone(), labels, running, lost }
@@ -27,17 +27,12 @@ impl Metrics {
 }
 
 /// What is counted of a version's instances.
+#[derive(Debug)]
 pub struct InstancesMetrics {
     metrics: Metrics,
     labels: Vec<Label>,
     running: Gauge,
     lost: Counter,
-}
-
-impl fmt::Debug for InstancesMetrics {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("InstancesMetrics").finish_non_exhaustive()
-    }
 }
 
 impl InstancesMetrics {
@@ -66,16 +61,11 @@ impl InstancesMetrics {
 }
 
 /// The time that one instance executes.
+#[derive(Debug)]
 pub struct BusyTime {
     counter: Counter,
     /// What is less than the counter's unit.
     rest: Duration,
-}
-
-impl fmt::Debug for BusyTime {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BusyTime").finish_non_exhaustive()
-    }
 }
 
 impl BusyTime {
@@ -88,15 +78,10 @@ impl BusyTime {
 }
 
 /// What is told of the rate limiter.
+#[derive(Debug)]
 pub struct LimiterMetrics {
     metrics: Metrics,
     waiting: Gauge,
-}
-
-impl fmt::Debug for LimiterMetrics {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LimiterMetrics").finish_non_exhaustive()
-    }
 }
 
 impl LimiterMetrics {
@@ -114,15 +99,10 @@ impl LimiterMetrics {
 }
 
 /// What is told of one resource of the rate limiter.
+#[derive(Debug)]
 pub struct ResourceMetrics {
     total: Gauge,
     used: Gauge,
-}
-
-impl fmt::Debug for ResourceMetrics {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResourceMetrics").finish_non_exhaustive()
-    }
 }
 
 impl ResourceMetrics {

@@ -2,7 +2,6 @@
 //!
 //! Made when the version is loaded, so that counting on a request's way is nothing but additions.
 
-use std::fmt;
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram as Summary};
@@ -14,6 +13,7 @@ use super::*;
 use crate::model::{ModelConfig, Scheduling};
 
 /// The handles of one model version's series; [`super::super::stats`] counts with them. The default counts nowhere.
+#[derive(Debug)]
 pub(in crate::telemetry) struct ModelMetrics {
     pub success: Counter,
     pub inferences: Counter,
@@ -39,6 +39,7 @@ pub(in crate::telemetry) struct ModelMetrics {
 }
 
 /// Quantiles of times in microseconds.
+#[derive(Debug)]
 pub(in crate::telemetry) struct Summaries {
     pub request: Summary,
     pub queue: Summary,
@@ -48,6 +49,7 @@ pub(in crate::telemetry) struct Summaries {
 }
 
 /// What a model's requests find in the response cache; counts nowhere for a model that does not use it.
+#[derive(Debug)]
 pub(in crate::telemetry) struct CacheLookups {
     pub hits: Counter,
     pub misses: Counter,
@@ -56,12 +58,6 @@ pub(in crate::telemetry) struct CacheLookups {
     pub miss_us: Counter,
     /// Quantiles of the times of hits, and of misses.
     pub summaries: Option<(Summary, Summary)>,
-}
-
-impl fmt::Debug for ModelMetrics {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ModelMetrics").finish_non_exhaustive()
-    }
 }
 
 impl Default for ModelMetrics {
@@ -134,20 +130,10 @@ impl Summaries {
 
 impl CacheLookups {
     fn register(series: &Series<'_>, settings: &Settings, used: bool) -> Self {
-        if !used {
-            let none = Counter::noop;
-            return Self {
-                hits: none(),
-                misses: none(),
-                shared: none(),
-                hit_us: none(),
-                miss_us: none(),
-                summaries: None,
-            };
-        }
+        let nowhere = Series::new(None, Vec::new());
+        let series = if used { series } else { &nowhere };
         let latency = |family| if settings.counter_latencies { series.counter(family) } else { Counter::noop() };
-        let summaries = settings
-            .summary_latencies
+        let summaries = (used && settings.summary_latencies)
             .then(|| (series.summary(&CACHE_HIT_SUMMARY), series.summary(&CACHE_MISS_SUMMARY)));
         Self {
             hits: series.counter(&CACHE_HITS),
@@ -161,16 +147,11 @@ impl CacheLookups {
 }
 
 /// Requests that are being executed until this is dropped.
+#[derive(Debug)]
 #[must_use = "the execution counts as ended when this is dropped"]
 pub struct Running {
     gauge: Gauge,
     requests: f64,
-}
-
-impl fmt::Debug for Running {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Running").field("requests", &self.requests).finish_non_exhaustive()
-    }
 }
 
 impl Running {

@@ -1,25 +1,17 @@
 //! The handles that count clients' shared memory.
 
-use std::fmt;
-
 use metrics::{Counter, Gauge};
 
 use super::series::Series;
 use super::{REGION_BYTES, REGIONS};
 
 /// What is counted of the clients' shared memory.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct RegionMetrics {
     registered: Gauge,
     viewed: Counter,
     copied: Counter,
     placed: Counter,
-}
-
-impl fmt::Debug for RegionMetrics {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RegionMetrics").finish_non_exhaustive()
-    }
 }
 
 impl RegionMetrics {

@@ -11,18 +11,12 @@ use super::series::Series;
 use super::{CONNECTIONS, CONNECTIONS_TOTAL, Family, Metrics, NETWORK_BYTES};
 
 /// What happens on one port. The default counts nowhere.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct PortMetrics {
     connections: Gauge,
     accepted: Counter,
     received: Counter,
     sent: Counter,
-}
-
-impl fmt::Debug for PortMetrics {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PortMetrics").finish_non_exhaustive()
-    }
 }
 
 impl Default for PortMetrics {
@@ -61,14 +55,9 @@ impl PortMetrics {
 }
 
 /// A connection that is open until this is dropped.
+#[derive(Debug)]
 #[must_use = "the connection counts as closed when this is dropped"]
 pub struct OpenConnection(Gauge);
-
-impl fmt::Debug for OpenConnection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("OpenConnection")
-    }
-}
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
