@@ -11,11 +11,13 @@ ARGS ?=
 REQUESTS ?= 10000000
 # More flags for pytest, such as PYTEST_ARGS="-k stream".
 PYTEST_ARGS ?=
+# More flags for the comparison, such as COMPARE_ARGS="--seconds 1 --trial closed identity".
+COMPARE_ARGS ?=
 
 minilm := model_repository/minilm/1/model.pt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check simulate clients remote operator image bench soak chaos fuzz setup clean distclean
+.PHONY: help run test check simulate clients remote operator image bench compare soak chaos fuzz setup clean distclean
 
 help: ## say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -71,6 +73,15 @@ bench: setup-run ## CPU and latency per request, by perf_analyzer
 	@scripts/prepare-minilm target/release/nereid
 	@$(PYTHON) scripts/bench
 
+compare: setup-run ## ratios to a real Triton on the same models, and a plot, into bench-results/
+	@$(PYTHON) scripts/setup-perf-analyzer
+	@$(PYTHON) scripts/setup-triton
+	@# Two builds: what the example needs beside the server would change the server, too.
+	$(CARGO) build --release $(cargo_jobs)
+	$(CARGO) build --release --example load $(cargo_jobs)
+	@scripts/prepare-minilm target/release/nereid
+	@$(PYTHON) benches/compare/run $(COMPARE_ARGS)
+
 soak: setup-run ## everything at once for ten minutes, then a thousand loads and unloads
 	@$(PYTHON) scripts/setup-clients
 	$(CARGO) test --no-run --test tidy $(cargo_jobs)
@@ -95,6 +106,7 @@ setup: setup-run ## download everything that the other targets need
 	@$(PYTHON) scripts/setup-remote
 	@$(PYTHON) scripts/setup-operator
 	@$(PYTHON) scripts/setup-perf-analyzer
+	@$(PYTHON) scripts/setup-triton
 
 # libtorch and the weights of the example model; a stamp makes the second time free.
 .PHONY: setup-run

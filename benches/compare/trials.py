@@ -1,0 +1,150 @@
+"""What is done to the servers: starts, closed loops, open loops. Each trial yields results; begin at `Trials`.
+
+The servers take turns within each round, and the order is turned round from one round to the next. While one is asked
+the others are there and idle. A start is measured alone.
+"""
+
+import contextlib
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import workloads
+
+STARTS = {"nothing": [], "add_sub": ["add_sub"], "minilm": ["minilm"]}
+# Ways and concurrencies of each model in a closed loop.
+CLOSED = {
+    "identity": (("grpc", "http"), (1, 16, 64)),
+    "add_sub": (("grpc",), (1, 16, 64)),
+    "large": (("grpc", "http", "grpc-shm", "http-shm"), (1, 4)),
+    "minilm_unbatched": (("grpc",), (1, 4, 16, 64)),
+    "minilm": (("grpc",), (1, 4, 16, 64)),
+    "cnn": (("grpc",), (1, 4, 16)),
+}
+OPEN = "minilm"
+BUDGET_MS = 100
+PATTERNS = ("constant", "poisson", "bursty", "step")
+# What is offered, as parts of the capacity that the server itself has shown.
+PARTS = (0.5, 0.8, 1.0, 1.25, 1.5)
+CAPACITY_CONCURRENCY = 16
+# Queue timeouts that Triton is tuned with; the best one takes part in the open loops.
+TIMEOUTS_MS = (30, 40, 60, 100)
+
+
+@dataclass
+class Result:
+    """One measurement. `what` says in words what was done; `values` may lack what is unknown."""
+
+    trial: str
+    what: tuple
+    server: str
+    values: dict
+
+
+class Trials:
+    """All trials of `contenders` with `models`, a folder by name; `seconds` is the length of one window."""
+
+    def __init__(self, contenders, models, scratch, seconds, rounds):
+        self.contenders, self.models, self.scratch = contenders, models, Path(scratch)
+        self.seconds, self.rounds = seconds, rounds
+
+    def starts(self):
+        """Time to live and to ready, and memory then."""
+        for name, needed in STARTS.items():
+            for number in range(self.rounds):
+                for contender in self.turns([each for each in self.contenders if not each.attached], number):
+                    with contender.start([self.models[each] for each in needed], self.scratch) as server:
+                        values = {"live ms": server.live_s * 1e3, "ready ms": server.ready_s * 1e3, "MiB": mib(server)}
+                        yield Result("start", (name,), server.name, values)
+
+    def closed(self, names):
+        """Closed loops by perf_analyzer."""
+        for name in names:
+            with self.running(self.contenders, name) as running:
+                ways, concurrencies = CLOSED[name]
+                for what in ((way, concurrency) for way in ways for concurrency in concurrencies):
+                    for number in range(self.rounds):
+                        for server in self.turns(running, number):
+                            yield from self.analyze(server, name, *what)
+                for server in running:
+                    yield Result("memory", (name,), server.name, {"MiB": mib(server)})
+
+    def analyze(self, server, name, way, concurrency):
+        try:
+            found = workloads.analyze(server, name, way, concurrency, self.seconds, self.scratch)
+        except RuntimeError as error:
+            print(f"{server.name}: {name} {way} {concurrency}: {error}", file=sys.stderr)
+            yield Result("closed", (name, way, concurrency), server.name, {})
+            return
+        values = {"per s": found.per_second, "p50 ms": found.p50_ms, "p99 ms": found.p99_ms, "CPU us": found.cpu_us}
+        yield Result("closed", (name, way, concurrency), server.name, values)
+
+    def open(self, tunable=None):
+        """Open loops of requests that are worth something for BUDGET_MS only; `tunable` makes a Triton of a timeout."""
+        contenders = list(self.contenders)
+        if tunable:
+            contenders.append(self.tune(tunable))
+        with self.running(contenders, OPEN) as running:
+            capacities = {server.name: self.capacity(server) for server in running}
+            for name, capacity in capacities.items():
+                yield Result("capacity", (OPEN,), name, {"per s": capacity})
+            for pattern in PATTERNS:
+                for part in PARTS:
+                    for number in range(self.rounds):
+                        for server in self.turns(running, number):
+                            values = self.offer(server, pattern, part * capacities[server.name], number)
+                            yield Result("open", (OPEN, pattern, part), server.name, values)
+
+    def tune(self, tunable):
+        """The Triton of TIMEOUTS_MS that answers most in time at the highest constant rate."""
+        found = {}
+        for timeout_ms in TIMEOUTS_MS:
+            with self.running([tunable(timeout_ms)], OPEN) as (server,):
+                found[timeout_ms] = self.offer(server, "constant", PARTS[-1] * self.capacity(server), 0)["in time/s"]
+        said = ", ".join(f"{timeout_ms} ms: {goodput:.1f}" for timeout_ms, goodput in found.items())
+        print(f"in time per s by queue timeout: {said}", file=sys.stderr)
+        return tunable(max(found, key=found.get))
+
+    def capacity(self, server):
+        """Answers per second of a closed loop."""
+        flags = ["--concurrency", CAPACITY_CONCURRENCY, "--seconds", self.seconds * workloads.WINDOWS]
+        return workloads.load(server, OPEN, flags)["per_second"]
+
+    def offer(self, server, pattern, rate, seed):
+        """What came of requests at `rate`."""
+        flags = ["--warmup", 0, "--rate", rate, "--arrivals", pattern, "--deadline-ms", BUDGET_MS, "--seed", seed + 1]
+        before = server.cpu_s()
+        said = workloads.load(server, OPEN, [*flags, "--seconds", self.seconds * workloads.WINDOWS])
+        cpu_us = None if before is None else (server.cpu_s() - before) * 1e6 / max(said["answered"], 1)
+        late = said["sent"] - said["goodput_per_second"] * said["seconds"]
+        # The server's own refusals; the others are this client's, which waited for nothing.
+        refused = [us for reason, us in said["failed_p99_us"].items() if ": " in reason and not reason.startswith("connection")]
+        return {
+            "offered/s": rate,
+            "in time/s": said["goodput_per_second"],
+            "p50 ms": said["p50_us"] / 1e3,
+            "p99 ms": said["p99_us"] / 1e3,
+            "late %": 100 * late / max(said["sent"], 1),
+            "refused p99 ms": max(refused) / 1e3 if refused else None,
+            "CPU us": cpu_us,
+        }
+
+    @contextlib.contextmanager
+    def running(self, contenders, name):
+        """The servers of `contenders`, with one model."""
+        with contextlib.ExitStack() as stack:
+            yield [stack.enter_context(each.start([self.models[name]], self.scratch)) for each in contenders]
+
+    @staticmethod
+    def turns(each, number):
+        """Everybody once, in an order that changes with the round."""
+        return list(each) if number % 2 == 0 else list(reversed(each))
+
+
+def mib(server):
+    memory = server.memory()
+    return None if memory is None else memory / (1 << 20)
+
+
+def as_json(results):
+    return [asdict(each) for each in results]
