@@ -40,11 +40,11 @@ class Server:
     def __exit__(self, *_):
         self.stop()
 
-    def get(self, path):
-        """The status and the body of a GET; None while nobody listens."""
-        connection = http.client.HTTPConnection(self.http, timeout=10)
+    def request(self, path, body=None):
+        """The status and the body that a GET, or a POST of `body`, brings; None while nobody listens."""
+        connection = http.client.HTTPConnection(self.http, timeout=60)
         try:
-            connection.request("GET", path)
+            connection.request("GET" if body is None else "POST", path, body)
             response = connection.getresponse()
             return response.status, response.read()
         except OSError:
@@ -54,11 +54,11 @@ class Server:
 
     def is_up(self, what):
         """Whether it is `live` or `ready`."""
-        return self.get(f"/v2/health/{what}")[0] == 200
+        return self.request(f"/v2/health/{what}")[0] == 200
 
     def counts(self, model):
         """Requests that were answered, rows and executions of all versions of `model` so far."""
-        status, body = self.get(f"/v2/models/{urllib.parse.quote(model)}/stats")
+        status, body = self.request(f"/v2/models/{urllib.parse.quote(model)}/stats")
         if status != 200:
             raise RuntimeError(f"{self.name} has no statistics of {model}: {body.decode(errors='replace')[:200]}")
         stats = json.loads(body)["model_stats"]

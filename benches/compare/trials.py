@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import agreement
 import workloads
 
 STARTS = {"nothing": [], "add_sub": ["add_sub"], "minilm": ["minilm"]}
@@ -21,6 +22,8 @@ CLOSED = {
     "minilm": (("grpc",), (1, 4, 16, 64)),
     "cnn": (("grpc",), (1, 4, 16)),
 }
+# Sums in another order differ by less, other models by more.
+APART_MAX = 1e-3
 OPEN = "minilm"
 BUDGET_MS = 100
 PATTERNS = ("constant", "poisson", "bursty", "step")
@@ -61,6 +64,9 @@ class Trials:
         """Closed loops by perf_analyzer."""
         for name in names:
             with self.running(self.contenders, name) as running:
+                apart = agreement.difference(running, name)
+                if apart > APART_MAX:
+                    raise RuntimeError(f"{name}: the servers' answers differ by {apart:.1%} of the largest number")
                 ways, concurrencies = CLOSED[name]
                 for what in ((way, concurrency) for way in ways for concurrency in concurrencies):
                     for number in range(self.rounds):
