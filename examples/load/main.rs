@@ -8,6 +8,7 @@
 //! cargo run --release --example load -- --model minilm --size 32 --rate 2000 --deadline-ms 200 --pid $(pidof nereid)
 //! ```
 
+mod arrivals;
 mod inputs;
 mod report;
 mod server;
@@ -24,6 +25,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tonic::transport::{Channel, Endpoint};
 
+use crate::arrivals::{Arrivals, Pattern};
 use crate::report::{Outcome, Report};
 use crate::server::Server;
 
@@ -56,9 +58,9 @@ pub struct Options {
     /// Open loop: requests per second
     #[arg(long)]
     rate: Option<f64>,
-    /// Open loop: equal distances instead of random ones (Poisson)
-    #[arg(long)]
-    constant: bool,
+    /// Open loop: how the arrivals are spread
+    #[arg(long, value_enum, default_value_t = Pattern::Poisson)]
+    arrivals: Pattern,
     /// Open loop: requests that are under way at most; what arrives beyond is counted and not sent
     #[arg(long, default_value_t = 50_000)]
     in_flight_max: usize,
@@ -71,6 +73,9 @@ pub struct Options {
     /// The deadline that each request carries
     #[arg(long)]
     deadline_ms: Option<u64>,
+    /// What counts as in time, if the server is not told; otherwise the deadline does
+    #[arg(long, conflicts_with = "deadline_ms")]
+    budget_ms: Option<u64>,
     /// Connections
     #[arg(long, default_value_t = 4)]
     connections: usize,
@@ -130,7 +135,7 @@ async fn run(options: Options) -> Result<(), Failure> {
         None => closed_loop(&load, options.concurrency, duration).await,
         Some(rate) => open_loop(&load, rate, duration, &options).await,
     };
-    report.finish(begin.elapsed(), load.deadline);
+    report.finish(begin.elapsed(), options.budget_ms.map(Duration::from_millis).or(load.deadline));
     let seen = watch.finish().await?;
     if options.json {
         println!("{}", report.to_json(&seen));
@@ -159,16 +164,10 @@ async fn closed_loop(load: &Arc<Load>, callers: usize, duration: Duration) -> Re
 
 /// Requests at times that do not depend on the answers, until the time is over and the last answers are there.
 async fn open_loop(load: &Arc<Load>, rate: f64, duration: Duration, options: &Options) -> Report {
-    let (begin, mut at) = (Instant::now(), Duration::ZERO);
-    let mut random = Random(options.seed.max(1));
+    let begin = Instant::now();
     let room = Arc::new(Semaphore::new(options.in_flight_max));
     let (mut tasks, mut report) = (JoinSet::new(), Report::default());
-    for number in 0.. {
-        let gap = if options.constant { 1.0 } else { -random.next().ln() };
-        at += Duration::from_secs_f64(gap / rate);
-        if at >= duration {
-            break;
-        }
+    for (number, at) in Arrivals::new(options.arrivals, rate, duration, options.seed).enumerate() {
         let due = begin + at;
         if due > Instant::now() {
             sleep_until(due).await;
@@ -191,16 +190,4 @@ async fn open_loop(load: &Arc<Load>, rate: f64, duration: Duration, options: &Op
         report.add_joined(done);
     }
     report
-}
-
-/// A small generator of numbers in (0, 1]; xorshift, so that a seed repeats the same arrivals.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> f64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        ((self.0 >> 11) as f64 + 1.0) / (1u64 << 53) as f64
-    }
 }

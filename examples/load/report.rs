@@ -91,12 +91,12 @@ impl Report {
         self
     }
 
-    /// Ends the run: `took` from the first request to the last answer.
-    pub fn finish(&mut self, took: Duration, deadline: Option<Duration>) {
+    /// Ends the run: `took` from the first request to the last answer; what took no longer than `budget` is in time.
+    pub fn finish(&mut self, took: Duration, budget: Option<Duration>) {
         self.took = took;
         self.answered_us.sort_unstable();
         self.failed_us.values_mut().for_each(|us| us.sort_unstable());
-        let limit = deadline.map_or(u128::MAX, |deadline| deadline.as_micros());
+        let limit = budget.map_or(u128::MAX, |budget| budget.as_micros());
         self.in_time = self.answered_us.partition_point(|us| u128::from(*us) <= limit);
     }
 
@@ -111,10 +111,13 @@ impl Report {
     /// The run as one JSON object, for scripts.
     pub fn to_json(&self, seen: &Seen) -> serde_json::Value {
         let failed: BTreeMap<_, _> = self.failed_us.iter().map(|(failure, us)| (failure, us.len())).collect();
+        let failed_p99: BTreeMap<_, _> =
+            self.failed_us.iter().map(|(failure, us)| (failure, percentile(us, 0.99))).collect();
         serde_json::json!({
             "sent": self.sent(),
             "answered": self.answered_us.len(),
             "failed": failed,
+            "failed_p99_us": failed_p99,
             "not_sent": self.not_sent,
             "seconds": self.took.as_secs_f64(),
             "per_second": self.per_second(self.answered_us.len()),
