@@ -116,13 +116,11 @@ def wait_until(server, what, began, log):
     return time.monotonic() - began
 
 
-def start_nereid(binary, repository, log, flags=(), environment=None, name="nereid"):
-    """Starts Nereid."""
-    def command(grpc_port, http_port, metrics_port):
-        addresses = [f"--{each}-address={LOOPBACK}" for each in ("grpc", "http", "metrics")]
-        ports = ["--grpc-port", grpc_port, "--http-port", http_port, "--metrics-port", metrics_port]
-        return [binary, "serve", "--model-repository", repository, *addresses, *ports, *flags]
-    return start(name, command, log, environment)
+def nereid(binary, repository, flags, grpc_port, http_port, metrics_port):
+    """The command of Nereid, on the loopback address."""
+    addresses = [f"--{each}-address={LOOPBACK}" for each in ("grpc", "http", "metrics")]
+    ports = ["--grpc-port", grpc_port, "--http-port", http_port, "--metrics-port", metrics_port]
+    return [binary, "serve", "--model-repository", repository, *addresses, *ports, *flags]
 
 
 def free_ports(count):

@@ -1,7 +1,7 @@
 """The models that are measured, and one measurement of a server by Triton's perf_analyzer or by our own load generator.
 
-Begin at `write_repository` and `analyze`. Figures compare only with others of the same machine and run, since server and
-load generator share the machine's cores.
+Begin at `write_repository` and `analyze`. Figures compare only with others of the same machine and run, since server
+and load generator share the cores.
 """
 
 import csv

@@ -1,6 +1,7 @@
-"""Whether servers give the same answer to the same request: who compares speed must know that. Begin at `difference`."""
+"""Whether servers give the same answer to the same request, which comes before speed. Begin at `difference`."""
 
 import json
+import math
 
 from workloads import TOKENS
 
@@ -36,10 +37,9 @@ def ask(server, path, body=None):
 
 def tensor(given):
     """Made-up numbers: ones for a mask, fractions, or small numbers that are also ids of tokens."""
-    shape = [1 if at == 0 and size < 0 else TOKENS if size < 0 else size for at, size in enumerate(map(int, given["shape"]))]
-    count = 1
-    for size in shape:
-        count *= size
+    sizes = [int(size) for size in given["shape"]]
+    shape = [size if size >= 0 else TOKENS if at else 1 for at, size in enumerate(sizes)]
+    count = math.prod(shape)
     if "mask" in given["name"]:
         data = [1] * count
     elif given["datatype"].startswith("FP"):

@@ -5,6 +5,7 @@ All serve the same model files under the same configurations; what differs is th
 """
 
 import argparse
+import functools
 import re
 import shutil
 import subprocess
@@ -50,12 +51,21 @@ class Contender:
         (repository / "models").mkdir(parents=True)
         for model in models:
             shutil.copytree(model, repository / "models" / model.name, copy_function=link)
-        if self.binary:
-            flags = ["--allow-client-shm=true"]
-            return servers.start_nereid(self.binary, repository / "models", repository / "log", flags, self.environment, self.name)
-        for model in models:
-            self.adapt(repository / "models" / model.name)
-        return servers.start(self.name, lambda *ports: triton(repository / "models", *ports), repository / "log", self.environment)
+        if not self.binary:
+            for model in models:
+                self.adapt(repository / "models" / model.name)
+        command = self.nereid if self.binary else self.triton
+        command = functools.partial(command, repository / "models")
+        return servers.start(self.name, command, repository / "log", self.environment)
+
+    def nereid(self, repository, *ports):
+        return servers.nereid(self.binary, repository, ["--allow-client-shm=true"], *ports)
+
+    def triton(self, repository, grpc_port, http_port, metrics_port):
+        """Triton as it comes, on the loopback address."""
+        addresses = [f"--{each}-address={servers.LOOPBACK}" for each in ("grpc", "http", "metrics")]
+        ports = [f"--grpc-port={grpc_port}", f"--http-port={http_port}", f"--metrics-port={metrics_port}"]
+        return [TRITON / "tritonserver", f"--model-repository={repository}", *addresses, *ports]
 
     def adapt(self, model):
         """Turns a model into one of Triton's python backend."""
@@ -73,13 +83,6 @@ class Contender:
 def link(source, target):
     """The same file, not another one: a second copy would cost the second server a cold start."""
     Path(target).hardlink_to(source)
-
-
-def triton(repository, grpc_port, http_port, metrics_port):
-    """The command of Triton as it comes, on the loopback address."""
-    addresses = [f"--{each}-address={servers.LOOPBACK}" for each in ("grpc", "http", "metrics")]
-    ports = [f"--grpc-port={grpc_port}", f"--http-port={http_port}", f"--metrics-port={metrics_port}"]
-    return [TRITON / "tritonserver", f"--model-repository={repository}", *addresses, *ports]
 
 
 def attached(text):

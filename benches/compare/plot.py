@@ -12,11 +12,18 @@ MARGIN = 24
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9")
 GREY = "#d0d0d0"
 # What the dots of a row are: name, value, whether more is better.
-DOTS = (("throughput", "per s", True), ("p50", "p50 ms", False), ("p99", "p99 ms", False), ("server CPU", "CPU us", False))
+DOTS = (
+    ("throughput", "per s", True),
+    ("p50", "p50 ms", False),
+    ("p99", "p99 ms", False),
+    ("server CPU", "CPU us", False),
+)
 ROW = 18
 LABELS = 230
 PANEL = 200
-STYLE = "text { font: 12px system-ui, sans-serif; fill: #222 } .title { font-weight: 600; font-size: 14px } .small { font-size: 11px }"
+STYLE = """text { font: 12px system-ui, sans-serif; fill: #222 }
+.title { font-weight: 600; font-size: 14px }
+.small { font-size: 11px }"""
 
 
 def draw(medians, own):
@@ -28,7 +35,8 @@ def draw(medians, own):
     if "open" in medians:
         height = goodput(shapes, height, medians["open"])
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}">'
-    return "\n".join([head, f"<style>{STYLE}</style>", f'<rect width="{WIDTH}" height="{height}" fill="white"/>', *shapes, "</svg>\n"])
+    ground = f'<rect width="{WIDTH}" height="{height}" fill="white"/>'
+    return "\n".join([head, f"<style>{STYLE}</style>", ground, *shapes, "</svg>\n"])
 
 
 def rivals(by_what, own):

@@ -3,15 +3,25 @@
 import statistics
 from collections import defaultdict
 
+# A title, a remark, and what the first columns say.
 TITLES = {
-    "start": ("Start", ("models",)),
-    "closed": ("Closed loops, by perf_analyzer", ("model", "via", "concurrency")),
-    "memory": ("Memory after the closed loops", ("model",)),
-    "capacity": ("Capacity, by a closed loop", ("model",)),
-    "open": ("Open loops", ("model", "arrivals", "offered")),
+    "start": ("Start", "Live and ready are counted from the start of the process.", ("models",)),
+    "closed": ("Closed loops", "Asked by perf_analyzer.", ("model", "via", "concurrency")),
+    "memory": ("Memory", "After the closed loops.", ("model",)),
+    "capacity": ("Capacity", "What a closed loop of our own load generator reaches.", ("model",)),
+    "calm": (
+        "Open loop without deadlines",
+        "Each server is offered a part of its own capacity; no answer is too late to come.",
+        ("model", "arrivals", "part"),
+    ),
+    "open": (
+        "Open loops",
+        "Each server is offered a part of its own capacity; requests carry a deadline of 100 ms.",
+        ("model", "arrivals", "part"),
+    ),
 }
 # Of these more is better; of the others less is.
-GAINS = ("per s", "in time/s")
+GAINS = ("per s", "in time/s", "in time, % of capacity")
 # These say what was done; they are not compared.
 GIVEN = ("offered/s",)
 
@@ -42,7 +52,7 @@ def tables(results, own):
 
 def table(trial, by_what, own):
     """One trial: a row for each thing that was done and each other server."""
-    title, given = TITLES[trial]
+    title, remark, given = TITLES[trial]
     names = list(dict.fromkeys(name for servers in by_what.values() for values in servers.values() for name in values))
     lines = [[*given, "against", *names, "loses"]]
     for what, by_server in by_what.items():
@@ -52,9 +62,9 @@ def table(trial, by_what, own):
             lost = [name for name in names if loses(name, ours.get(name), theirs.get(name))]
             lines.append([*map(str, what), other, *cells, ", ".join(lost)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rows = ["| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in lines]
+    rows = [f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines]
     rows.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return f"### {title}\n\nEach cell: {own} / the other = ratio.\n\n" + "\n".join(rows)
+    return f"### {title}\n\n{remark} Each cell: {own} / the other = ratio.\n\n" + "\n".join(rows)
 
 
 def cell(name, ours, theirs):

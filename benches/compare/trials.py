@@ -29,6 +29,8 @@ BUDGET_MS = 100
 PATTERNS = ("constant", "poisson", "bursty", "step")
 # What is offered, as parts of the capacity that the server itself has shown.
 PARTS = (0.5, 0.8, 1.0, 1.25, 1.5)
+# The part at which latencies are compared.
+CALM = 0.8
 CAPACITY_CONCURRENCY = 16
 # Queue timeouts that Triton is tuned with; the best one takes part in the open loops.
 TIMEOUTS_MS = (30, 40, 60, 100)
@@ -94,11 +96,15 @@ class Trials:
             capacities = {server.name: self.capacity(server) for server in running}
             for name, capacity in capacities.items():
                 yield Result("capacity", (OPEN,), name, {"per s": capacity})
+            for number in range(self.rounds):
+                for server in self.turns(running, number):
+                    values = self.offer(server, "poisson", CALM, capacities[server.name], number, told=False)
+                    yield Result("calm", (OPEN, "poisson", CALM), server.name, values)
             for pattern in PATTERNS:
                 for part in PARTS:
                     for number in range(self.rounds):
                         for server in self.turns(running, number):
-                            values = self.offer(server, pattern, part * capacities[server.name], number)
+                            values = self.offer(server, pattern, part, capacities[server.name], number)
                             yield Result("open", (OPEN, pattern, part), server.name, values)
 
     def tune(self, tunable):
@@ -106,7 +112,7 @@ class Trials:
         found = {}
         for timeout_ms in TIMEOUTS_MS:
             with self.running([tunable(timeout_ms)], OPEN) as (server,):
-                found[timeout_ms] = self.offer(server, "constant", PARTS[-1] * self.capacity(server), 0)["in time/s"]
+                found[timeout_ms] = self.offer(server, "constant", PARTS[-1], self.capacity(server), 0)["in time/s"]
         said = ", ".join(f"{timeout_ms} ms: {goodput:.1f}" for timeout_ms, goodput in found.items())
         print(f"in time per s by queue timeout: {said}", file=sys.stderr)
         return tunable(max(found, key=found.get))
@@ -116,23 +122,26 @@ class Trials:
         flags = ["--concurrency", CAPACITY_CONCURRENCY, "--seconds", self.seconds * workloads.WINDOWS]
         return workloads.load(server, OPEN, flags)["per_second"]
 
-    def offer(self, server, pattern, rate, seed):
-        """What came of requests at `rate`."""
-        flags = ["--warmup", 0, "--rate", rate, "--arrivals", pattern, "--deadline-ms", BUDGET_MS, "--seed", seed + 1]
-        before = server.cpu_s()
+    def offer(self, server, pattern, part, capacity, seed, told=True):
+        """What came of requests at `part` of `capacity`, whose deadline the server is told or not."""
+        rate = part * capacity
+        flags = ["--warmup", 0, "--rate", rate, "--arrivals", pattern, "--seed", seed + 1]
+        flags += ["--deadline-ms" if told else "--budget-ms", BUDGET_MS]
+        cpu_s = server.cpu_s()
         said = workloads.load(server, OPEN, [*flags, "--seconds", self.seconds * workloads.WINDOWS])
-        cpu_us = None if before is None else (server.cpu_s() - before) * 1e6 / max(said["answered"], 1)
-        late = said["sent"] - said["goodput_per_second"] * said["seconds"]
+        in_time, answered = said["goodput_per_second"], said["answered"]
         # The server's own refusals; the others are this client's, which waited for nothing.
-        refused = [us for reason, us in said["failed_p99_us"].items() if ": " in reason and not reason.startswith("connection")]
+        own = {reason for reason in said["failed"] if ": " in reason and not reason.startswith("connection")}
+        refused = [said["failed_p99_us"][reason] for reason in own]
         return {
             "offered/s": rate,
-            "in time/s": said["goodput_per_second"],
-            "p50 ms": said["p50_us"] / 1e3,
-            "p99 ms": said["p99_us"] / 1e3,
-            "late %": 100 * late / max(said["sent"], 1),
+            "in time/s": in_time,
+            "in time, % of capacity": 100 * in_time / capacity,
+            "late %": 100 * (1 - in_time * said["seconds"] / said["sent"]) if said["sent"] else None,
+            "p50 ms": said["p50_us"] / 1e3 if answered else None,
+            "p99 ms": said["p99_us"] / 1e3 if answered else None,
             "refused p99 ms": max(refused) / 1e3 if refused else None,
-            "CPU us": cpu_us,
+            "CPU us": (server.cpu_s() - cpu_s) * 1e6 / answered if answered and cpu_s is not None else None,
         }
 
     @contextlib.contextmanager
