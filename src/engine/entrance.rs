@@ -15,11 +15,14 @@ use crate::telemetry::metrics::{InFlight, Metrics};
 /// How often a request is sent on to what has taken the place of a version.
 const FINDS_MAX: usize = 8;
 
+/// Finds the version that a request means.
+type Find = dyn Fn(&Request) -> Result<Arc<Handle>> + Send + Sync;
+
 /// One way to versions; clones are the same.
 #[derive(Clone)]
 pub(super) struct Entrance {
     metrics: Metrics,
-    find: Arc<dyn Fn(&Request) -> Result<Arc<Handle>> + Send + Sync>,
+    find: Arc<Find>,
 }
 
 impl Entrance {

@@ -19,7 +19,7 @@ pub struct Slots {
 }
 
 /// The gauges of one model version's sequences; a version that is being replaced and its successor count together.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(in crate::telemetry) struct SequenceGauges {
     total: Gauge,
     used: Gauge,

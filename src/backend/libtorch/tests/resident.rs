@@ -97,7 +97,7 @@ fn members_that_keep_and_members_that_read_share_a_batch() {
     assert_eq!(outputs.iter().map(|outputs| outputs[0].is_on_host()).collect::<Vec<_>>(), [true, false, false]);
     let [read, two, one] = [0, 1, 2].map(|index| fetched(&outputs[index][0]));
     let expected: [&[f32]; 3] = [&[0.0, 2.0], &[20.0, 22.0, 24.0, 26.0], &[40.0, 42.0]];
-    assert_eq!([&read, &two, &one].map(|tensor| values(tensor)), expected);
+    assert_eq!([&read, &two, &one].map(values), expected);
     assert_ne!(two.data.as_ptr_range().end, one.data.as_ptr(), "each has memory of its own");
 
     // What was kept, what comes from a caller, and what another backend has.
