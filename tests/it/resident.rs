@@ -8,7 +8,7 @@ use nereid::error::Result;
 use nereid::infer::{self, CorrelationId, Infer as _, Request, RequestedOutput, Response, Sequence};
 use nereid::tensor::{DataType, NamedTensor, Shape, Tensor};
 
-use crate::support::{engine_with, identity, within, write_model};
+use crate::support::{engine_with, identity, metric, until, within, write_model};
 
 /// A TorchScript model of rows of two numbers, with these inputs and outputs.
 fn write_script(root: &Path, name: &str, source: &str, (inputs, outputs): (&[&str], &[&str]), more: &str) {
@@ -138,20 +138,16 @@ async fn states_are_counted_and_end_with_the_version_that_has_them() {
         let sequence = Some(Sequence { id: CorrelationId::Number(7), start, end: false });
         Request { sequence, ..request("sums", "x", floats([1.0, 2.0])) }
     };
-    let bytes = || {
-        let text = engine.metrics().render();
-        let line = text.lines().find(|line| line.starts_with("nereid_sequence_state_bytes{model=\"sums\""));
-        line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-    };
+    let bytes = || metric(&engine, "nereid_sequence_state_bytes{model=\"sums\"");
     assert_eq!(outputs(&engine, add(true)).await, [[1.0, 2.0]]);
     assert_eq!(outputs(&engine, add(false)).await, [[2.0, 4.0]]);
-    assert_eq!(bytes(), Some(8.0));
+    assert_eq!(bytes(), 8.0);
     let config = std::fs::read_to_string(root.path().join("sums/config.pbtxt")).expect("written above");
     let other = config.replace("max_batch_size: 4", "max_batch_size: 2");
     std::fs::write(root.path().join("sums/config.pbtxt"), other).expect("the file is writable");
     engine.load("sums", Overrides::default()).await.expect("it loads again");
     let error = ask(&engine, add(false)).await.expect_err("the new version has no such sequence");
     assert!(error.message().contains("must specify the START flag"), "{error}");
-    crate::support::until(|| bytes() == Some(0.0)).await;
+    until(|| bytes() == 0.0).await;
     assert_eq!(outputs(&engine, add(true)).await, [[1.0, 2.0]]);
 }
