@@ -159,7 +159,8 @@ impl Post {
     /// If the instance is to end.
     pub async fn acquire<R: Rules>(&mut self, served: &Served<R>, index: usize) -> Result<Permit, ()> {
         loop {
-            if !std::mem::take(&mut self.renewed) {
+            let renewed = std::mem::take(&mut self.renewed);
+            if !renewed {
                 let look = served.scheduler.look(index, Want::Know);
                 if !matches!(look, Look::Ready) {
                     if served.idle(look).await {
@@ -168,9 +169,12 @@ impl Post {
                     return Err(());
                 }
             }
+            if !renewed {
+                self.claim.ask();
+            }
             self.waits(true);
             loop {
-                if let Some(permit) = self.claim.try_acquire() {
+                if let Some(permit) = self.claim.held() {
                     self.waits(false);
                     return Ok(permit);
                 }
@@ -212,7 +216,8 @@ impl Model for Everything {
         let resources = (0..KINDS).map(|kind| resource(kind, self.0.amounts[kind])).collect();
         let claim = self.0.limiter.claim(Device::Cpu, &RateLimit { resources, priority: 1 });
         let claim = claim.expect("there is enough").expect("it needs something");
-        assert!(claim.try_acquire().is_some(), "resources are held although nobody executes");
+        claim.ask();
+        assert!(claim.held().is_some(), "resources are held although nobody executes");
         None
     }
 }

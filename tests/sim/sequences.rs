@@ -394,9 +394,12 @@ fn text(data: &[u8]) -> Option<&str> {
 struct InSequence {
     scene: Rc<Scene>,
     history: RefCell<History>,
-    /// What each instance runs: the request and its new state, for each member that is one.
-    batches: RefCell<BTreeMap<usize, Vec<Option<(u64, Vec<u64>)>>>>,
+    /// What each instance runs.
+    batches: RefCell<BTreeMap<usize, Vec<Running>>>,
 }
+
+/// A member of a batch: the request and its new state, or a place without one.
+type Running = Option<(u64, Vec<u64>)>;
 
 impl InSequence {
     /// What the model file is told about a member, and the member's request; `None` for a place without one.

@@ -88,7 +88,7 @@ impl Claim {
     /// Blocks until the resources are held. `None` if they are not `wanted` any more by then.
     pub(super) fn acquire(&self, wanted: impl Fn() -> bool) -> Option<Permit> {
         let limiter = &self.limiter;
-        limiter.change(|ledger| ledger.ask(self.id));
+        self.ask();
         let mut ledger = limiter.ledger.lock();
         while !ledger.holds(self.id) {
             if limiter.moved.wait_for(&mut ledger, WANTED_EVERY).timed_out() {
@@ -103,16 +103,18 @@ impl Claim {
         Some(self.permit())
     }
 
-    /// Stands in line, if it does not already, and gives the resources if they are held by now; does not block.
-    pub fn try_acquire(&self) -> Option<Permit> {
-        let holds = self.limiter.change(|ledger| {
-            ledger.ask(self.id);
-            ledger.holds(self.id)
-        });
+    /// Stands in line; does not block.
+    pub fn ask(&self) {
+        self.limiter.change(|ledger| ledger.ask(self.id));
+    }
+
+    /// The resources, if they are held by now, once for each time that it asked; does not block.
+    pub fn held(&self) -> Option<Permit> {
+        let holds = self.limiter.ledger.lock().holds(self.id);
         holds.then(|| self.permit())
     }
 
-    /// Leaves the line. `false` if the resources are held by now; [`Claim::try_acquire`] must follow.
+    /// Leaves the line. `false` if the resources are held by now; [`Claim::held`] must follow.
     pub fn leave(&self) -> bool {
         self.limiter.change(|ledger| ledger.leave(self.id))
     }
