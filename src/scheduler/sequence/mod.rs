@@ -1,7 +1,7 @@
 //! Sequence batching: requests of one sequence run one after the other, in one slot of one instance.
 //!
 //! [`Sequences`] is the scheduler. The table of sequences, slots and backlog is pure (`table`), and so are the two
-//! decisions what to run next: [`crate::scheduler::plan`] over the oldest requests, and `direct`, where each slot is a
+//! decisions what to run next (`choice`): [`crate::scheduler::plan`] over the oldest requests, and `direct`, where each slot is a
 //! row of the batch. `controls` are what the model file is told of a sequence, `states` what is kept of it in between.
 //!
 //! A sequence is whole or over: when one of its requests is given up while it waits, or its caller is gone while it
@@ -11,6 +11,7 @@
 //! With `iterative_sequence` one request is executed again and again, each time with the state that the time before
 //! gave, until the model says that it is done; see `steps`. Other requests join its batch between two executions.
 
+mod choice;
 mod controls;
 mod direct;
 mod request;
@@ -32,15 +33,13 @@ use smallvec::SmallVec;
 
 pub use self::settings::SequenceSettings;
 
-use self::direct::{Candidate, DirectLimits, Seating, seat};
-use self::request::{Ran, Request, filler};
-use self::settings::Strategy;
+use self::request::{Ran, Request};
 use self::states::Kept;
 use self::table::{Arriving, Key, Ready, Seated, Table};
-use super::entry::{Entry, LaneKey, Pulled, Ticket};
+use super::entry::{Entry, LaneKey, Ticket};
 use super::estimate::{Estimates, SizeClass};
 use super::look::{Look, Want};
-use super::plan::{Curve as _, Limits, Plan, Waiting, plan};
+use super::plan::Curve as _;
 use super::promise::{BUDGET_SHARE, Probes, Promise, late_error};
 use super::reply::{self, Receiver};
 use super::responses::given_up;
@@ -95,14 +94,6 @@ struct Running {
     expected: Duration,
     /// One for each member; none for a row that nobody waits for.
     members: Vec<Option<Ran>>,
-}
-
-/// What to run: for each row a sequence, or none for one that only keeps others in their places.
-struct Choice {
-    rows: SmallVec<[Option<Key>; 8]>,
-    /// The oldest.
-    first: Key,
-    class: SizeClass,
 }
 
 /// Requests that are over, and why.
@@ -246,75 +237,6 @@ impl Sequences {
             }
         }
         state.held
-    }
-
-    /// What this instance should run now, or until when it should wait; `None` if it has nothing to run.
-    fn decide(&self, state: &State, instance: usize, now: Instant) -> Option<Result<Choice, Instant>> {
-        let mut ready = state.table.ready(instance).peekable();
-        let first = ready.peek()?;
-        let (lane, kept) = (&first.seated.request.lane, first.state.as_deref());
-        let fits = |other: &Ready<'_, Request, Option<Kept>>| {
-            other.seated.request.lane == *lane && self.settings.states.alike(other.state.as_deref(), kept)
-        };
-        let (first, class) = (first.key, first.seated.request.entry.promise.class);
-        let rows = match &self.settings.strategy {
-            Strategy::Direct(limits) => {
-                let (keys, candidates): (Vec<Key>, Vec<Candidate>) = ready
-                    .map(|ready| {
-                        let Entry { arrived, promise, .. } = &ready.seated.request.entry;
-                        let fits = fits(&ready);
-                        (ready.key, Candidate { slot: ready.slot, arrived: *arrived, due: promise.due, fits })
-                    })
-                    .unzip();
-                let limits = match state.table.is_closed() {
-                    true => DirectLimits { delay_max: Duration::ZERO, ..*limits },
-                    false => *limits,
-                };
-                let curve = state.estimates.curve(class);
-                match seat(&candidates, &limits, |rows| curve.cautious(rows), now) {
-                    Seating::Wait(until) => return Some(Err(until)),
-                    Seating::Run(places) => places.iter().map(|place| place.map(|index| keys[index])).collect(),
-                }
-            }
-            Strategy::Oldest(limits) => {
-                let ready = ready.filter(|ready| fits(ready)).take(2 * limits.rows_max);
-                match oldest(ready, limits, state, (class, now)) {
-                    Ok(keys) => keys,
-                    Err(until) => return Some(Err(until)),
-                }
-            }
-        };
-        Some(Ok(Choice { rows, first, class }))
-    }
-
-    /// Takes what was chosen out of the table.
-    fn take(&self, state: &mut State, instance: usize, choice: Choice, now: Instant) -> Pulled {
-        let count = choice.rows.len();
-        let mut taken: Vec<Option<(Entry, Ran)>> = Vec::with_capacity(count);
-        let mut model = None;
-        for key in &choice.rows {
-            let seated = key.and_then(|key| state.table.take(key).map(|seated| (key, seated)));
-            let prepared = seated.map(|(key, seated)| {
-                let kept = state.table.state(key).and_then(|kept| kept.as_deref());
-                Request::prepare(seated, key, kept, &self.settings)
-            });
-            if *key == Some(choice.first) {
-                model = prepared.as_ref().map(|(entry, _)| entry.member.clone());
-            }
-            taken.push(prepared);
-        }
-        self.stats.requests_left(taken.iter().flatten().count());
-        let model = model.unwrap_or_default();
-        let (mut entries, mut members) = (Vec::with_capacity(count), Vec::with_capacity(count));
-        for prepared in taken {
-            let (entry, ran) =
-                prepared.map_or_else(|| (filler(&model, &self.settings, now), None), |(entry, ran)| (entry, Some(ran)));
-            entries.push(entry);
-            members.push(ran);
-        }
-        let expected = state.estimates.curve(choice.class).cautious(count).unwrap_or_default();
-        state.running.insert(instance, Running { began: now, expected, members });
-        Pulled { entries, class: choice.class }
     }
 
     fn promise(&self, request: &Pushed) -> Promise {
@@ -599,26 +521,6 @@ impl Sequences {
             }
         }
         self.settle(gone, now);
-    }
-}
-
-/// The oldest requests to run now, or until when to wait.
-fn oldest<'a>(
-    ready: impl Iterator<Item = Ready<'a, Request, Option<Kept>>>,
-    limits: &Limits,
-    state: &State,
-    (class, now): (SizeClass, Instant),
-) -> Result<SmallVec<[Option<Key>; 8]>, Instant> {
-    let (keys, waiting): (SmallVec<[Key; 16]>, SmallVec<[Waiting; 16]>) = ready
-        .map(|ready| {
-            let Entry { arrived, promise, .. } = &ready.seated.request.entry;
-            (ready.key, Waiting { rows: 1, arrived: *arrived, due: promise.due })
-        })
-        .unzip();
-    let at_once = state.table.is_closed().then(|| Limits { delay_max: Duration::ZERO, ..limits.clone() });
-    match plan(&waiting, at_once.as_ref().unwrap_or(limits), &state.estimates.curve(class), now) {
-        Plan::Run { take } => Ok(keys.into_iter().take(take).map(Some).collect()),
-        Plan::Wait { until } => Err(until),
     }
 }
 
