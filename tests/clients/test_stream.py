@@ -8,7 +8,6 @@ import tritonclient.grpc as grpcclient
 from arrays import sample, tensor
 from configs import repeated
 from nereid import Nereid, identity_config, wait_until, write_model
-from queues import Flight
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
@@ -142,8 +141,7 @@ def test_a_decoupled_model_with_dynamic_batching_has_levels_and_executes_one_req
             streaming.async_stream_infer("leveled", inputs, request_id=name, priority=priority)
 
         send("busy", 2)
-        flight = Flight("grpc", running)
-        wait_until(lambda: flight.metric("nereid_requests_running", "leveled") == 1)
+        wait_until(lambda: running.metric("nereid_requests_running", model="leveled") == 1)
         for name, priority in (("low", 2), ("second", 0), ("full", 2), ("high", 1)):
             send(name, priority)
         result, error = answers.get(timeout=30)
