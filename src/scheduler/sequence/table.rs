@@ -530,8 +530,10 @@ impl<I: Clone + Eq + Hash, R, S: Default> Table<I, R, S> {
 
     /// Whether an instance has no sequence, and will get none.
     pub(super) fn is_done(&self, instance: usize) -> bool {
+        // Who is behind another sequence may get a slot of any instance if that one's is withdrawn.
+        let all_seated = || self.sequences.values().all(|sequence| matches!(sequence.place, Place::Slot { .. }));
         self.instances.get(instance).is_none_or(|seats| {
-            (self.closed && self.backlog.is_empty() || seats.withdrawn) && seats.slots.iter().all(Option::is_none)
+            seats.slots.iter().all(Option::is_none) && (seats.withdrawn || self.closed && all_seated())
         })
     }
 

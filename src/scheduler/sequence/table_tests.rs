@@ -141,6 +141,19 @@ fn an_instance_that_is_withdrawn_keeps_its_sequences_and_gets_no_others() {
 }
 
 #[test]
+fn an_instance_of_a_closed_table_stays_for_who_is_behind_a_sequence_of_a_withdrawn_one() {
+    let (mut table, now) = (table(2, 1), Instant::now());
+    let former = pushed(&mut table, 1, true, false);
+    pushed(&mut table, 1, true, false);
+    table.withdraw(0);
+    table.close();
+    assert!(!table.is_done(1), "it has nothing yet");
+    table.take(former.key);
+    table.done(former.key, now);
+    assert_eq!((ready(&table, 0), ready(&table, 1)), (vec![], vec![(1, 0)]));
+}
+
+#[test]
 fn who_joins_under_a_new_number_gets_the_backlog_and_nobody_who_was_withdrawn_comes_back() {
     let mut table = table(2, 1);
     table.withdraw(0);
