@@ -132,6 +132,7 @@ impl<R: Rules> Served<R> {
         post: Box<dyn Fn() -> Option<Post>>,
         chance: &mut Chance,
     ) -> Rc<Self> {
+        world.knows(&scheduler);
         Rc::new(Self {
             world: world.clone(),
             scheduler,

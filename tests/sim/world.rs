@@ -4,9 +4,11 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::ops::Range;
 use std::rc::Rc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use nereid::infer::Instant;
+use nereid::scheduler::Scheduler;
 use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinHandle, LocalSet};
 use tokio::time::{sleep, timeout};
@@ -102,6 +104,7 @@ pub fn run(mut chance: Chance, models: impl FnOnce(&Rc<World>, &mut Chance) -> V
 pub struct World {
     callers: RefCell<Vec<JoinHandle<()>>>,
     instances: RefCell<Vec<JoinHandle<()>>>,
+    schedulers: RefCell<Vec<Weak<dyn Scheduler>>>,
     /// Something has happened that an idle instance may want to look at.
     poke: Notify,
 }
@@ -109,6 +112,18 @@ pub struct World {
 impl World {
     pub fn new() -> Rc<Self> {
         Rc::default()
+    }
+
+    /// Where requests may wait.
+    pub fn knows(&self, scheduler: &Arc<dyn Scheduler>) {
+        self.schedulers.borrow_mut().push(Arc::downgrade(scheduler));
+    }
+
+    /// What waits, for who finds that it waits for ever.
+    fn waiting(&self) -> String {
+        let schedulers = self.schedulers.borrow();
+        let waiting = schedulers.iter().filter_map(Weak::upgrade).filter(|scheduler| scheduler.waiting() > 0);
+        waiting.map(|scheduler| format!("{scheduler:?}\n")).collect()
     }
 
     /// A caller that waits for its request.
@@ -141,7 +156,7 @@ impl World {
             if ended.is_err() {
                 self.tell_what_failed().await;
             }
-            passed_on(ended.expect("no caller waits for ever"));
+            passed_on(ended.unwrap_or_else(|_| panic!("a caller waits for ever: {}", self.waiting())));
         }
     }
 
