@@ -24,11 +24,17 @@ impl SizeClass {
 const WEIGHT: f64 = 1.0 / 8.0;
 /// A cautious run time lies this many relative deviations above the mean.
 const CAUTION: f64 = 3.0;
+/// However much run times vary, caution asks for no more than this many means: on a noisy machine it would refuse far
+/// more requests that would be in time than it spares those that would not.
+const CAUTION_MAX: f64 = 2.0;
 /// The relative deviation that is assumed before any was seen.
 const FIRST_DEVIATION: f64 = 0.1;
 /// After this many samples an outlier counts no more than [`OUTLIER_MAX`] times the mean.
 const TRUSTED_SAMPLES: u32 = 8;
 const OUTLIER_MAX: f64 = 4.0;
+/// A sample below this part of the mean shows that the mean is out of date, such as after somebody else used the
+/// processors: it counts as much as all before it, and is no sign of variation.
+const OUTDATED: f64 = 0.5;
 /// How far throughput may lie below the best for fewer rows to count as just as good.
 pub(super) const KNEE_TOLERANCE: f64 = 0.97;
 
@@ -56,10 +62,14 @@ impl ClassTimes {
         };
         let trusted = time.samples >= TRUSTED_SAMPLES;
         let seconds = if trusted { seconds.min(time.mean_s * OUTLIER_MAX) } else { seconds };
+        time.samples = time.samples.saturating_add(1);
+        if seconds < time.mean_s * OUTDATED {
+            time.mean_s = (time.mean_s + seconds) / 2.0;
+            return;
+        }
         let distance = (seconds - time.mean_s).abs() / time.mean_s.max(1e-9);
         self.deviation += (distance - self.deviation) * WEIGHT;
         time.mean_s += (seconds - time.mean_s) * WEIGHT;
-        time.samples = time.samples.saturating_add(1);
     }
 
     fn mean_s(&self, rows: usize) -> Option<f64> {
@@ -119,6 +129,12 @@ pub struct ClassCurve<'a> {
 }
 
 impl ClassCurve<'_> {
+    /// The mean run time of an execution of `rows`, filled in where this row count was not seen; `None` if nothing is
+    /// known.
+    pub fn mean(&self, rows: usize) -> Option<Duration> {
+        Some(Duration::from_secs_f64(self.times?.mean_s(rows)? * self.scale))
+    }
+
     /// The smallest row count with nearly the best throughput seen among those that take at most `time_max`, or the
     /// smallest seen if all take longer; `None` if nothing is known.
     pub fn best_rows(&self, time_max: Duration) -> Option<usize> {
@@ -133,9 +149,8 @@ impl ClassCurve<'_> {
 
 impl Curve for ClassCurve<'_> {
     fn cautious(&self, rows: usize) -> Option<Duration> {
-        let times = self.times?;
-        let seconds = times.mean_s(rows)? * self.scale * (1.0 + CAUTION * times.deviation);
-        Some(Duration::from_secs_f64(seconds))
+        let caution = (1.0 + CAUTION * self.times?.deviation).min(CAUTION_MAX);
+        Some(self.mean(rows)?.mul_f64(caution))
     }
 
     fn usual(&self, rows: usize) -> Option<Duration> {
@@ -210,6 +225,20 @@ mod tests {
         let mut estimates = learned(&[(1, 10)]);
         estimates.record(class(), 1, 10_000 * MS);
         assert!(estimates.curve(class()).cautious(1).expect("known") < 40 * MS);
+    }
+
+    #[test]
+    fn a_noisy_time_leaves_caution_bounded_and_is_soon_forgotten() {
+        let mut estimates = learned(&[(1, 10)]);
+        for index in 0..100 {
+            estimates.record(class(), 1, (10 + index % 3 * 60) * MS);
+        }
+        let curve = estimates.curve(class());
+        assert!(curve.cautious(1).expect("known") <= 2 * curve.mean(1).expect("known"));
+        for _ in 0..4 {
+            estimates.record(class(), 1, 10 * MS);
+        }
+        assert!(estimates.curve(class()).mean(1).expect("known") < 20 * MS);
     }
 
     #[test]

@@ -11,24 +11,41 @@ use crate::infer::Instant;
 /// threads and the way to the socket.
 pub(super) const BUDGET_SHARE: f64 = 0.95;
 
-/// An idle model takes one request in this time although it is predicted to be late: predictions change by executions
-/// only, and one that was wrong would otherwise refuse everything for ever.
+/// An idle model takes one request in this time although it cannot be expected to be in time: predictions change by
+/// executions only, and one that was wrong would otherwise refuse everything for ever.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
-/// The requests of a model that were taken although they are predicted to be late.
+/// The requests of a model that were taken although they cannot be expected to be in time.
 #[derive(Debug, Default)]
 pub(super) struct Probes {
     last: Option<Instant>,
 }
 
 impl Probes {
-    /// Whether another may be taken now; if so, it counts as taken.
-    pub(super) fn take(&mut self, idle: bool, now: Instant) -> bool {
-        let due = self.last.is_none_or(|last| now.saturating_duration_since(last) >= PROBE_EVERY);
-        if idle && due {
+    /// Lets a request run that may be `late`, whatever is predicted from now on, if nothing else would run meanwhile:
+    /// caution spares the time of others only. One that would be late on the average runs once in a while.
+    ///
+    /// # Errors
+    /// `late`.
+    pub(super) fn admit(
+        &mut self,
+        promise: &mut Promise,
+        (idle, late): (bool, Error),
+        estimates: &Estimates,
+        now: Instant,
+    ) -> Result<()> {
+        if !idle {
+            return Err(late);
+        }
+        let usually = estimates.curve(promise.class).mean(promise.rows).unwrap_or_default();
+        if promise.due.is_some_and(|due| now + usually > due) {
+            if self.last.is_some_and(|last| now.saturating_duration_since(last) < PROBE_EVERY) {
+                return Err(late);
+            }
             self.last = Some(now);
         }
-        idle && due
+        promise.probe = true;
+        Ok(())
     }
 }
 

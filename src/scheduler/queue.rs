@@ -353,10 +353,8 @@ impl Scheduler for Queue {
         }
         let ahead = self.ahead(&state, level, now);
         if let Err(late) = promise.admit(&state.estimates, ahead, now) {
-            if !state.probes.take(ahead.idle, now) {
-                return Err(late.into());
-            }
-            promise.probe = true;
+            let State { probes, estimates, .. } = &mut *state;
+            probes.admit(&mut promise, (ahead.idle, late), estimates, now)?;
         }
         let seq = state.next_seq;
         state.next_seq += 1;

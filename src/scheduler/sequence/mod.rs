@@ -269,11 +269,8 @@ impl Sequences {
             Err(late) => late,
         };
         let idle = state.running.is_empty() && state.table.waiting() == 0;
-        if !state.probes.take(idle, now) {
-            return Err(late);
-        }
-        promise.probe = true;
-        Ok(())
+        let State { probes, estimates, .. } = state;
+        probes.admit(promise, (idle, late), estimates, now)
     }
 
     /// Which sequence a request belongs to; `None` in the first place for one that the server gives an id.
