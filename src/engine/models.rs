@@ -34,12 +34,14 @@ pub struct Models<S, C> {
     models: BTreeMap<Key, Model<S, C>>,
     changed: BTreeSet<Key>,
     effects: Vec<Effect<S, C>>,
+    /// How many loads have brought new copies.
+    news: u64,
     stopping: bool,
 }
 
 impl<S, C> Default for Models<S, C> {
     fn default() -> Self {
-        Self { models: BTreeMap::new(), changed: BTreeSet::new(), effects: Vec::new(), stopping: false }
+        Self { models: BTreeMap::new(), changed: BTreeSet::new(), effects: Vec::new(), news: 0, stopping: false }
     }
 }
 
@@ -148,6 +150,7 @@ impl<S: Clone, C> Models<S, C> {
         let Some(model) = self.models.get_mut(key) else { return };
         let Some(running) = &mut model.running else { return };
         running.again |= std::mem::take(&mut model.stale);
+        running.news = self.news;
         let served = model.origin.clone().filter(|_| !model.servings.is_empty());
         let served = served.map(|origin| (origin, model.servings.clone()));
         let (progress, again) = (running.progress.clone(), running.again);
@@ -175,20 +178,27 @@ impl<S: Clone, C> Models<S, C> {
         {
             return self.load_anew(key, result);
         }
-        let Some(Running { operation, again, .. }) = model.running.take() else { return };
+        let Some(Running { operation, again, news, .. }) = model.running.take() else { return };
         model.view.progress = None;
         self.changed.insert(key.clone());
+        let is_new = matches!(result, Ok(Loaded::New { .. }));
         let result = match (result, operation.what) {
             (Ok(Loaded::New { origin, versions, kept, members }), what) => {
                 if let What::Load(overrides) = what {
                     // Files may be large, and nobody but their caller has them.
                     model.overrides = Overrides { files: BTreeMap::new(), ..overrides };
                 }
-                (model.origin, model.members) = (origin, members);
+                model.origin = origin;
+                let members = std::mem::replace(&mut model.members, members);
                 let (replaced, unloaded) = model.replace(versions, &kept);
                 if !replaced.is_empty() {
-                    self.effects.push(Effect::Retire(replaced, Retired::aside(&key, unloaded)));
+                    model.formers.extend((!members.is_empty()).then(|| members.clone()));
+                    let retired = Retired { members, ..Retired::aside(&key, unloaded) };
+                    self.effects.push(Effect::Retire(replaced, retired));
                 }
+                self.news += 1;
+                model.news = self.news;
+                self.compare(&key, news);
                 self.reload_dependents(&key);
                 Ok(())
             }
@@ -199,7 +209,14 @@ impl<S: Clone, C> Models<S, C> {
             self.failed(&key, error, again);
         }
         self.answer(operation.callers, &result);
-        self.next(key);
+        match self.missing_of(&key).filter(|_| is_new) {
+            // It was unloaded while this was fitted to it, which is as if it were unloaded now.
+            Some(because) => {
+                let what = What::Unload(Unload { dependents: false, because: Some(because) });
+                self.begin(key, Operation { what, callers: Vec::new() });
+            }
+            None => self.next(key),
+        }
     }
 
     /// A version that the load relies on was lost meanwhile: drops what it has opened, and begins once more. This
@@ -260,14 +277,15 @@ impl<S: Clone, C> Models<S, C> {
         let Some(model) = self.models.get_mut(key) else { return };
         model.view.versions.values_mut().for_each(|view| view.serving = None);
         let leaving = std::mem::take(&mut model.leaving);
-        let retired = Retired { key: key.clone(), unloaded: leaving.keys().copied().collect(), operation: true };
+        let unloaded = leaving.keys().copied().collect();
+        let retired = Retired { operation: true, ..Retired::aside(key, unloaded) };
         self.effects.push(Effect::Retire(leaving.into_values().collect(), retired));
         self.changed.insert(key.clone());
     }
 
-    fn retired(&mut self, Retired { key, unloaded, operation }: Retired) {
+    fn retired(&mut self, Retired { key, unloaded, members, operation }: Retired) {
         let Some(model) = self.models.get_mut(&key) else { return };
-        model.retired(&unloaded);
+        model.retired(&unloaded, &members);
         if operation {
             model.running = None;
             if model.is_nothing() && model.view.reason.is_empty() {
@@ -277,6 +295,8 @@ impl<S: Clone, C> Models<S, C> {
         self.changed.insert(key.clone());
         if operation {
             self.next(key);
+        } else {
+            self.release(&key);
         }
     }
 
@@ -292,7 +312,7 @@ impl<S: Clone, C> Models<S, C> {
         let Some(serving) = model.servings.remove(&version) else { return };
         model.origin = None;
         model.view.set(version, State::Unavailable, error.message());
-        let retired = Retired { key: key.clone(), unloaded: vec![version], operation: false };
+        let retired = Retired::aside(key, vec![version]);
         self.effects.push(Effect::Retire(vec![serving], retired));
         self.changed.insert(key.clone());
     }
@@ -309,13 +329,7 @@ impl<S: Clone, C> Models<S, C> {
                 return self.begin_load(key, overrides, operation);
             }
         }
-        let waiters = self.models.iter_mut().filter_map(|(waiter, model)| {
-            let running = model.running.as_mut()?;
-            running.needs.remove(&key).then(|| waiter.clone())
-        });
-        for waiter in waiters.collect::<Vec<_>>() {
-            self.go_on(&waiter);
-        }
+        self.release(&key);
     }
 
     fn answer(&mut self, callers: Vec<C>, result: &Result<()>) {

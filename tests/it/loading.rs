@@ -151,9 +151,9 @@ async fn a_load_that_does_not_end_is_given_up_and_takes_no_other_ones_turn() {
         assert_eq!((error.kind(), error.message()), (Kind::Unavailable, message));
         assert_eq!(engine.index(false).await[0].reason, message);
     }
-    assert_eq!(gate.loads(), 2);
     // From now on time passes only as a load takes it.
     tokio::time::resume();
+    until(|| gate.loads() == 2).await;
     gate.open();
     within(async {
         while let Err(error) = engine.load("m", Overrides::default()).await {

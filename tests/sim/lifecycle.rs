@@ -133,7 +133,7 @@ async fn live(mut chance: Chance) -> u64 {
         world.spawn(callers::request(world.clone(), key, patience));
     }
     if world.one_in(0.7) {
-        rest(&world).await;
+        rest(&world, &manager).await;
     }
     world.stop();
     let ended = tokio::time::timeout(REST_MAX, manager).await.expect("the server stops");
@@ -209,14 +209,17 @@ fn command(world: &Rc<World>, keys: &[Key]) {
 }
 
 /// Nothing happens any more, and everything comes to rest.
-async fn rest(world: &Rc<World>) {
+async fn rest(world: &Rc<World>, manager: &JoinHandle<()>) {
     let until = Instant::now() + REST_MAX;
     let busy = || world.jobs.get() > 0 || !world.inbox.borrow().is_empty();
-    while busy() {
+    // What the manager does not survive, its end tells.
+    while busy() && !manager.is_finished() {
         assert!(Instant::now() < until, "it never rests: {:?}", world.operations.borrow());
         sleep(Duration::from_millis(20)).await;
     }
-    manager::check_rest(world);
+    if !manager.is_finished() {
+        manager::check_rest(world);
+    }
 }
 
 /// The server has stopped: nothing is left.

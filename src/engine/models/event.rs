@@ -97,6 +97,8 @@ pub struct Retired {
     pub key: Key,
     /// Those that are not served by a newer copy.
     pub unloaded: Vec<Version>,
+    /// What replaced copies were made of, which had to stay for their requests.
+    pub members: Vec<Key>,
     /// Whether this was an unload, after which the model's next operation may begin.
     pub operation: bool,
 }

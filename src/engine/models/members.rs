@@ -56,6 +56,15 @@ impl<S: Clone, C> Models<S, C> {
         idle.into_iter().for_each(|dependent| self.next(dependent));
     }
 
+    /// Whether a model that was just loaded has seen its members as they are: its job began after so many loads.
+    pub(super) fn compare(&mut self, key: &Key, news: u64) {
+        let members = self.models.get(key).map(|model| model.members.iter()).into_iter().flatten();
+        let newer = members.filter_map(|member| self.models.get(member)).any(|member| member.news > news);
+        if let Some(model) = self.models.get_mut(key).filter(|_| newer) {
+            model.stale = true;
+        }
+    }
+
     /// What serves the models that are made of this one, perhaps by way of others.
     fn servings_with(&self, key: &Key) -> Vec<S> {
         let mut parts = vec![key];
@@ -70,23 +79,47 @@ impl<S: Clone, C> Models<S, C> {
         made.flat_map(|model| model.servings.values().cloned()).collect()
     }
 
+    /// Why a model cannot be served that is made of others, if one of them is not.
+    pub(super) fn missing_of(&self, key: &Key) -> Option<String> {
+        let is_served = |member: &&Key| self.models.get(*member).is_some_and(|member| !member.servings.is_empty());
+        let absent = self.models.get(key)?.members.iter().find(|member| !is_served(member))?;
+        Some(missing(key, absent))
+    }
+
     /// Before a model goes, whatever is made of it does.
     pub(super) fn unload_users(&mut self, key: &Key) {
-        for (user, wanted) in self.users(key) {
+        for (user, unloads) in self.users(key) {
             let running = self.models.get_mut(key).and_then(|model| model.running.as_mut());
             running.into_iter().for_each(|running| _ = running.needs.insert(user.clone()));
-            if wanted {
+            if unloads {
                 let because = (!self.stopping).then(|| missing(&user, key));
                 self.ask(user, What::Unload(Unload { dependents: false, because }), Vec::new());
             }
         }
     }
 
-    /// The models that are made of this one and may have requests in flight, and whether they are wanted.
+    /// The models that may have requests in flight which need this one, and whether they have to be unloaded for it.
     fn users(&self, key: &Key) -> Vec<(Key, bool)> {
-        let users = self.models.iter().filter(|(user, model)| *user != key && model.members.contains(key));
-        let busy = users.filter(|(_, model)| model.running.is_some() || !model.servings.is_empty());
-        busy.map(|(user, model)| (user.clone(), model.view.wanted)).collect()
+        let users = self.models.iter().filter(|(user, model)| *user != key && model.uses(key));
+        users.map(|(user, model)| (user.clone(), model.view.wanted && model.members.contains(key))).collect()
+    }
+
+    /// Those who wait for this model need not any more, if no operation on it goes on. An unload still waits for
+    /// replaced copies of it that have requests.
+    pub(super) fn release(&mut self, key: &Key) {
+        let model = self.models.get(key);
+        if model.is_some_and(|model| model.running.is_some()) {
+            return;
+        }
+        let used = model.map(|model| model.formers.concat()).unwrap_or_default();
+        let waiters = self.models.iter_mut().filter_map(|(waiter, model)| {
+            let running = model.running.as_mut()?;
+            let stays = matches!(running.operation.what, What::Unload(_)) && used.contains(waiter);
+            (!stays && running.needs.remove(key)).then(|| waiter.clone())
+        });
+        for waiter in waiters.collect::<Vec<_>>() {
+            self.go_on(&waiter);
+        }
     }
 
     /// The members of a model that nobody has asked for and no other wanted model has.

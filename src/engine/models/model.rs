@@ -25,8 +25,12 @@ pub(super) struct Model<S, C> {
     /// The last overrides of the configuration, for a reload that nobody asked for.
     pub(super) overrides: Overrides,
     pub(super) members: Vec<Key>,
+    /// What its replaced copies are made of, one for each that still has requests.
+    pub(super) formers: Vec<Vec<Key>>,
     /// Whether one of its members was replaced and this model has not been fitted to it since.
     pub(super) stale: bool,
+    /// Which of all loads has brought what serves it.
+    pub(super) news: u64,
     pub(super) running: Option<Running<C>>,
     pub(super) waiting: Option<Operation<C>>,
     /// Whether it is to be there since the start, even if its name is wrong.
@@ -49,6 +53,8 @@ pub(super) struct Running<C> {
     pub(super) progress: Arc<Progress>,
     /// Whether it is a load that fits the model to members that were replaced.
     pub(super) again: bool,
+    /// How many loads had brought new copies when its job began: it has seen no later one.
+    pub(super) news: u64,
     /// The models that it waits for; while there are any, it has no job. A load waits for what it is made of, an unload
     /// for what is made of it.
     pub(super) needs: BTreeSet<Key>,
@@ -56,7 +62,7 @@ pub(super) struct Running<C> {
 
 impl<C> Running<C> {
     pub(super) fn new(operation: Operation<C>) -> Self {
-        Self { operation, progress: Arc::new(Progress::new()), again: false, needs: BTreeSet::new() }
+        Self { operation, progress: Arc::new(Progress::new()), again: false, news: 0, needs: BTreeSet::new() }
     }
 
     pub(super) fn runs(&self) -> Runs<'_> {
@@ -74,7 +80,9 @@ impl<S, C> Default for Model<S, C> {
             origin: None,
             overrides: Overrides::default(),
             members: Vec::new(),
+            formers: Vec::new(),
             stale: false,
+            news: 0,
             running: None,
             waiting: None,
             lasting: false,
@@ -92,7 +100,14 @@ impl<S: Clone, C> Model<S, C> {
 
     /// Whether there is nothing to say about it.
     pub(super) fn is_nothing(&self) -> bool {
-        self.view.versions.is_empty() && self.waiting.is_none() && self.running.is_none() && !self.lasting
+        let rests = self.waiting.is_none() && self.running.is_none() && self.formers.is_empty();
+        self.view.versions.is_empty() && rests && !self.lasting
+    }
+
+    /// Whether requests may be under way in it that need this model.
+    pub(super) fn uses(&self, key: &Key) -> bool {
+        let busy = self.running.is_some() || !self.servings.is_empty();
+        busy && self.members.contains(key) || self.formers.iter().any(|members| members.contains(key))
     }
 
     /// Whether this load relies on a version that was lost since it began.
@@ -150,7 +165,10 @@ impl<S: Clone, C> Model<S, C> {
     }
 
     /// Versions are gone, unless they are served again or another copy of them is leaving.
-    pub(super) fn retired(&mut self, unloaded: &[Version]) {
+    pub(super) fn retired(&mut self, unloaded: &[Version], members: &[Key]) {
+        if let Some(at) = self.formers.iter().position(|former| former == members) {
+            self.formers.swap_remove(at);
+        }
         for version in unloaded.iter().filter(|version| !self.leaving.contains_key(version)) {
             if let Some(view) = self.view.versions.get_mut(version).filter(|view| view.state == State::Unloading) {
                 view.state = State::Unavailable;
@@ -173,8 +191,8 @@ impl<S: Clone, C> Model<S, C> {
 }
 
 impl Retired {
-    /// What is left of versions that a newer copy replaces, or nothing does.
+    /// The end of versions that a newer copy replaces, or nothing does, while their model goes on.
     pub(super) fn aside(key: &Key, unloaded: Vec<Version>) -> Self {
-        Self { key: key.clone(), unloaded, operation: false }
+        Self { key: key.clone(), unloaded, members: Vec::new(), operation: false }
     }
 }

@@ -257,12 +257,16 @@ fn a_model_made_of_others_waits_until_they_were_loaded() {
     assert_eq!(bench.jobs.len(), 1);
     bench.failed("b");
     assert!(bench.jobs[0].members_tried, "what is missing now is missing");
-    bench.loaded("e", &["a", "b"]);
-    assert_eq!(bench.answer(caller), Some(Ok(())));
-    // A new copy of a member may have another signature.
-    bench.load("b");
-    bench.loaded("b", &[]);
-    assert!(bench.job("e").again);
+    bench.failed("e");
+    assert_eq!(bench.answer(caller), Some(Err("broken")));
+    // It is tried again when it can be, and when a new copy of a member may have another signature.
+    for _ in 0..2 {
+        bench.load("b");
+        bench.loaded("b", &[]);
+        assert!(bench.jobs[0].again);
+        bench.loaded("e", &["a", "b"]);
+        assert!(bench.serving("e").is_some());
+    }
 }
 
 #[test]
@@ -319,6 +323,55 @@ fn the_answers_of_what_is_made_of_a_new_copy_are_outdated() {
 }
 
 #[test]
+fn a_member_that_is_unloaded_while_something_is_fitted_to_it_takes_that_with_it() {
+    for retired_first in [true, false] {
+        let mut bench = Bench::default();
+        bench.load("a");
+        bench.loaded("a", &[]);
+        bench.load("e");
+        bench.unload("a");
+        if retired_first {
+            bench.retired();
+        }
+        bench.loaded("e", &["a"]);
+        assert_eq!(bench.serving("e"), None);
+        bench.retired();
+        let reason = "ensemble 'e' contains models that are not available or ambiguous: a";
+        assert_eq!(bench.state("e"), Some((State::Unavailable, reason)));
+    }
+}
+
+#[test]
+fn a_member_stays_until_the_last_copy_that_is_made_of_it_has_finished() {
+    let mut bench = Bench::default();
+    bench.ensemble();
+    bench.load("e");
+    bench.needs("e", &["b"]);
+    bench.loaded("b", &[]);
+    bench.loaded("e", &["b"]);
+    let unload = bench.unload("a");
+    assert_eq!(bench.answer(unload), Some(Ok(())));
+    let dropped = |bench: &Bench| bench.retiring.iter().map(|(_, it)| it.key.to_string()).collect::<Vec<_>>();
+    assert_eq!(dropped(&bench), ["e"], "the copy that was made of it has requests");
+    bench.retired();
+    assert_eq!(dropped(&bench), ["a"]);
+    bench.retired();
+    assert!(bench.serving("e").is_some() && bench.serving("a").is_none());
+}
+
+#[test]
+fn a_member_that_is_replaced_during_the_first_load_makes_one_more() {
+    let mut bench = Bench::default();
+    bench.load("a");
+    bench.loaded("a", &[]);
+    bench.load("e");
+    bench.load("a");
+    bench.loaded("a", &[]);
+    bench.loaded("e", &["a"]);
+    assert!(bench.job("e").again, "it was fitted to the first copy");
+}
+
+#[test]
 fn a_load_that_fails_does_not_forget_what_is_served_is_made_of() {
     let mut bench = Bench::default();
     bench.ensemble();
@@ -355,7 +408,7 @@ fn a_load_that_keeps_a_version_which_is_lost_meanwhile_begins_once_more() {
     let kept = [(1, lost), (2, lost + 1), (3, 7)].into();
     bench.loaded_as("m", Loaded::New { origin: None, versions: kept, kept: [1, 2].into(), members: Vec::new() });
     assert_eq!(bench.retiring[1].0, [7], "what was opened for nothing is dropped");
-    assert_eq!((bench.answer(caller), bench.state("m")), (None, Some((State::Unavailable, "hangs"))));
+    assert_eq!((bench.answer(caller), bench.serving("m")), (None, None));
     assert!(bench.jobs[0].served.is_none(), "everything is opened anew");
     bench.loaded_versions("m", &[1, 2, 3], &[]);
     assert_eq!((bench.answer(caller), bench.state("m")), (Some(Ok(())), Some((State::Ready, ""))));

@@ -9,14 +9,16 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use nereid::engine::Key;
 use nereid::error::{Error, Result};
-use nereid::infer::{Instant, Parameters, Response};
+use nereid::infer::{Instant, Response};
 use nereid::model::{ModelConfig, QueuePolicy, TimeoutAction, Version};
 use nereid::scheduler::{Answer, Levels, Limits, Pushed, Queue, QueueSettings, Scheduler, Underway, Waiter};
 use nereid::telemetry::stats::ModelStats;
+use nereid::tensor::Member;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use super::World;
+use crate::caller::response;
 use crate::chance::Chance;
 use crate::ledger::{Asked, Heard, Ledger};
 use crate::puppet::{self, End, Puppet};
@@ -148,17 +150,17 @@ impl Copy {
     /// # Errors
     /// If it is closed.
     pub async fn ask(self: &Rc<Self>, id: u64, patience: Option<Duration>) -> Result<Heard> {
-        assert!(!self.dropped.get(), "{} gets request {id} and is gone", self.name());
         let now = Instant::now();
         let pushed = self.scheduler.clone().push(Pushed::new(puppet::member(id, 1, 1), now), now);
         let pushed = pushed.map_err(Error::from).inspect_err(|error| {
             assert!(self.closed.get(), "{} refuses request {id}: {error}", self.name());
         })?;
-        let asked = Asked { arrived: now, deadline: None, timeout: None, level: 0, rows: 1, width: 1 };
+        let asked =
+            Asked { arrived: now, deadline: None, timeout: None, level: 0, rows: 1, width: 1, unhurried: false };
         self.ledger.borrow_mut().accept(id, asked);
         let respond = move |answer: Answer| {
             assert_eq!(puppet::id(&answer.outputs[0]), id, "request {id} gets another one's answer");
-            response(answer)
+            response(&answer)
         };
         let waiter = Waiter::new(self.scheduler.clone(), pushed, (now, None), respond);
         self.stepped();
@@ -200,22 +202,10 @@ async fn hear<F: FnMut(Answer) -> Response + Unpin>(
     }
 }
 
-fn response(answer: Answer) -> Response {
-    Response {
-        model: "m".into(),
-        version: 1,
-        id: String::new(),
-        outputs: Vec::new(),
-        parameters: Parameters::new(),
-        last: answer.last,
-        times: Some(answer.times),
-    }
-}
-
 /// Works like an instance thread, until it is dismissed or the scheduler is closed and empty.
 async fn instance(copy: Rc<Copy>, world: Rc<World>, index: usize) {
     while !copy.is_over(index) {
-        let Some(underway) = Underway::begin(&*copy.scheduler, index) else {
+        let Ok(underway) = Underway::begin(&*copy.scheduler, index, None) else {
             let poked = copy.poke.notified();
             match copy.scheduler.waiting() {
                 0 => poked.await,
@@ -232,7 +222,8 @@ async fn instance(copy: Rc<Copy>, world: Rc<World>, index: usize) {
         };
         sleep(time).await;
         let end = if fails || copy.lost.get() { End::Failure } else { End::Well };
-        underway.finish(&*copy.scheduler, &mut Puppet(end));
+        let outputs = |_, member: &Member| member.inputs.clone();
+        underway.finish(&*copy.scheduler, &mut Puppet { end, whole: false, outputs });
         copy.stepped();
     }
     copy.instances.set(copy.instances.get() - 1);
