@@ -319,6 +319,10 @@ mod tests {
         assert_eq!(forms.misfit(&wrong), Some((1, Shape::new(&[2, 3]))));
         assert_eq!(forms.oversized(&given, 4), None);
         assert_eq!(forms.oversized(&given, 3), Some(0));
+        let InputForm::Padded(mut wide) = forms.inputs[1].clone() else { unreachable!("made above") };
+        wide.value = smallvec::smallvec![0; 8];
+        let forms = Forms { inputs: vec![padding(None), InputForm::Padded(wide)], ..forms };
+        assert_eq!((forms.oversized(&made, 32), forms.oversized(&made, 31)), (None, Some(1)), "the mask that is made");
     }
 
     #[test]
