@@ -130,7 +130,7 @@ class Sequence(Worker):
 """
     STATE = """
 sequence_batching {{
-  max_sequence_idle_microseconds: 2000000
+  max_sequence_idle_microseconds: 5000000
   {strategy}
   state [ {{
     input_name: "SUM" output_name: "SUM_OUT" data_type: TYPE_FP32 dims: [ 1 ]
