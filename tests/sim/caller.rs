@@ -76,8 +76,7 @@ async fn wait<F: FnMut(Answer) -> Response + Unpin, R: Rules>(
     served.stepped();
 }
 
-/// What a caller gets.
-pub fn response(answer: &Answer) -> Response {
+fn response(answer: &Answer) -> Response {
     Response {
         model: "m".into(),
         version: 1,
