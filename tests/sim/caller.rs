@@ -76,7 +76,8 @@ async fn wait<F: FnMut(Answer) -> Response + Unpin, R: Rules>(
     served.stepped();
 }
 
-fn response(answer: &Answer) -> Response {
+/// What a caller gets.
+pub fn response(answer: &Answer) -> Response {
     Response {
         model: "m".into(),
         version: 1,

@@ -11,6 +11,7 @@ mod caller;
 mod chance;
 mod history;
 mod ledger;
+mod lifecycle;
 mod limits;
 mod puppet;
 mod queues;
@@ -34,7 +35,8 @@ const REQUESTS: u64 = 100_000;
 type World = (&'static str, fn(Chance) -> u64);
 
 /// The kinds of worlds; the seed decides which one.
-const WORLDS: [World; 3] = [("queues", queues::run), ("sequences", sequences::run), ("limits", limits::run)];
+const WORLDS: [World; 4] =
+    [("queues", queues::run), ("sequences", sequences::run), ("limits", limits::run), ("lifecycle", lifecycle::run)];
 
 struct Arguments {
     requests: u64,
