@@ -181,9 +181,9 @@ impl<S: Clone, C> Models<S, C> {
         let Some(Running { operation, again, news, .. }) = model.running.take() else { return };
         model.view.progress = None;
         self.changed.insert(key.clone());
-        let is_new = matches!(result, Ok(Loaded::New { .. }));
-        let result = match (result, operation.what) {
+        let result = match (self.fitting(&key, result), operation.what) {
             (Ok(Loaded::New { origin, versions, kept, members }), what) => {
+                let Some(model) = self.models.get_mut(&key) else { return };
                 if let What::Load(overrides) = what {
                     // Files may be large, and nobody but their caller has them.
                     model.overrides = Overrides { files: BTreeMap::new(), ..overrides };
@@ -209,29 +209,27 @@ impl<S: Clone, C> Models<S, C> {
             self.failed(&key, error, again);
         }
         self.answer(operation.callers, &result);
-        match self.missing_of(&key).filter(|_| is_new) {
-            // It was unloaded while this was fitted to it, which is as if it were unloaded now.
-            Some(because) => {
-                let what = What::Unload(Unload { dependents: false, because: Some(because) });
-                self.begin(key, Operation { what, callers: Vec::new() });
-            }
-            None => self.next(key),
-        }
+        self.next(key);
     }
 
     /// A version that the load relies on was lost meanwhile: drops what it has opened, and begins once more. This
     /// happens once only, since nothing that is served is relied on any more.
     fn load_anew(&mut self, key: Key, loaded: Result<Loaded<S>>) {
         if let Ok(Loaded::New { versions, kept, .. }) = loaded {
-            let opened = versions.into_iter().filter(|(version, _)| !kept.contains(version));
-            let opened: Vec<S> = opened.map(|(_, serving)| serving).collect();
-            if !opened.is_empty() {
-                self.effects.push(Effect::Retire(opened, Retired::aside(&key, Vec::new())));
-            }
+            self.drop_opened(&key, versions, &kept);
         }
         let running = self.models.get(&key).and_then(|model| model.running.as_ref());
         if let Some(What::Load(overrides)) = running.map(|running| running.operation.what.clone()) {
             self.start_job(&key, overrides, false);
+        }
+    }
+
+    /// Drops what a load has opened for nothing.
+    fn drop_opened(&mut self, key: &Key, versions: BTreeMap<Version, S>, kept: &BTreeSet<Version>) {
+        let opened = versions.into_iter().filter(|(version, _)| !kept.contains(version));
+        let opened: Vec<S> = opened.map(|(_, serving)| serving).collect();
+        if !opened.is_empty() {
+            self.effects.push(Effect::Retire(opened, Retired::aside(key, Vec::new())));
         }
     }
 

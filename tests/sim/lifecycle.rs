@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use nereid::backend::Backend;
 use nereid::backend::identity::Identity;
-use nereid::engine::lifecycle::ModelView;
+use nereid::engine::lifecycle::{ModelView, State};
 use nereid::engine::models::{Event, Job};
 use nereid::engine::order::{Unload, What};
 use nereid::engine::poll::Watched;
@@ -366,7 +366,12 @@ impl World {
         let own = |asked: &Asked| asked.key.namespace == key.namespace && matches!(asked.what, What::Unload(_));
         let unloads = self.callers.borrow().values().any(|asked| asked.answer.is_none() && own(asked));
         let lost = self.inbox.borrow().iter().any(|event| matches!(event, Event::Lost { .. }));
-        !unloads && !lost && !self.stopping.get()
+        // What is made of other models may have to go when an operation on them has ended.
+        let part = |other: &Key| other.namespace == key.namespace && other != key && is_made_of(&key.name, &other.name);
+        let goes = |view: &ModelView<Serving>| view.versions.values().any(|version| version.state == State::Unloading);
+        let busy = self.operations.borrow().keys().any(part)
+            || self.views.borrow().iter().any(|(other, view)| part(other) && goes(view));
+        !unloads && !lost && !busy && !self.stopping.get()
     }
 
     /// The instances of a version of this model are lost.

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use super::{Effect, Models};
+use super::{Effect, Loaded, Models};
 use crate::engine::Key;
 use crate::engine::order::{Unload, What, outdated_load};
 use crate::engine::overrides::Overrides;
+use crate::error::{Error, Result};
 
 impl<S: Clone, C> Models<S, C> {
     /// Begins the loads of the models that `key` needs and waits for them.
@@ -26,9 +27,7 @@ impl<S: Clone, C> Models<S, C> {
             waits_for.insert(need.clone());
         }
         let Some(model) = self.models.get_mut(&key) else { return };
-        // What is served goes on to need what it is made of, if this load fails.
-        model.members.retain(|member| !model.servings.is_empty() && !needs.contains(member));
-        model.members.extend(needs);
+        model.need(needs);
         let Some(running) = &mut model.running else { return };
         running.needs = waits_for;
         self.go_on(&key);
@@ -79,11 +78,19 @@ impl<S: Clone, C> Models<S, C> {
         made.flat_map(|model| model.servings.values().cloned()).collect()
     }
 
-    /// Why a model cannot be served that is made of others, if one of them is not.
-    pub(super) fn missing_of(&self, key: &Key) -> Option<String> {
+    /// What a load has led to, unless a member was unloaded while the model was fitted to it: then what is served goes on.
+    pub(super) fn fitting(&mut self, key: &Key, result: Result<Loaded<S>>) -> Result<Loaded<S>> {
+        let Ok(Loaded::New { versions, kept, members, origin }) = result else { return result };
         let is_served = |member: &&Key| self.models.get(*member).is_some_and(|member| !member.servings.is_empty());
-        let absent = self.models.get(key)?.members.iter().find(|member| !is_served(member))?;
-        Some(missing(key, absent))
+        let Some(absent) = members.iter().find(|member| !is_served(member)) else {
+            return Ok(Loaded::New { versions, kept, members, origin });
+        };
+        let error = Error::unavailable(missing(key, absent));
+        self.drop_opened(key, versions, &kept);
+        if let Some(model) = self.models.get_mut(key) {
+            model.need(members);
+        }
+        Err(error)
     }
 
     /// Before a model goes, whatever is made of it does.

@@ -104,6 +104,12 @@ impl<S: Clone, C> Model<S, C> {
         self.view.versions.is_empty() && rests && !self.lasting
     }
 
+    /// It is to be made of these. What is served goes on to need what that is made of, in case the load fails.
+    pub(super) fn need(&mut self, members: Vec<Key>) {
+        self.members.retain(|member| !self.servings.is_empty() && !members.contains(member));
+        self.members.extend(members);
+    }
+
     /// Whether requests may be under way in it that need this model.
     pub(super) fn uses(&self, key: &Key) -> bool {
         let busy = self.running.is_some() || !self.servings.is_empty();

@@ -114,7 +114,9 @@ fn answer(world: &World, caller: Caller, result: &Result<()>, alone: bool) {
     assert!(asked.answer.replace(result.is_ok()).is_none(), "caller {caller} is answered twice");
     let (key, served) = (asked.key.clone(), world.generation_served(&asked.key));
     // Somebody else may already have the last word.
-    let alone = alone && !callers.range(caller + 1..).any(|(_, newer)| newer.key.namespace == key.namespace);
+    let alone = alone
+        && !world.stopping.get()
+        && !callers.range(caller + 1..).any(|(_, newer)| newer.key.namespace == key.namespace);
     let asked = &callers[&caller];
     match (&asked.what, result) {
         (_, Err(_)) => {}
