@@ -249,10 +249,17 @@ impl<S: Clone, C> Models<S, C> {
     /// Goes on with what has waited for others, if it need not wait any more.
     fn go_on(&mut self, key: &Key) {
         let running = self.models.get(key).and_then(|model| model.running.as_ref());
-        let Some(running) = running.filter(|running| running.needs.is_empty()) else { return };
+        let Some(running) = running.filter(|running| running.is_free()) else { return };
         match running.operation.what.clone() {
             What::Load(overrides) => self.start_job(key, overrides, true),
-            What::Unload(_) => self.retire(key),
+            What::Unload(_) => {
+                // What is made of it goes first, even if something newer has overtaken its unload meanwhile.
+                self.unload_users(key);
+                let running = self.models.get(key).and_then(|model| model.running.as_ref());
+                if running.is_some_and(Running::is_free) {
+                    self.retire(key);
+                }
+            }
         }
     }
 
@@ -263,7 +270,6 @@ impl<S: Clone, C> Models<S, C> {
         model.running = Some(Running::new(Operation { what: operation.what, callers: Vec::new() }));
         self.changed.insert(key.clone());
         self.answer(operation.callers, &Ok(()));
-        self.unload_users(&key);
         self.go_on(&key);
         for orphan in orphans {
             self.ask(orphan, What::Unload(Unload { dependents: true, because: None }), Vec::new());
@@ -273,6 +279,7 @@ impl<S: Clone, C> Models<S, C> {
     /// Drains and drops what is left of a model that is unloaded.
     fn retire(&mut self, key: &Key) {
         let Some(model) = self.models.get_mut(key) else { return };
+        model.running.iter_mut().for_each(|running| running.retires = true);
         model.view.versions.values_mut().for_each(|view| view.serving = None);
         let leaving = std::mem::take(&mut model.leaving);
         let unloaded = leaving.keys().copied().collect();

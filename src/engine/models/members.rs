@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Effect, Loaded, Models};
+use super::{Effect, Loaded, Model, Models};
 use crate::engine::Key;
 use crate::engine::order::{Unload, What, outdated_load};
 use crate::engine::overrides::Overrides;
@@ -108,7 +108,12 @@ impl<S: Clone, C> Models<S, C> {
     /// The models that may have requests in flight which need this one, and whether they have to be unloaded for it.
     fn users(&self, key: &Key) -> Vec<(Key, bool)> {
         let users = self.models.iter().filter(|(user, model)| *user != key && model.uses(key));
-        users.map(|(user, model)| (user.clone(), model.view.wanted && model.members.contains(key))).collect()
+        let unloads = |model: &Model<S, C>| {
+            let leaves =
+                model.running.as_ref().is_some_and(|running| matches!(running.operation.what, What::Unload(_)));
+            model.view.wanted && model.members.contains(key) && !leaves
+        };
+        users.map(|(user, model)| (user.clone(), unloads(model))).collect()
     }
 
     /// Those who wait for this model need not any more, if no operation on it goes on. An unload still waits for

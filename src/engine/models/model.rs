@@ -58,11 +58,25 @@ pub(super) struct Running<C> {
     /// The models that it waits for; while there are any, it has no job. A load waits for what it is made of, an unload
     /// for what is made of it.
     pub(super) needs: BTreeSet<Key>,
+    /// Whether it is an unload whose versions are being drained.
+    pub(super) retires: bool,
 }
 
 impl<C> Running<C> {
     pub(super) fn new(operation: Operation<C>) -> Self {
-        Self { operation, progress: Arc::new(Progress::new()), again: false, news: 0, needs: BTreeSet::new() }
+        Self {
+            operation,
+            progress: Arc::new(Progress::new()),
+            again: false,
+            news: 0,
+            needs: BTreeSet::new(),
+            retires: false,
+        }
+    }
+
+    /// Whether it waits for nothing and has yet to go on.
+    pub(super) fn is_free(&self) -> bool {
+        self.needs.is_empty() && !self.retires
     }
 
     pub(super) fn runs(&self) -> Runs<'_> {

@@ -342,6 +342,21 @@ fn a_member_that_is_unloaded_while_something_is_fitted_to_it_takes_that_with_it(
 }
 
 #[test]
+fn a_member_goes_after_what_is_made_of_it_even_if_that_is_loaded_meanwhile() {
+    let mut bench = Bench::default();
+    bench.ensemble();
+    bench.load("e");
+    bench.jobs[0].progress.begin();
+    bench.unload("a");
+    let newest = bench.load("e");
+    bench.failed("e");
+    bench.failed("e");
+    assert_eq!(bench.answer(newest), Some(Err("broken")));
+    let dropped: Vec<_> = bench.retiring.iter().map(|(_, it)| it.key.to_string()).collect();
+    assert_eq!((dropped, bench.serving("e")), (vec!["e".to_owned()], None));
+}
+
+#[test]
 fn a_member_stays_until_the_last_copy_that_is_made_of_it_has_finished() {
     let mut bench = Bench::default();
     bench.ensemble();
