@@ -39,7 +39,7 @@ check: setup-run ## format, lints, house rules, unit and integration tests
 	@# Every order of threads through the hand-over of requests; other locks, so a build of its own.
 	$(CARGO) test --features shuttle --lib $(cargo_jobs) handover
 
-simulate: setup-run ## ten million requests through the schedulers and the lifecycle, under faults
+simulate: setup-run ## ten million requests through the schedulers, under faults
 	@# This crate alone is compiled once more, optimised, beside the dependencies of the other tests.
 	$(CARGO) test --config profile.dev.opt-level=1 --test sim $(cargo_jobs) -- --requests $(REQUESTS)
 
