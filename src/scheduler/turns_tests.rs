@@ -111,7 +111,9 @@ proptest! {
         let total: u32 = weights.iter().sum();
         for (got, weight) in shares(&weights, rows).into_iter().zip(&weights) {
             let due = rows as f64 * f64::from(*weight) / f64::from(total);
-            prop_assert!((got as f64 - due).abs() <= 2.0, "{got} of {rows} by weight {weight} of {total}");
+            // Two levels are never more than one turn apart by stride scheduling, so each is by one for each other level.
+            let off = (got as f64 - due).abs();
+            prop_assert!(off <= weights.len() as f64, "{got} of {rows} by weight {weight} of {total}");
         }
     }
 
