@@ -306,6 +306,8 @@ def test_an_ensemble_is_kept_as_a_whole_and_so_are_its_members(client):
     # What was made with a member that is replaced is not given any more, once the ensemble has the new one.
     client.load_model("step", config=changed({}))
     wait_until(lambda: (whole(), stats(client, "step"))[1]["misses"] == 1)
+    # Until then it keeps nothing.
+    wait_until(lambda: change(client, "whole", whole).get("hits") == 1)
 
 
 def test_a_model_that_does_not_ask_is_not_cached(client, server):

@@ -20,7 +20,7 @@ from protocols import connect
 from queues import WAYS, Flight
 
 # How long a request is executed.
-EXECUTION_S = 0.3
+EXECUTION_S = 0.4
 # The requests that may wait behind it.
 WAITING_MAX = 1
 FULL = "Exceeds maximum queue size"
