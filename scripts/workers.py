@@ -222,14 +222,10 @@ class Stream(Worker):
         self.client.stop_stream()
 
 
-class Shared(Worker):
+class Shared(Echo):
     """Inputs and outputs in shared memory."""
 
     model = "shared"
-
-    @classmethod
-    def write(cls, folder):
-        identity_model(folder, cls.model, DYNAMIC)
 
     def begin(self):
         self.regions = []

@@ -140,10 +140,10 @@ impl Post {
         if !self.watch.ready(|| self.starting.scheduler.joins(self.starting.index)) {
             return;
         }
+        let on_host = !self.starting.model.keeps_outputs();
         while let Some((pulled, permit)) = self.next() {
             let watch = self.extras.bounded.then_some(&self.watch);
             let (scheduler, index) = (&*self.starting.scheduler, self.starting.index);
-            let on_host = !self.starting.model.keeps_outputs();
             let mut hands = Hands { scheduler, index, on_host, watch, busy: self.extras.busy.as_mut(), began: None };
             let done = hands.execute(&mut *instance, pulled, permit);
             self.renewed = done.renewed;

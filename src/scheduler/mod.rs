@@ -73,27 +73,25 @@ pub trait Scheduler: fmt::Debug + Send + Sync {
     /// The caller records the outcome. `why` is what it gives the request up for.
     fn take_back(&self, ticket: &Ticket, why: Kind) -> bool;
 
-    /// What this instance, which has nothing to do, should do now; does not block. Never [`Look::Again`].
-    fn look(&self, instance: usize, want: Want) -> Look;
-
-    /// Looks until there is something to do, and sleeps meanwhile.
-    fn wait(&self, instance: usize, want: Want) -> Look;
+    /// What this instance, which has nothing to do, should do now. Never [`Look::Again`]; one that is `patient` sleeps
+    /// until it need not wait, another does not block.
+    fn look(&self, instance: usize, want: Want, patient: bool) -> Look;
 
     /// Blocks until there is a batch for this instance. `None` once the scheduler is closed and empty, or the instance is
     /// dismissed.
     fn pull(&self, instance: usize) -> Option<Pulled> {
-        self.wait(instance, Want::Take).batch()
+        self.look(instance, Want::Take, true).batch()
     }
 
     /// Blocks until there is a batch for this instance, and leaves it where it is, so that it goes on growing.
     /// `false` when [`Scheduler::pull`] would give `None`.
     fn ready(&self, instance: usize) -> bool {
-        matches!(self.wait(instance, Want::Know), Look::Ready)
+        matches!(self.look(instance, Want::Know, true), Look::Ready)
     }
 
     /// What [`Scheduler::pull`] would give now; does not block.
     fn try_pull(&self, instance: usize) -> Option<Pulled> {
-        self.look(instance, Want::Take).batch()
+        self.look(instance, Want::Take, false).batch()
     }
 
     /// Hears that an instance is ready, before it pulls for the first time.

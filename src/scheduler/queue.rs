@@ -388,26 +388,16 @@ impl Scheduler for Queue {
         true
     }
 
-    fn look(&self, instance: usize, want: Want) -> Look {
+    fn look(&self, instance: usize, want: Want, patient: bool) -> Look {
         let mut state = self.state.lock();
         loop {
             match self.look_once(&mut state, instance, Instant::now(), want) {
                 Look::Again => {}
-                look => return look,
-            }
-        }
-    }
-
-    fn wait(&self, instance: usize, want: Want) -> Look {
-        let mut state = self.state.lock();
-        loop {
-            match self.look_once(&mut state, instance, Instant::now(), want) {
-                Look::Again => {}
-                Look::Wait(None) => {
+                Look::Wait(None) if patient => {
                     state.sleepers += 1;
                     self.pushed.wait(&mut state);
                 }
-                Look::Wait(Some(time)) => {
+                Look::Wait(Some(time)) if patient => {
                     state.sleepers += 1;
                     if self.pushed.wait_for(&mut state, time).timed_out() {
                         state.sleepers = state.sleepers.saturating_sub(1);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::look::Look;
 use super::queue::Queue;
-use super::tests::policy;
+use super::tests::{policy, settings};
 use super::{Levels, Limits, Pushed, QueueSettings, Receiver, Scheduler as _, SizeClass, Ticket};
 use crate::error::Kind;
 use crate::infer::Instant;
@@ -73,12 +73,8 @@ impl<'a> Simulation<'a> {
             requests_max: 100_000,
             limits: Limits { rows_max: scene.rows_max, budget: Some(scene.budget), ..Limits::single() },
             levels: Levels::one(policy(100_000)),
-            preserve_order: false,
-            hold: 0,
             shapes_vary: false,
-            forms: None,
-            instances: 1,
-            responses: None,
+            ..settings(scene.rows_max)
         };
         let queue = Arc::new(Queue::new(settings, Arc::new(ModelStats::default())));
         // What warm-up would have taught.

@@ -38,7 +38,7 @@ impl Underway {
     /// What else the instance should do.
     pub fn begin(scheduler: &dyn Scheduler, index: usize, permit: Option<Permit>) -> Result<Self, Look> {
         let began = Instant::now();
-        match scheduler.look(index, Want::Take) {
+        match scheduler.look(index, Want::Take, false) {
             Look::Run(pulled) => {
                 let mut permit = permit;
                 permit.iter_mut().for_each(Permit::used);

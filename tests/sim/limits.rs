@@ -161,7 +161,7 @@ impl Post {
         loop {
             let renewed = std::mem::take(&mut self.renewed);
             if !renewed {
-                let look = served.scheduler.look(index, Want::Know);
+                let look = served.scheduler.look(index, Want::Know, false);
                 if !matches!(look, Look::Ready) {
                     if served.idle(look).await {
                         continue;

@@ -21,7 +21,7 @@ use crate::chance::Chance;
 use crate::ledger::{Asked, Heard};
 use crate::limits::Posts;
 use crate::puppet::{self, End};
-use crate::served::{Manner, Rules, Served};
+use crate::served::{Copies, Manner, Rules, Served};
 use crate::world::{self, Model, World};
 
 /// A world of one such model.
@@ -34,13 +34,13 @@ pub struct Queues {
     world: Rc<World>,
     scene: Rc<Scene>,
     posts: Posts,
-    served: RefCell<Vec<Rc<Served<InOrder>>>>,
+    copies: Copies<InOrder>,
 }
 
 impl Queues {
     pub fn new(world: &Rc<World>, posts: Posts, chance: &mut Chance) -> Self {
         let scene = Rc::new(Scene::new(chance));
-        let model = Self { world: world.clone(), scene, posts, served: RefCell::default() };
+        let model = Self { world: world.clone(), scene, posts, copies: Copies::default() };
         model.start(chance);
         model
     }
@@ -52,12 +52,7 @@ impl Queues {
         let rules = InOrder { scene: scene.clone(), runs: RefCell::default(), answered: RefCell::default() };
         let served =
             Served::start(&self.world, (scheduler, stats), (rules, scene.manner.clone()), self.posts.maker(), chance);
-        (0..scene.settings.instances).for_each(|_| served.join());
-        self.served.borrow_mut().push(served);
-    }
-
-    fn last(&self) -> Rc<Served<InOrder>> {
-        self.served.borrow().last().expect("there is always one").clone()
+        self.copies.add(served, scene.settings.instances);
     }
 }
 
@@ -71,17 +66,11 @@ impl Model for Queues {
     }
 
     fn disturb(&self, chance: &mut Chance) {
-        let former = self.last();
-        if chance.one_in(self.scene.reloads) {
-            self.start(chance);
-            former.close();
-        } else if chance.one_in(self.scene.resizes) {
-            former.resize(chance);
-        }
+        self.copies.disturb((self.scene.reloads, self.scene.resizes), chance, |chance| self.start(chance));
     }
 
     fn arrive(&self, id: u64, chance: &mut Chance) {
-        let (served, scene) = (self.last(), &self.scene);
+        let (served, scene) = (self.copies.last(), &self.scene);
         let now = Instant::now();
         let (rows, width) = (chance.between(1, scene.rows) as usize, chance.between(1, scene.widths) as usize);
         let deadline = chance.some(scene.deadlines, |chance| now + chance.ms(1, 500));
@@ -112,11 +101,11 @@ impl Model for Queues {
     }
 
     fn end(&self, at_once: bool) {
-        if at_once { self.last().abort() } else { self.last().close() }
+        self.copies.end(at_once);
     }
 
     fn settled(&self) {
-        self.served.borrow().iter().for_each(|served| served.settled());
+        self.copies.settled();
     }
 }
 

@@ -28,7 +28,7 @@ use crate::history::{History, Ran, Terms, Told};
 use crate::ledger::{Asked, Heard};
 use crate::limits::Posts;
 use crate::puppet::{self, End};
-use crate::served::{Manner, Rules, Served};
+use crate::served::{Copies, Manner, Rules, Served};
 use crate::world::{self, Model, World};
 
 /// A world of one such model.
@@ -246,13 +246,13 @@ pub struct Sequenced {
     world: Rc<World>,
     scene: Rc<Scene>,
     posts: Posts,
-    served: RefCell<Vec<Rc<Served<InSequence>>>>,
+    copies: Copies<InSequence>,
 }
 
 impl Sequenced {
     pub fn new(world: &Rc<World>, posts: Posts, chance: &mut Chance) -> Self {
         let scene = Rc::new(Scene::new(chance));
-        let model = Self { world: world.clone(), scene, posts, served: RefCell::default() };
+        let model = Self { world: world.clone(), scene, posts, copies: Copies::default() };
         model.start(chance);
         model
     }
@@ -268,12 +268,7 @@ impl Sequenced {
         };
         let manner = scene.manner.clone();
         let served = Served::start(&self.world, (scheduler, stats), (rules, manner), self.posts.maker(), chance);
-        (0..scene.instances).for_each(|_| served.join());
-        self.served.borrow_mut().push(served);
-    }
-
-    fn last(&self) -> Rc<Served<InSequence>> {
-        self.served.borrow().last().expect("there is always one").clone()
+        self.copies.add(served, scene.instances);
     }
 
     /// The id and flags of the next request, mostly as they should be.
@@ -295,17 +290,11 @@ impl Model for Sequenced {
     }
 
     fn disturb(&self, chance: &mut Chance) {
-        let former = self.last();
-        if chance.one_in(self.scene.reloads) {
-            self.start(chance);
-            former.close();
-        } else if chance.one_in(self.scene.resizes) {
-            former.resize(chance);
-        }
+        self.copies.disturb((self.scene.reloads, self.scene.resizes), chance, |chance| self.start(chance));
     }
 
     fn arrive(&self, request: u64, chance: &mut Chance) {
-        let (served, scene) = (self.last(), &self.scene);
+        let (served, scene) = (self.copies.last(), &self.scene);
         let (now, next) = (Instant::now(), self.next(&served, chance));
         let width = chance.between(1, scene.widths) as usize;
         let deadline = chance.some(scene.deadlines, |chance| now + chance.ms(1, 500));
@@ -352,7 +341,7 @@ impl Model for Sequenced {
 
     /// All slots are free when all sequences are over: as many as there are find one at once.
     fn quiet(&self, ids: Range<u64>) -> Option<Instant> {
-        let (served, scene) = (self.last(), &self.scene);
+        let (served, scene) = (self.copies.last(), &self.scene);
         let plain = !scene.terms.iterative && self.posts.is_none() && scene.manner.slow == 0.0;
         let room = scene.batching.queue.requests_max >= 1000 && scene.terms.idle_max >= Duration::from_secs(1);
         if served.is_closed() || !plain || !room {
@@ -377,11 +366,11 @@ impl Model for Sequenced {
     }
 
     fn end(&self, at_once: bool) {
-        if at_once { self.last().abort() } else { self.last().close() }
+        self.copies.end(at_once);
     }
 
     fn settled(&self) {
-        self.served.borrow().iter().for_each(|served| served.settled());
+        self.copies.settled();
     }
 }
 

@@ -115,6 +115,47 @@ pub struct Served<R> {
     chance: RefCell<Chance>,
 }
 
+/// The served copies of a model, in the order in which they came; the last takes requests.
+pub struct Copies<R>(RefCell<Vec<Rc<Served<R>>>>);
+
+impl<R> Default for Copies<R> {
+    fn default() -> Self {
+        Self(RefCell::default())
+    }
+}
+
+impl<R: Rules> Copies<R> {
+    /// A new copy with so many instances takes the requests from now on.
+    pub fn add(&self, served: Rc<Served<R>>, instances: usize) {
+        (0..instances).for_each(|_| served.join());
+        self.0.borrow_mut().push(served);
+    }
+
+    pub fn last(&self) -> Rc<Served<R>> {
+        self.0.borrow().last().expect("there is always one").clone()
+    }
+
+    /// A reload by `start`, or other instances, each as often as is said.
+    pub fn disturb(&self, (reloads, resizes): (f64, f64), chance: &mut Chance, start: impl FnOnce(&mut Chance)) {
+        let former = self.last();
+        if chance.one_in(reloads) {
+            start(chance);
+            former.close();
+        } else if chance.one_in(resizes) {
+            former.resize(chance);
+        }
+    }
+
+    /// The last takes no more, and may drop what waits.
+    pub fn end(&self, at_once: bool) {
+        if at_once { self.last().abort() } else { self.last().close() }
+    }
+
+    pub fn settled(&self) {
+        self.0.borrow().iter().for_each(|served| served.settled());
+    }
+}
+
 /// Instances by number, as a crew keeps them.
 #[derive(Default)]
 struct Staff {

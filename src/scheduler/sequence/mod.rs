@@ -398,22 +398,12 @@ impl Scheduler for Sequences {
         waits
     }
 
-    fn look(&self, instance: usize, want: Want) -> Look {
+    fn look(&self, instance: usize, want: Want, patient: bool) -> Look {
         let mut state = self.state.lock();
         loop {
             match self.look_once(&mut state, instance, Instant::now(), want) {
                 Look::Again => {}
-                look => return look,
-            }
-        }
-    }
-
-    fn wait(&self, instance: usize, want: Want) -> Look {
-        let mut state = self.state.lock();
-        loop {
-            match self.look_once(&mut state, instance, Instant::now(), want) {
-                Look::Again => {}
-                Look::Wait(time) => self.sleep(&mut state, instance, time),
+                Look::Wait(time) if patient => self.sleep(&mut state, instance, time),
                 look => return look,
             }
         }
