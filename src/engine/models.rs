@@ -253,7 +253,8 @@ impl<S: Clone, C> Models<S, C> {
         match running.operation.what.clone() {
             What::Load(overrides) => self.start_job(key, overrides, true),
             What::Unload(_) => {
-                // What is made of it goes first, even if something newer has overtaken its unload meanwhile.
+                // What is made of it goes first, even if something newer has overtaken its unload meanwhile, or only a
+                // replaced copy of it still has requests.
                 self.unload_users(key);
                 let running = self.models.get(key).and_then(|model| model.running.as_ref());
                 if running.is_some_and(Running::is_free) {

@@ -46,6 +46,9 @@ use crate::chance::Chance;
 /// Requests of one world, those of ensembles to their members not counted.
 const REQUESTS: u64 = 1500;
 
+/// After so many requests a world may come to rest.
+const RESTS: u64 = 250;
+
 /// `a`, `b` and `c` stand alone, `e` is made of some of them, and `f` of `e` and some of them.
 const NAMES: [&str; 5] = ["a", "b", "c", "e", "f"];
 
@@ -110,7 +113,7 @@ async fn live(mut chance: Chance) -> u64 {
         retries: chance.of(&[0, 0, 1, 3]),
         fails: chance.of(&[0.0, 0.0, 0.1]),
         commands: chance.of(&[0.02, 0.1, 0.3]),
-        losses: chance.of(&[0.0, 0.0, 0.1]),
+        losses: chance.of(&[0.0, 0.1, 0.4]),
         cancels: chance.of(&[0.0, 0.1]),
     };
     let namespacing = chance.one_in(0.2);
@@ -119,7 +122,7 @@ async fn live(mut chance: Chance) -> u64 {
     let manager = tokio::task::spawn_local(manager::run(world.clone()));
     let mut watched = start(&world);
     let keys = world.disk.keys(&NAMES);
-    for _ in 0..REQUESTS {
+    for nth in 1..=REQUESTS {
         if world.one_in(world.scene.commands) {
             command(&world, &keys);
         }
@@ -131,9 +134,9 @@ async fn live(mut chance: Chance) -> u64 {
         }
         let (key, patience) = (world.any(&keys), world.some(world.scene.cancels, |world| world.ms(0, 10)));
         world.spawn(callers::request(world.clone(), key, patience));
-    }
-    if world.one_in(0.7) {
-        rest(&world, &manager).await;
+        if nth % RESTS == 0 && world.one_in(0.7) {
+            rest(&world, &manager).await;
+        }
     }
     world.stop();
     let ended = tokio::time::timeout(REST_MAX, manager).await.expect("the server stops");
@@ -321,7 +324,18 @@ impl World {
 
     fn resolved(self: &Rc<Self>, job: &Job<Serving>, versions: &[Version]) {
         let (key, progress, versions) = (job.key.clone(), job.progress.clone(), versions.to_vec());
-        self.tell(Event::Resolved { key, versions, progress });
+        let resolved = Event::Resolved { key, versions, progress };
+        // What a thread tells on its way may arrive after its end.
+        match self.some(0.2, |world| world.ms(0, 50)) {
+            None => self.tell(resolved),
+            Some(delay) => {
+                let own = self.clone();
+                self.spawn(async move {
+                    sleep(delay).await;
+                    own.tell(resolved);
+                });
+            }
+        }
     }
 
     fn caller(&self, key: &Key, what: What) -> Caller {
@@ -420,13 +434,18 @@ impl World {
 
     /// The number of the copy that something made of this model would be fitted to.
     fn fitting(&self, key: &Key) -> Option<u64> {
-        self.find(key).map(|copy| copy.identity.number)
+        newest_of(self.views.borrow().get(key)?)
     }
 
     fn generation_served(&self, key: &Key) -> Option<u64> {
         let views = self.views.borrow();
         let served = views.get(key)?.versions.values().find(|version| version.is_served())?;
         served.serving.as_ref().map(|serving| serving.config.max_batch_rows as u64)
+    }
+
+    /// Whether a model is out of service because of another one.
+    fn lacks_members(&self, key: &Key) -> bool {
+        self.views.borrow().get(key).is_some_and(|view| view.reason.contains("contains models that are not available"))
     }
 
     /// What is served was read from these files, or later ones.
@@ -450,6 +469,12 @@ impl World {
     fn refused(&self, key: &Key) {
         assert!(!self.steady.borrow().contains(key), "a request for {key} is refused, and nobody has taken it away");
     }
+}
+
+/// The number of the newest copy of all versions that are served; a version that is lost leaves only older ones.
+fn newest_of(view: &ModelView<Serving>) -> Option<u64> {
+    let served = view.versions.values().filter(|version| version.is_served());
+    served.filter_map(|version| version.serving.as_ref()).map(|serving| serving.copy.identity.number).max()
 }
 
 /// The highest version that is served.

@@ -116,18 +116,14 @@ impl<S: Clone, C> Models<S, C> {
         users.map(|(user, model)| (user.clone(), unloads(model))).collect()
     }
 
-    /// Those who wait for this model need not any more, if no operation on it goes on. An unload still waits for
-    /// replaced copies of it that have requests.
+    /// Those who wait for this model need not any more, if no operation on it goes on.
     pub(super) fn release(&mut self, key: &Key) {
-        let model = self.models.get(key);
-        if model.is_some_and(|model| model.running.is_some()) {
+        if self.models.get(key).is_some_and(|model| model.running.is_some()) {
             return;
         }
-        let used = model.map(|model| model.formers.concat()).unwrap_or_default();
         let waiters = self.models.iter_mut().filter_map(|(waiter, model)| {
             let running = model.running.as_mut()?;
-            let stays = matches!(running.operation.what, What::Unload(_)) && used.contains(waiter);
-            (!stays && running.needs.remove(key)).then(|| waiter.clone())
+            running.needs.remove(key).then(|| waiter.clone())
         });
         for waiter in waiters.collect::<Vec<_>>() {
             self.go_on(&waiter);

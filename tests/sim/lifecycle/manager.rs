@@ -12,7 +12,7 @@ use nereid::model::Version;
 use tokio::time::sleep;
 
 use super::copy::Serving;
-use super::{World, latest_of, loader};
+use super::{World, latest_of, loader, newest_of};
 
 /// Who waits for an answer, by number.
 pub type Caller = u64;
@@ -120,6 +120,8 @@ fn answer(world: &World, caller: Caller, result: &Result<()>, alone: bool) {
     let asked = &callers[&caller];
     match (&asked.what, result) {
         (_, Err(_)) => {}
+        // What it is made of may have gone before, and it with that.
+        (What::Load(_), Ok(())) if served.is_none() && world.lacks_members(&key) => {}
         (What::Load(overrides), Ok(())) if alone => {
             let served = served.unwrap_or_else(|| panic!("{} is loaded and not served", asked.key));
             match overrides.is_empty() {
@@ -218,7 +220,7 @@ pub fn check_rest(world: &World) {
         );
         let Some(copy) = latest(key).filter(|_| world.fits.borrow().get(key) == Some(&true)) else { continue };
         for (member, number) in &copy.identity.members {
-            let fits = latest(member).is_none_or(|now| now.identity.number <= *number);
+            let fits = views.get(member).and_then(newest_of).is_none_or(|newest| newest <= *number);
             assert!(fits, "{} was not loaded again after {member}", copy.name());
         }
     }
