@@ -190,6 +190,7 @@ impl<S: Clone, C> Models<S, C> {
                 }
                 model.origin = origin;
                 let members = std::mem::replace(&mut model.members, members);
+                model.sought.clear();
                 let (replaced, unloaded) = model.replace(versions, &kept);
                 if !replaced.is_empty() {
                     model.formers.extend((!members.is_empty()).then(|| members.clone()));
@@ -323,16 +324,15 @@ impl<S: Clone, C> Models<S, C> {
         self.changed.insert(key.clone());
     }
 
-    /// Begins the next operation on a model, or tells those that wait for it that there is none.
+    /// Begins the next operation on a model, and tells those that wait for the last one.
     fn next(&mut self, key: Key) {
         if let Some(model) = self.models.get_mut(&key) {
             if let Some(waiting) = model.waiting.take() {
-                return self.begin(key, waiting);
-            }
-            if model.stale && model.view.wanted && !self.stopping {
+                self.begin(key.clone(), waiting);
+            } else if model.stale && model.view.wanted && !self.stopping {
                 let overrides = model.overrides.clone();
                 let operation = Operation { what: What::Load(overrides.clone()), callers: Vec::new() };
-                return self.begin_load(key, overrides, operation);
+                self.begin_load(key.clone(), overrides, operation);
             }
         }
         self.release(&key);

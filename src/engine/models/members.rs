@@ -27,7 +27,7 @@ impl<S: Clone, C> Models<S, C> {
             waits_for.insert(need.clone());
         }
         let Some(model) = self.models.get_mut(&key) else { return };
-        model.need(needs);
+        model.seek(needs);
         let Some(running) = &mut model.running else { return };
         running.needs = waits_for;
         self.go_on(&key);
@@ -47,7 +47,7 @@ impl<S: Clone, C> Models<S, C> {
             self.effects.push(Effect::Outdate(outdated));
         }
         let mut idle = Vec::new();
-        let dependents = self.models.iter_mut().filter(|(_, model)| model.view.wanted && model.members.contains(key));
+        let dependents = self.models.iter_mut().filter(|(_, model)| model.view.wanted && model.has(key));
         for (dependent, model) in dependents {
             model.stale = true;
             idle.extend(model.running.is_none().then(|| dependent.clone()));
@@ -88,7 +88,7 @@ impl<S: Clone, C> Models<S, C> {
         let error = Error::unavailable(missing(key, absent));
         self.drop_opened(key, versions, &kept);
         if let Some(model) = self.models.get_mut(key) {
-            model.need(members);
+            model.seek(members);
         }
         Err(error)
     }
@@ -108,24 +108,23 @@ impl<S: Clone, C> Models<S, C> {
     /// The models that may have requests in flight which need this one, and whether they have to be unloaded for it.
     fn users(&self, key: &Key) -> Vec<(Key, bool)> {
         let users = self.models.iter().filter(|(user, model)| *user != key && model.uses(key));
-        let unloads = |model: &Model<S, C>| {
-            let leaves =
-                model.running.as_ref().is_some_and(|running| matches!(running.operation.what, What::Unload(_)));
-            model.view.wanted && model.members.contains(key) && !leaves
-        };
+        let unloads = |model: &Model<S, C>| model.view.wanted && model.members.contains(key) && !model.leaves();
         users.map(|(user, model)| (user.clone(), unloads(model))).collect()
     }
 
-    /// Those who wait for this model need not any more, if no operation on it goes on.
+    /// Those who wait for this model go on if no operation on it does; an unload also if this model has finished the
+    /// requests that need what is unloaded.
     pub(super) fn release(&mut self, key: &Key) {
-        if self.models.get(key).is_some_and(|model| model.running.is_some()) {
-            return;
-        }
-        let waiters = self.models.iter_mut().filter_map(|(waiter, model)| {
-            let running = model.running.as_mut()?;
-            running.needs.remove(key).then(|| waiter.clone())
+        let of = self.models.get(key);
+        let busy = of.is_some_and(|model| model.running.is_some());
+        let waits = |waiter: &Key, leaves: bool| busy && (!leaves || of.is_some_and(|model| model.uses(waiter)));
+        let waiters = self.models.iter().filter(|(waiter, model)| {
+            let needs = model.running.as_ref().is_some_and(|running| running.needs.contains(key));
+            needs && !waits(waiter, model.leaves())
         });
-        for waiter in waiters.collect::<Vec<_>>() {
+        for waiter in waiters.map(|(waiter, _)| waiter.clone()).collect::<Vec<_>>() {
+            let running = self.models.get_mut(&waiter).and_then(|model| model.running.as_mut());
+            running.into_iter().for_each(|running| _ = running.needs.remove(key));
             self.go_on(&waiter);
         }
     }
@@ -135,10 +134,11 @@ impl<S: Clone, C> Models<S, C> {
         let Some(model) = self.models.get(key) else { return Vec::new() };
         let needed = |member: &Key| {
             let mut others = self.models.iter().filter(|(other, model)| *other != key && model.view.wanted);
-            others.any(|(_, other)| other.members.contains(member))
+            others.any(|(_, other)| other.has(member))
         };
         let asked_for = |member: &Key| self.models.get(member).is_some_and(|member| member.asked_for);
-        model.members.iter().filter(|member| !needed(member) && !asked_for(member)).cloned().collect()
+        let members: BTreeSet<&Key> = model.members.iter().chain(&model.sought).collect();
+        members.into_iter().filter(|member| !needed(member) && !asked_for(member)).cloned().collect()
     }
 }
 

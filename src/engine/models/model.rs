@@ -24,7 +24,10 @@ pub(super) struct Model<S, C> {
     pub(super) origin: Option<Origin>,
     /// The last overrides of the configuration, for a reload that nobody asked for.
     pub(super) overrides: Overrides,
+    /// What serves it is made of these.
     pub(super) members: Vec<Key>,
+    /// What it is to be made of, if its last load has not come to that.
+    pub(super) sought: Vec<Key>,
     /// What its replaced copies are made of, one for each that still has requests.
     pub(super) formers: Vec<Vec<Key>>,
     /// Whether one of its members was replaced and this model has not been fitted to it since.
@@ -94,6 +97,7 @@ impl<S, C> Default for Model<S, C> {
             origin: None,
             overrides: Overrides::default(),
             members: Vec::new(),
+            sought: Vec::new(),
             formers: Vec::new(),
             stale: false,
             news: 0,
@@ -118,16 +122,28 @@ impl<S: Clone, C> Model<S, C> {
         self.view.versions.is_empty() && rests && !self.lasting
     }
 
-    /// It is to be made of these. What is served goes on to need what that is made of, in case the load fails.
-    pub(super) fn need(&mut self, members: Vec<Key>) {
-        self.members.retain(|member| !self.servings.is_empty() && !members.contains(member));
-        self.members.extend(members);
+    /// It is to be made of these; what is served goes on, in case the load fails.
+    pub(super) fn seek(&mut self, members: Vec<Key>) {
+        if self.servings.is_empty() {
+            self.members.clear();
+        }
+        self.sought = members;
+    }
+
+    /// Whether it is made of this model, or is to be.
+    pub(super) fn has(&self, key: &Key) -> bool {
+        self.members.contains(key) || self.sought.contains(key)
+    }
+
+    /// Whether it is unloaded just now.
+    pub(super) fn leaves(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| matches!(running.operation.what, What::Unload(_)))
     }
 
     /// Whether requests may be under way in it that need this model.
     pub(super) fn uses(&self, key: &Key) -> bool {
-        let busy = self.running.is_some() || !self.servings.is_empty();
-        busy && self.members.contains(key) || self.formers.iter().any(|members| members.contains(key))
+        let serves = self.leaves() || !self.servings.is_empty();
+        serves && self.members.contains(key) || self.formers.iter().any(|members| members.contains(key))
     }
 
     /// Whether this load relies on a version that was lost since it began.
