@@ -85,10 +85,12 @@ struct World {
     permits: Semaphore,
     operations: RefCell<BTreeMap<Key, Operation>>,
     callers: RefCell<BTreeMap<Caller, Asked>>,
-    /// Whether the last load of a model was a success.
-    fits: RefCell<BTreeMap<Key, bool>>,
+    /// The number of the newest copy that the last load of a model has brought, if it was a success.
+    brought: RefCell<BTreeMap<Key, Option<u64>>>,
     /// Models that are served, and that nobody has since asked to take away.
     steady: RefCell<BTreeSet<Key>>,
+    /// Models that somebody wants unloaded, until that has happened, and what they are made of if it is to go with them.
+    going: RefCell<BTreeSet<Key>>,
     /// Models that lost a version.
     losers: RefCell<BTreeSet<Key>>,
     copies: RefCell<Vec<Rc<Copy>>>,
@@ -266,8 +268,9 @@ impl World {
             jobs: Cell::new(0),
             operations: RefCell::default(),
             callers: RefCell::default(),
-            fits: RefCell::default(),
+            brought: RefCell::default(),
             steady: RefCell::default(),
+            going: RefCell::default(),
             losers: RefCell::default(),
             copies: RefCell::default(),
             held: Cell::new(0),
@@ -371,8 +374,10 @@ impl World {
 
     /// A model may go, and what is made of it with it; with `dependents` what it is made of, too.
     fn shake(&self, key: &Key, dependents: bool) {
-        let goes = |each: &Key| dependents || is_made_of(&each.name, &key.name);
-        self.steady.borrow_mut().retain(|each| each.namespace != key.namespace || !goes(each));
+        let goes = |each: &Key| each.namespace == key.namespace && (dependents || is_made_of(&each.name, &key.name));
+        self.steady.borrow_mut().retain(|each| !goes(each));
+        let parts = self.disk.keys(&NAMES).into_iter().filter(|each| each == key || dependents && goes(each));
+        self.going.borrow_mut().extend(parts);
     }
 
     /// Whether nothing goes on that may take this model out of service.
@@ -380,10 +385,12 @@ impl World {
         let own = |asked: &Asked| asked.key.namespace == key.namespace && matches!(asked.what, What::Unload(_));
         let unloads = self.callers.borrow().values().any(|asked| asked.answer.is_none() && own(asked));
         let lost = self.inbox.borrow().iter().any(|event| matches!(event, Event::Lost { .. }));
+        let is_part = |other: &Key| other.namespace == key.namespace && is_made_of(&key.name, &other.name);
         // What is made of other models may have to go when an operation on them has ended.
-        let part = |other: &Key| other.namespace == key.namespace && other != key && is_made_of(&key.name, &other.name);
+        let part = |other: &Key| is_part(other) && other != key;
         let goes = |view: &ModelView<Serving>| view.versions.values().any(|version| version.state == State::Unloading);
-        let busy = self.operations.borrow().keys().any(part)
+        let busy = self.going.borrow().iter().any(is_part)
+            || self.operations.borrow().keys().any(part)
             || self.views.borrow().iter().any(|(other, view)| part(other) && goes(view));
         !unloads && !lost && !busy && !self.stopping.get()
     }

@@ -74,11 +74,23 @@ fn note(world: &World, event: &Event) {
         models::Event::Loaded { key, result } => {
             let ended = operations.remove(key);
             assert_eq!(ended, Some(Operation::Load), "{key}: a load has ended that did not run");
-            world.fits.borrow_mut().insert(key.clone(), result.is_ok());
+            let mut brought = world.brought.borrow_mut();
+            match result {
+                Ok(Loaded::New { versions, .. }) => {
+                    let numbers = versions.values().map(|serving| serving.copy.identity.number);
+                    _ = brought.insert(key.clone(), numbers.max());
+                }
+                Ok(_) => {}
+                Err(_) => _ = brought.insert(key.clone(), None),
+            }
+            if result.is_ok() {
+                world.going.borrow_mut().remove(key);
+            }
         }
         models::Event::Retired(Retired { key, operation: true, .. }) => {
             let ended = operations.remove(key);
             assert_eq!(ended, Some(Operation::Unload), "{key}: an unload has ended that did not run");
+            world.going.borrow_mut().remove(key);
         }
         _ => {}
     }
@@ -218,12 +230,10 @@ pub fn check_rest(world: &World) {
             view.progress.is_none() && states.values().all(|state| rests(*state)),
             "{key} does not rest: {states:?}"
         );
-        let Some(copy) = latest(key).filter(|_| world.fits.borrow().get(key) == Some(&true)) else { continue };
+        // What a failed load has left goes on, as does what was to be replaced by something without all of its members.
+        let is_brought = world.brought.borrow().get(key).copied().flatten() == newest_of(view);
+        let Some(copy) = latest(key).filter(|_| is_brought) else { continue };
         let served = |member: &Key| views.get(member).and_then(newest_of);
-        // Without all of them it cannot be loaded, and what is served goes on.
-        if copy.identity.members.iter().any(|(member, _)| served(member).is_none()) {
-            continue;
-        }
         for (member, number) in &copy.identity.members {
             let fits = served(member).is_none_or(|newest| newest <= *number);
             assert!(fits, "{} was not loaded again after {member}", copy.name());
