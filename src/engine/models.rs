@@ -7,6 +7,8 @@
 
 mod event;
 mod members;
+#[cfg(test)]
+mod members_tests;
 mod model;
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,5 @@
 //! What becomes of models, step by step: which operations run, wait and are answered, in whatever order things happen.
+//! Those that are made of others have `members_tests`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,20 +19,20 @@ type Serving = u32;
 
 /// A manager without threads: what is to be done is kept until a test says that it is done.
 #[derive(Default)]
-struct Bench {
-    models: Models<Serving, Caller>,
-    views: BTreeMap<Key, ModelView<Serving>>,
-    answers: BTreeMap<Caller, Result<(), String>>,
-    jobs: Vec<Job<Serving>>,
-    retiring: Vec<(Vec<Serving>, Retired)>,
+pub(super) struct Bench {
+    pub(super) models: Models<Serving, Caller>,
+    pub(super) views: BTreeMap<Key, ModelView<Serving>>,
+    pub(super) answers: BTreeMap<Caller, Result<(), String>>,
+    pub(super) jobs: Vec<Job<Serving>>,
+    pub(super) retiring: Vec<(Vec<Serving>, Retired)>,
     /// Those whose earlier answers are not to be given any more.
-    outdated: Vec<Serving>,
+    pub(super) outdated: Vec<Serving>,
     callers: Caller,
     loads: Serving,
 }
 
 impl Bench {
-    fn on(&mut self, event: Event<Serving, Caller>) {
+    pub(super) fn on(&mut self, event: Event<Serving, Caller>) {
         self.models.on(event);
         for effect in self.models.effects() {
             match effect {
@@ -53,32 +54,32 @@ impl Bench {
         }
     }
 
-    fn ask(&mut self, name: &str, what: What) -> Caller {
+    pub(super) fn ask(&mut self, name: &str, what: What) -> Caller {
         self.callers += 1;
         self.on(Event::Ask { key: Key::of(name), what, callers: vec![self.callers] });
         self.callers
     }
 
-    fn load(&mut self, name: &str) -> Caller {
+    pub(super) fn load(&mut self, name: &str) -> Caller {
         self.ask(name, What::Load(Overrides::default()))
     }
 
-    fn unload(&mut self, name: &str) -> Caller {
+    pub(super) fn unload(&mut self, name: &str) -> Caller {
         self.ask(name, What::Unload(Unload::default()))
     }
 
-    fn unload_with_members(&mut self, name: &str) -> Caller {
+    pub(super) fn unload_with_members(&mut self, name: &str) -> Caller {
         self.ask(name, What::Unload(Unload { dependents: true, because: None }))
     }
 
     /// The job of that model that goes on.
-    fn job(&mut self, name: &str) -> Job<Serving> {
+    pub(super) fn job(&mut self, name: &str) -> Job<Serving> {
         let at = self.jobs.iter().position(|job| &*job.key.name == name).expect("it has a job");
         self.jobs.remove(at)
     }
 
     /// Ends the load of a model with one version.
-    fn loaded(&mut self, name: &str, members: &[&str]) {
+    pub(super) fn loaded(&mut self, name: &str, members: &[&str]) {
         self.loads += 1;
         let members = members.iter().map(|member| Key::of(member)).collect();
         let versions = [(1, self.loads)].into();
@@ -86,7 +87,7 @@ impl Bench {
     }
 
     /// Ends the load of a model without members: these versions are opened by it, those kept.
-    fn loaded_versions(&mut self, name: &str, opened: &[Version], kept: &[Version]) {
+    pub(super) fn loaded_versions(&mut self, name: &str, opened: &[Version], kept: &[Version]) {
         self.loads += 1;
         let view = &self.views[&Key::of(name)];
         let serving = |version: &Version| view.versions.get(version).and_then(|view| view.serving);
@@ -97,7 +98,7 @@ impl Bench {
         self.loaded_as(name, Loaded::New { origin: None, versions, kept, members: Vec::new() });
     }
 
-    fn loaded_as(&mut self, name: &str, new: Loaded<Serving>) {
+    pub(super) fn loaded_as(&mut self, name: &str, new: Loaded<Serving>) {
         let Job { key, progress, .. } = self.job(name);
         let resolved = || Event::Resolved { key: key.clone(), versions: vec![1, 2], progress: progress.clone() };
         self.on(resolved());
@@ -106,47 +107,47 @@ impl Bench {
         self.on(resolved());
     }
 
-    fn needs(&mut self, name: &str, members: &[&str]) {
+    pub(super) fn needs(&mut self, name: &str, members: &[&str]) {
         let key = self.job(name).key;
         let members = members.iter().map(|member| Key::of(member)).collect();
         self.on(Event::Loaded { key, result: Ok(Loaded::Needs(members)) });
     }
 
-    fn failed(&mut self, name: &str) {
+    pub(super) fn failed(&mut self, name: &str) {
         let key = self.job(name).key;
         self.on(Event::Loaded { key, result: Err(Error::invalid("broken")) });
     }
 
     /// Everything that is being dropped is gone.
-    fn retired(&mut self) {
+    pub(super) fn retired(&mut self) {
         for (_, retired) in std::mem::take(&mut self.retiring) {
             self.on(Event::Retired(retired));
         }
     }
 
-    fn serving(&self, name: &str) -> Option<Serving> {
+    pub(super) fn serving(&self, name: &str) -> Option<Serving> {
         let version = self.views.get(&Key::of(name))?.versions.get(&1)?;
         version.serving.filter(|_| version.is_served())
     }
 
-    fn state(&self, name: &str) -> Option<(State, &str)> {
+    pub(super) fn state(&self, name: &str) -> Option<(State, &str)> {
         self.state_of(name, 1)
     }
 
-    fn state_of(&self, name: &str, version: Version) -> Option<(State, &str)> {
+    pub(super) fn state_of(&self, name: &str, version: Version) -> Option<(State, &str)> {
         let version = self.views.get(&Key::of(name))?.versions.get(&version)?;
         Some((version.state, &version.reason))
     }
 
     /// Loads an ensemble `e` of `a`, both to the end.
-    fn ensemble(&mut self) {
+    pub(super) fn ensemble(&mut self) {
         self.load("e");
         self.needs("e", &["a"]);
         self.loaded("a", &[]);
         self.loaded("e", &["a"]);
     }
 
-    fn answer(&self, caller: Caller) -> Option<Result<(), &str>> {
+    pub(super) fn answer(&self, caller: Caller) -> Option<Result<(), &str>> {
         match self.answers.get(&caller)? {
             Ok(()) => Some(Ok(())),
             Err(message) => Some(Err(message)),
@@ -154,7 +155,7 @@ impl Bench {
     }
 }
 
-fn with_config(config: Option<String>) -> What {
+pub(super) fn with_config(config: Option<String>) -> What {
     What::Load(Overrides { config, ..Overrides::default() })
 }
 
@@ -248,157 +249,6 @@ fn more_callers_than_may_wait_are_refused() {
 }
 
 #[test]
-fn a_model_made_of_others_waits_until_they_were_loaded() {
-    let mut bench = Bench::default();
-    let caller = bench.load("e");
-    bench.needs("e", &["a", "b"]);
-    assert_eq!(bench.jobs.len(), 2, "both members are loaded at the same time");
-    bench.loaded("a", &[]);
-    assert_eq!(bench.jobs.len(), 1);
-    bench.failed("b");
-    assert!(bench.jobs[0].members_tried, "what is missing now is missing");
-    bench.failed("e");
-    assert_eq!(bench.answer(caller), Some(Err("broken")));
-    // It is tried again when it can be, and when a new copy of a member may have another signature.
-    for _ in 0..2 {
-        bench.load("b");
-        bench.loaded("b", &[]);
-        assert!(bench.jobs[0].again);
-        bench.loaded("e", &["a", "b"]);
-        assert!(bench.serving("e").is_some());
-    }
-}
-
-#[test]
-fn a_reload_that_nobody_asked_for_overtakes_nothing_that_somebody_did() {
-    for asked in [with_config(Some("{}".to_owned())), What::Unload(Unload::default())] {
-        let mut bench = Bench::default();
-        bench.ensemble();
-        let (running, member) = (bench.load("e"), bench.load("a"));
-        bench.jobs[0].progress.begin();
-        let waiting = bench.ask("e", asked);
-        bench.loaded("a", &[]);
-        assert_eq!((bench.answer(member), bench.answer(waiting)), (Some(Ok(())), None));
-        if bench.jobs[0].progress.overtaken.is_cancelled() {
-            bench.failed("e");
-        } else {
-            bench.loaded("e", &["a"]);
-            assert_eq!(bench.answer(running), Some(Ok(())));
-            assert_eq!(bench.jobs[0].overrides.config.as_deref(), Some("{}"));
-            assert!(bench.jobs[0].again, "it is for the new member, too");
-            bench.loaded("e", &["a"]);
-        }
-        bench.retired();
-        assert_eq!(bench.answer(waiting), Some(Ok(())));
-        assert!(bench.jobs.is_empty(), "{:?}", bench.jobs);
-    }
-}
-
-#[test]
-fn a_member_that_is_replaced_during_a_load_makes_one_more() {
-    let mut bench = Bench::default();
-    bench.ensemble();
-    bench.load("a");
-    bench.ask("e", with_config(Some("{}".to_owned())));
-    bench.loaded("a", &[]);
-    assert!(!bench.jobs[0].progress.overtaken.is_cancelled());
-    bench.loaded("e", &["a"]);
-    assert!(bench.jobs[0].again);
-    assert_eq!(bench.jobs[0].overrides.config.as_deref(), Some("{}"));
-    bench.loaded("e", &["a"]);
-    assert!(bench.jobs.is_empty());
-}
-
-#[test]
-fn the_answers_of_what_is_made_of_a_new_copy_are_outdated() {
-    let mut bench = Bench::default();
-    bench.ensemble();
-    bench.load("f");
-    bench.loaded("f", &["e"]);
-    let (e, f) = (bench.serving("e"), bench.serving("f"));
-    bench.outdated.clear();
-    bench.load("a");
-    bench.loaded("a", &[]);
-    assert_eq!(bench.outdated.iter().copied().map(Some).collect::<Vec<_>>(), [e, f]);
-}
-
-#[test]
-fn a_member_that_is_unloaded_while_something_is_fitted_to_it_takes_that_with_it() {
-    for retired_first in [true, false] {
-        let mut bench = Bench::default();
-        bench.load("a");
-        bench.loaded("a", &[]);
-        bench.load("e");
-        bench.unload("a");
-        if retired_first {
-            bench.retired();
-        }
-        bench.loaded("e", &["a"]);
-        assert_eq!(bench.serving("e"), None);
-        bench.retired();
-        let reason = "ensemble 'e' contains models that are not available or ambiguous: a";
-        assert_eq!(bench.state("e"), Some((State::Unavailable, reason)));
-    }
-}
-
-#[test]
-fn a_member_goes_after_what_is_made_of_it_even_if_that_is_loaded_meanwhile() {
-    let mut bench = Bench::default();
-    bench.ensemble();
-    bench.load("e");
-    bench.jobs[0].progress.begin();
-    bench.unload("a");
-    let newest = bench.load("e");
-    bench.failed("e");
-    bench.failed("e");
-    assert_eq!(bench.answer(newest), Some(Err("broken")));
-    let dropped: Vec<_> = bench.retiring.iter().map(|(_, it)| it.key.to_string()).collect();
-    assert_eq!((dropped, bench.serving("e")), (vec!["e".to_owned()], None));
-}
-
-#[test]
-fn a_member_stays_until_the_last_copy_that_is_made_of_it_has_finished() {
-    let mut bench = Bench::default();
-    bench.ensemble();
-    bench.load("e");
-    bench.needs("e", &["b"]);
-    bench.loaded("b", &[]);
-    bench.loaded("e", &["b"]);
-    let unload = bench.unload("a");
-    assert_eq!(bench.answer(unload), Some(Ok(())));
-    let dropped = |bench: &Bench| bench.retiring.iter().map(|(_, it)| it.key.to_string()).collect::<Vec<_>>();
-    assert_eq!(dropped(&bench), ["e"], "the copy that was made of it has requests");
-    bench.retired();
-    assert_eq!(dropped(&bench), ["a"]);
-    bench.retired();
-    assert!(bench.serving("e").is_some() && bench.serving("a").is_none());
-}
-
-#[test]
-fn a_member_that_is_replaced_during_the_first_load_makes_one_more() {
-    let mut bench = Bench::default();
-    bench.load("a");
-    bench.loaded("a", &[]);
-    bench.load("e");
-    bench.load("a");
-    bench.loaded("a", &[]);
-    bench.loaded("e", &["a"]);
-    assert!(bench.job("e").again, "it was fitted to the first copy");
-}
-
-#[test]
-fn a_load_that_fails_does_not_forget_what_is_served_is_made_of() {
-    let mut bench = Bench::default();
-    bench.ensemble();
-    bench.ask("e", with_config(Some("{}".to_owned())));
-    bench.needs("e", &["b"]);
-    bench.failed("b");
-    bench.failed("e");
-    bench.unload("a");
-    assert_eq!(bench.serving("e"), None, "it is made of what is unloaded");
-}
-
-#[test]
 fn a_version_that_the_policy_drops_is_unloading_until_its_requests_are_finished() {
     let mut bench = Bench::default();
     bench.load("m");
@@ -427,62 +277,6 @@ fn a_load_that_keeps_a_version_which_is_lost_meanwhile_begins_once_more() {
     assert!(bench.jobs[0].served.is_none(), "everything is opened anew");
     bench.loaded_versions("m", &[1, 2, 3], &[]);
     assert_eq!((bench.answer(caller), bench.state("m")), (Some(Ok(())), Some((State::Ready, ""))));
-}
-
-#[test]
-fn models_that_are_made_of_each_other_do_not_wait_for_ever() {
-    let mut bench = Bench::default();
-    let (one, other) = (bench.load("one"), bench.load("other"));
-    bench.needs("one", &["other"]);
-    bench.needs("other", &["one"]);
-    assert!(bench.jobs[0].members_tried && &*bench.jobs[0].key.name == "other");
-    bench.failed("other");
-    bench.failed("one");
-    assert_eq!((bench.answer(one), bench.answer(other)), (Some(Err("broken")), Some(Err("broken"))));
-}
-
-#[test]
-fn a_member_that_is_unloaded_takes_what_is_made_of_it_out_of_service_first() {
-    let mut bench = Bench::default();
-    bench.ensemble();
-    let unload = bench.unload("a");
-    assert_eq!(bench.answer(unload), Some(Ok(())));
-    let dropped: Vec<_> = bench.retiring.iter().map(|(_, retired)| &*retired.key.name).collect();
-    assert_eq!(dropped, ["e"], "requests in flight still need the member");
-    assert_eq!((bench.serving("a"), bench.serving("e")), (None, None));
-    let view = &bench.views[&Key::of("a")].versions[&1];
-    assert!(view.serving.is_some(), "what is made of it still finds it");
-    bench.retired();
-    bench.retired();
-    assert_eq!(bench.state("a"), Some((State::Unavailable, "unloaded")));
-    let reason = "ensemble 'e' contains models that are not available or ambiguous: a";
-    assert_eq!(bench.state("e"), Some((State::Unavailable, reason)));
-    bench.load("a");
-    bench.loaded("a", &[]);
-    bench.loaded("e", &["a"]);
-    assert!(bench.serving("e").is_some(), "it is back with its member");
-}
-
-#[test]
-fn members_that_nobody_else_needs_go_with_what_is_made_of_them() {
-    let mut bench = Bench::default();
-    bench.load("e");
-    bench.needs("e", &["own", "shared", "asked"]);
-    for member in ["own", "shared", "asked"] {
-        bench.loaded(member, &[]);
-    }
-    bench.loaded("e", &["own", "shared", "asked"]);
-    bench.load("f");
-    bench.loaded("f", &["shared"]);
-    bench.load("asked");
-    bench.loaded("asked", &[]);
-    bench.loaded("e", &["own", "shared", "asked"]);
-    bench.unload_with_members("e");
-    for _ in 0..3 {
-        bench.retired();
-    }
-    assert_eq!(bench.state("own"), Some((State::Unavailable, "unloaded")));
-    assert!(bench.serving("shared").is_some() && bench.serving("asked").is_some() && bench.serving("f").is_some());
 }
 
 #[test]

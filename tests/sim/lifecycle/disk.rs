@@ -5,7 +5,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nereid::engine::Key;
 use nereid::model::Version;
@@ -92,7 +92,10 @@ pub struct Disk {
 impl Disk {
     /// These models in each repository, each with a configuration that is right and two versions.
     pub fn new(names: &[&str], namespacing: bool, chance: &mut Chance) -> Self {
-        let root = tempfile::tempdir().expect("there is room");
+        // Thousands of small files a second are no work for a disk.
+        let memory = Path::new("/dev/shm");
+        let root = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+        let root = root.expect("there is room");
         let place = |name: &str| root.path().join(name).display().to_string();
         let namespaces = if namespacing { vec![place("one"), place("two")] } else { vec![String::new()] };
         let (written, generations) = (Cell::new(0), Cell::new(0));
