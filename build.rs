@@ -45,7 +45,7 @@ fn top_level_names(file: &prost_types::FileDescriptorProto) -> Vec<String> {
 /// the binary itself needs libtorch, and one that is missing is an error message instead of a failure to start.
 fn compile_shim(out: &Path) -> Result<(), Box<dyn Error>> {
     let folder = Path::new("src/backend/libtorch");
-    for file in ["shim.cpp", "shim.h"] {
+    for file in ["shim.cpp", "shim.h", "shim_precision.h"] {
         println!("cargo:rerun-if-changed={}", folder.join(file).display());
     }
     println!("cargo:rerun-if-env-changed=LIBTORCH");

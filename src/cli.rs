@@ -57,7 +57,10 @@ fn serve(args: &[String]) -> ExitCode {
 fn dispatch(matches: &ArgMatches) -> Result<()> {
     match matches.subcommand() {
         Some(("check", given)) => check(&paths(given, "DIR")),
-        Some(("inspect", given)) => inspect(&path(given, "FILE")),
+        Some(("inspect", given)) => match given.get_one::<PathBuf>("compare") {
+            Some(model) => compare(model),
+            None => inspect(&path(given, "FILE")),
+        },
         Some(("torchscript", given)) => match paths(given, "FILE").as_slice() {
             [source, out] => torchscript(source, None, out),
             [source, weights, out] => torchscript(source, Some(weights), out),
@@ -126,7 +129,19 @@ fn command() -> Command {
         .subcommand(
             Command::new("inspect")
                 .about("Say what a TorchScript file takes and gives, what it weighs, and a config.pbtxt to start from")
-                .arg(path_arg("FILE", "TorchScript file, such as model.pt")),
+                .arg(
+                    path_arg("FILE", "TorchScript file, such as model.pt")
+                        .required(false)
+                        .required_unless_present("compare"),
+                )
+                .arg(
+                    Arg::new("compare")
+                        .long("compare")
+                        .value_name("DIR")
+                        .value_parser(value_parser!(PathBuf))
+                        .conflicts_with("FILE")
+                        .help("Instead: run a model's directory as configured and in fp32, and say how outputs differ"),
+                ),
         )
         .subcommand(
             Command::new("torchscript")
@@ -209,6 +224,13 @@ fn inspect(file: &Path) -> Result<()> {
     Ok(())
 }
 
+fn compare(model: &Path) -> Result<()> {
+    let backends = server::backends();
+    let facts = engine::facts(&backends, server::cuda_devices(), 1);
+    print!("{}", engine::compare::compare(model, &backends, &facts)?);
+    Ok(())
+}
+
 fn torchscript(source: &Path, weights: Option<&PathBuf>, out: &Path) -> Result<()> {
     libtorch::script::build(source, weights.map(PathBuf::as_path), out)
 }
@@ -235,5 +257,6 @@ mod tests {
     fn a_file_to_inspect_is_required() {
         assert!(command().try_get_matches_from(["nereid", "inspect"]).is_err());
         assert!(command().try_get_matches_from(["nereid", "inspect", "model.pt"]).is_ok());
+        assert!(command().try_get_matches_from(["nereid", "inspect", "--compare", "model"]).is_ok());
     }
 }

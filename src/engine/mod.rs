@@ -8,6 +8,7 @@ mod attempt;
 mod cache;
 mod catalog;
 pub mod check;
+pub mod compare;
 pub mod ensemble;
 mod entrance;
 mod handle;

@@ -35,8 +35,7 @@ pub(super) fn batches(config: &ModelConfig, automatic: bool) -> Result<Vec<Warmu
     let forms = config.forms();
     let mut batches = Vec::new();
     for sample in &config.warmup {
-        let named = |error: Error| error.context(format_args!("failed to run warmup sample '{}'", sample.name));
-        let batch = sample_batch(config, sample, forms.as_ref()).map_err(named)?;
+        let batch = named_batch(config, sample, forms.as_ref())?;
         let once = Warmup { batch, sample: Some(sample.name.as_str().into()), measured: false };
         batches.extend(std::iter::repeat_n(once, sample.runs));
     }
@@ -54,6 +53,32 @@ pub(super) fn batches(config: &ModelConfig, automatic: bool) -> Result<Vec<Warmu
         }
     }
     Ok(batches)
+}
+
+/// Batches that show how a model computes: the configuration's samples, else one row of random numbers in each shape that
+/// automatic warm-up has.
+///
+/// # Errors
+/// As [`batches`].
+pub(super) fn samples(config: &ModelConfig) -> Result<Vec<Batch>> {
+    let forms = config.forms();
+    if !config.warmup.is_empty() {
+        return config.warmup.iter().map(|sample| named_batch(config, sample, forms.as_ref())).collect();
+    }
+    let members = automatic_members(config).into_iter().map(|mut member| {
+        for tensor in member.inputs.iter_mut().take(config.inputs.len()) {
+            if !tensor.is_absent() && tensor.dtype != DataType::Bytes {
+                tensor.data = random_data(tensor.dtype, tensor.data.len());
+            }
+        }
+        Batch::formed(vec![member], forms.as_ref())
+    });
+    members.collect()
+}
+
+fn named_batch(config: &ModelConfig, sample: &WarmupSample, forms: Option<&Arc<Forms>>) -> Result<Batch> {
+    let named = |error: Error| error.context(format_args!("failed to run warmup sample '{}'", sample.name));
+    sample_batch(config, sample, forms).map_err(named)
 }
 
 fn automatic_rows(config: &ModelConfig) -> Vec<usize> {

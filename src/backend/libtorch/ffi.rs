@@ -98,6 +98,7 @@ pub struct RawRun {
     pub inference_mode: i32,
     pub optimized_executor: i32,
     pub as_dictionary: i32,
+    pub float_type: i32,
     pub in_order: usize,
 }
 
@@ -137,6 +138,7 @@ pub struct Api {
         usize,
         *mut *mut RawTensor,
     ) -> Failure,
+    pub tensor_cast: unsafe extern "C" fn(*const RawTensor, i32, *mut *mut RawTensor) -> Failure,
     pub tensor_view: unsafe extern "C" fn(*const RawTensor, *mut View) -> Failure,
     pub tensor_free: unsafe extern "C" fn(*mut RawTensor),
     pub module_new: unsafe extern "C" fn(Text, *mut *mut RawModule) -> Failure,
@@ -147,6 +149,8 @@ pub struct Api {
     pub module_copy: unsafe extern "C" fn(*const RawModule, *mut *mut RawModule) -> Failure,
     pub module_freeze: unsafe extern "C" fn(*const RawModule, *mut *mut RawModule) -> Failure,
     pub module_optimize: unsafe extern "C" fn(*const RawModule, *mut *mut RawModule) -> Failure,
+    pub module_convert: unsafe extern "C" fn(*mut RawModule, i32) -> Failure,
+    pub module_quantize: unsafe extern "C" fn(*const RawModule, *mut *mut RawModule, *mut u64, *mut u64) -> Failure,
     pub module_schema: unsafe extern "C" fn(*const RawModule, *mut c_void, Visit<RawArgument>) -> Failure,
     pub module_weights: unsafe extern "C" fn(*const RawModule, *mut c_void, Visit<RawWeight>) -> Failure,
     pub module_effects: unsafe extern "C" fn(*const RawModule, *mut i32, *mut i32) -> Failure,

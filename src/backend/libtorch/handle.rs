@@ -37,7 +37,8 @@ const TYPES: [(DataType, i32); 13] = [
     (DataType::Uint64, 29),
 ];
 
-fn type_number(dtype: DataType) -> Result<i32> {
+/// libtorch's number for an element type.
+pub(super) fn type_number(dtype: DataType) -> Result<i32> {
     let found = TYPES.iter().find(|(each, _)| *each == dtype);
     found.map(|(_, number)| *number).ok_or_else(|| Error::internal(format!("{dtype} is not a tensor type of libtorch")))
 }
@@ -177,6 +178,20 @@ impl Handle {
         // SAFETY: `self.raw` is live; `raw` is written when the call succeeds.
         self.api.check(unsafe { (self.api.tensor_to)(self.raw, device_number(device), &raw mut raw) })?;
         Ok(Self { raw, api: self.api })
+    }
+
+    /// The same elements in another type.
+    pub fn cast(&self, dtype: DataType) -> Result<Self> {
+        let number = type_number(dtype)?;
+        let mut raw = ptr::null_mut();
+        // SAFETY: `self.raw` is live; `raw` is written when the call succeeds.
+        self.api.check(unsafe { (self.api.tensor_cast)(self.raw, number, &raw mut raw) })?;
+        Ok(Self { raw, api: self.api })
+    }
+
+    /// The element type, if the protocol has it.
+    pub fn dtype(&self) -> Result<Option<DataType>> {
+        Ok(data_type(self.view()?.dtype))
     }
 
     /// The elements as a tensor of the server: a view of libtorch's memory if that is dense and on the host.

@@ -11,6 +11,7 @@ use super::handle::Handle;
 use super::message;
 use super::module::{Effects, Input, Inputs, Module, Output, OutputValue, Returned, Run};
 use super::options::Options;
+use super::precision;
 use crate::backend::{Instance, Replies};
 use crate::error::{Error, Kind, Result};
 use crate::model::{Device, ModelConfig, TensorSpec};
@@ -82,6 +83,7 @@ impl TorchInstance {
             inference_mode: self.options.inference_mode,
             optimized_executor: self.options.optimized_executor,
             as_dictionary: self.binding.as_dictionary,
+            float_type: self.options.precision.float_type(),
         }
     }
 
@@ -142,6 +144,7 @@ impl TorchInstance {
         let spec = &self.config.outputs[index];
         match value {
             OutputValue::Tensor(handle) => {
+                let handle = precision::as_declared(handle, self.options.precision, spec.dtype)?;
                 let copy = self.effects.state;
                 let tensor = match batch.keeps(index) {
                     // The rows of several members are parted later.

@@ -1,7 +1,7 @@
 //! The `pytorch` backend: TorchScript models on libtorch.
 //!
 //! From the bottom up: `shim.cpp` calls libtorch and catches what it throws, `ffi` finds and loads both; `device`, `handle`
-//! (tensors) and `module` make them safe; `binding` and `options` read the configuration; `model`, `optimize` and `instance` load and run;
+//! (tensors) and `module` make them safe; `binding` and `options` read the configuration; `model`, `precision`, `optimize` and `instance` load and run;
 //! [`script`] makes model files and [`inspect`] describes them. Nothing outside this folder knows libtorch.
 //!
 //! `forward` of a decoupled model returns a list whose elements are the responses: each a tensor, tuple or dictionary of
@@ -18,6 +18,7 @@ mod model;
 mod module;
 mod optimize;
 mod options;
+mod precision;
 pub mod script;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 
 pub use device::{cuda_memory, devices};
 pub use inspect::inspect;
+pub use options::PRECISION;
 
 use super::{Backend, Model};
 use crate::error::{Error, Result};

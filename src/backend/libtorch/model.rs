@@ -13,6 +13,7 @@ use super::instance::{TorchInstance, load_failure};
 use super::module::{Effects, Module};
 use super::optimize;
 use super::options::{self, Options};
+use super::precision;
 use crate::backend::{Instance, Model};
 use crate::error::{Error, Kind, Result};
 use crate::model::{Device, Footprint, ModelConfig};
@@ -62,9 +63,11 @@ impl TorchModel {
         self.tell_effects(device);
         // A module that writes to its state has a copy for each instance, so that no two threads write to one.
         let copies = if self.effects.state { instances_on(&self.config, device) } else { 1 };
-        self.footprint.add(&Footprint::on(device, weight_bytes(&module)? * copies as u64));
+        let (module, bytes) = precision::converted(module, self.options.precision, device, &self.config)?;
+        self.footprint.add(&Footprint::on(device, bytes * copies as u64));
         device::begin_thread(device, self.threads)?;
         let plain = self.instance_of(Arc::new(module), device);
+        precision::check(&plain, path)?;
         let module = optimize::best(plain)?;
         self.modules.insert(device, module);
         Ok(())

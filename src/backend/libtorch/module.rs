@@ -7,7 +7,7 @@ use std::ptr;
 
 use super::device::{device_number, device_of};
 use super::ffi::{self, Api, RawArgument, RawInput, RawModule, RawOutput, RawRun, RawValue, RawWeight, Text};
-use super::handle::{Handle, data_type};
+use super::handle::{Handle, data_type, type_number};
 use crate::error::Result;
 use crate::model::Device;
 use crate::tensor::DataType;
@@ -76,6 +76,8 @@ pub struct Run {
     pub optimized_executor: bool,
     /// `forward` takes one dictionary of tensors.
     pub as_dictionary: bool,
+    /// The type that inputs of floating point are converted to.
+    pub float_type: Option<DataType>,
 }
 
 /// One argument of `forward`, or one element of what it returns.
@@ -181,6 +183,22 @@ impl Module {
         Self::made(|api, out| unsafe { (api.module_optimize)(self.raw, out) })
     }
 
+    /// Converts the weights and constants of floating point to this type; all else stays as it is.
+    pub fn convert(&mut self, dtype: DataType) -> Result<()> {
+        let number = type_number(dtype)?;
+        // SAFETY: `raw` is live, and nobody else has the module.
+        self.api.check(unsafe { (self.api.module_convert)(self.raw, number) })
+    }
+
+    /// This module frozen, with int8 weights in its linear layers; how many these are, and the bytes of all weights.
+    pub fn quantized(&self) -> Result<(Self, u64, u64)> {
+        let (mut layers, mut bytes) = (0, 0);
+        // SAFETY: `self.raw` is live; both numbers are written when the call succeeds.
+        let module =
+            Self::made(|api, out| unsafe { (api.module_quantize)(self.raw, out, &raw mut layers, &raw mut bytes) })?;
+        Ok((module, layers, bytes))
+    }
+
     /// Adds an attribute that is a list of one tensor.
     #[cfg(test)]
     pub fn register_list(&mut self, name: &str, tensor: &Handle) -> Result<()> {
@@ -277,6 +295,7 @@ impl Module {
             inference_mode: i32::from(how.inference_mode),
             optimized_executor: i32::from(how.optimized_executor),
             as_dictionary: i32::from(how.as_dictionary),
+            float_type: how.float_type.map_or(Ok(-1), type_number)?,
             in_order: inputs.in_order,
         };
         let mut raw = ptr::null_mut();

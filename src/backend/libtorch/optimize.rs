@@ -107,7 +107,7 @@ fn time(instance: &TorchInstance, sample: &Batch) -> Result<Duration> {
 }
 
 /// One request's inputs, of ones; `None` if a type or rank is unknown, or for strings.
-fn sample(inputs: &[TensorSpec], batching: bool) -> Option<Batch> {
+pub(super) fn sample(inputs: &[TensorSpec], batching: bool) -> Option<Batch> {
     let mut member = Member::new(1, Vec::with_capacity(inputs.len()));
     let mut bytes_left = SAMPLE_BYTES_MAX;
     for spec in inputs {

@@ -3,6 +3,7 @@
 //! | key | value | effect |
 //! |---|---|---|
 //! | `torch.optimize` | `auto` (default), `off`, `freeze`, `full` | see [`Optimize`] |
+//! | `torch.precision` | `fp32` (default), `bf16`, `fp16`, `int8` | see [`Precision`] |
 //! | `INTRA_OP_THREAD_COUNT` | integer ≥ 1 | cores for one operation of each instance; default: a fair share |
 //! | `INFERENCE_MODE` | boolean, default true | false: run without gradients, but with their bookkeeping |
 //! | `DISABLE_OPTIMIZED_EXECUTION` | boolean, default false | run the graph as it is written |
@@ -16,8 +17,11 @@ use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
 use crate::model::schema;
+use crate::tensor::DataType;
 
 const OPTIMIZE: &str = "torch.optimize";
+/// The key of [`Precision`].
+pub const PRECISION: &str = "torch.precision";
 const THREADS: &str = "INTRA_OP_THREAD_COUNT";
 const INFERENCE_MODE: &str = "INFERENCE_MODE";
 const UNOPTIMIZED: &str = "DISABLE_OPTIMIZED_EXECUTION";
@@ -30,6 +34,7 @@ const IGNORED_COUNT: &str = "INTER_OP_THREAD_COUNT";
 /// Every key that means something to this backend.
 pub const KEYS: &[&str] = &[
     OPTIMIZE,
+    PRECISION,
     THREADS,
     INFERENCE_MODE,
     UNOPTIMIZED,
@@ -43,7 +48,7 @@ pub const KEYS: &[&str] = &[
 ];
 
 /// What is done to a module's graph when it is loaded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Optimize {
     /// `Full`, if on sample inputs it is measurably faster and gives the same numbers; else nothing.
     Auto,
@@ -55,11 +60,51 @@ pub enum Optimize {
     Full,
 }
 
+/// What a model computes with. Its inputs and outputs have the types of its configuration in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Precision {
+    /// What its file says.
+    AsSaved,
+    /// All floating point becomes bfloat16.
+    Bf16,
+    /// All floating point becomes that of 16 bits.
+    Fp16,
+    /// Linear layers have weights of 8 bits, and take their inputs in 7, scaled anew in each execution; for the host only.
+    Int8,
+}
+
+impl Precision {
+    /// The type that weights and inputs of floating point are converted to.
+    pub fn float_type(self) -> Option<DataType> {
+        match self {
+            Self::AsSaved | Self::Int8 => None,
+            Self::Bf16 => Some(DataType::Bf16),
+            Self::Fp16 => Some(DataType::Fp16),
+        }
+    }
+
+    /// Its word in configurations.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::AsSaved => "fp32",
+            Self::Bf16 => "bf16",
+            Self::Fp16 => "fp16",
+            Self::Int8 => "int8",
+        }
+    }
+
+    fn of(word: &str) -> Option<Self> {
+        [Self::AsSaved, Self::Bf16, Self::Fp16, Self::Int8].into_iter().find(|each| each.word() == word)
+    }
+}
+
 /// The parameters of one model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     /// What is done to the graph.
     pub optimize: Optimize,
+    /// What it computes with.
+    pub precision: Precision,
     /// Cores for one operation; `None` for a fair share.
     pub threads: Option<usize>,
     /// Run in inference mode.
@@ -89,6 +134,7 @@ impl Options {
             } else {
                 Optimize::Off
             },
+            precision: get(PRECISION).and_then(Precision::of).unwrap_or(Precision::AsSaved),
             threads: get(THREADS).and_then(count),
             inference_mode: flag(INFERENCE_MODE, true),
             optimized_executor,
@@ -119,6 +165,7 @@ fn mistakes<'a>(get: impl Fn(&str) -> Option<&'a str>) -> Vec<(String, String)> 
         }
     };
     expect(OPTIMIZE, |value| optimize(value).is_some(), "auto, off, freeze or full");
+    expect(PRECISION, |value| Precision::of(value).is_some(), "fp32, bf16, fp16 or int8");
     for key in [THREADS, IGNORED_COUNT] {
         expect(key, |value| count(value).is_some(), "an integer from 1 to 1024");
     }
@@ -162,10 +209,10 @@ mod tests {
     #[test]
     fn every_wrong_value_is_reported_with_its_key() {
         let wrong =
-            parameters(&[("torch.optimize", "fast"), ("INFERENCE_MODE", "maybe"), ("INTRA_OP_THREAD_COUNT", "0")]);
+            parameters(&[("torch.optimize", "fast"), ("torch.precision", "fp8"), ("INTRA_OP_THREAD_COUNT", "0")]);
         let found = mistakes(|key| wrong.get(key).map(String::as_str));
         let keys: Vec<_> = found.iter().map(|(key, _)| key.as_str()).collect();
-        assert_eq!(keys, ["torch.optimize", "INTRA_OP_THREAD_COUNT", "INFERENCE_MODE"]);
+        assert_eq!(keys, ["torch.optimize", "torch.precision", "INTRA_OP_THREAD_COUNT"]);
         assert_eq!(found[0].1, "expected auto, off, freeze or full, got 'fast'");
     }
 

@@ -1,5 +1,6 @@
 // The C++ side of shim.h: each function is one libtorch call, with every exception caught.
 #include "shim.h"
+#include "shim_precision.h"
 
 #include <unistd.h>
 
@@ -240,6 +241,14 @@ char* tensor_join(const nt_tensor* const* parts, size_t count, int32_t device, i
   });
 }
 
+char* tensor_cast(const nt_tensor* self, int32_t dtype, nt_tensor** out) {
+  return guarded([&] {
+    c10::InferenceMode guard;
+    *out = new nt_tensor{self->tensor.to(static_cast<at::ScalarType>(dtype))};
+    finish(self->tensor.device());
+  });
+}
+
 char* tensor_view(const nt_tensor* self, nt_view* out) {
   return guarded([&] {
     const auto& tensor = self->tensor;
@@ -295,6 +304,19 @@ char* module_optimize(const nt_module* self, nt_module** out) {
   return guarded([&] {
     Module frozen = torch::jit::freeze(self->module);
     *out = new nt_module{torch::jit::optimize_for_inference(frozen)};
+  });
+}
+
+char* module_convert(nt_module* self, int32_t dtype) {
+  return guarded([&] { precision::convert(self->module, static_cast<at::ScalarType>(dtype)); });
+}
+
+char* module_quantize(const nt_module* self, nt_module** out, uint64_t* layers, uint64_t* bytes) {
+  return guarded([&] {
+    auto made = precision::quantize(self->module);
+    *layers = made.layers;
+    *bytes = made.bytes;
+    *out = new nt_module{std::move(made.module)};
   });
 }
 
@@ -429,10 +451,12 @@ void module_free(nt_module* self) { delete self; }
 
 // --- running --------------------------------------------------------------------------------------------------------
 
-IValue value_of(const nt_input& input, const at::Device& device) {
+IValue value_of(const nt_input& input, const at::Device& device, int32_t float_type) {
   if (input.tensor != nullptr) {
     const auto& tensor = input.tensor->tensor;
-    return device.is_cpu() ? tensor : tensor.to(device, /*non_blocking=*/true);
+    auto there = device.is_cpu() ? tensor : tensor.to(device, /*non_blocking=*/true);
+    const bool converted = float_type >= 0 && at::isFloatingType(tensor.scalar_type());
+    return converted ? there.to(static_cast<at::ScalarType>(float_type)) : there;
   }
   if (input.strings == nullptr) return {};
   c10::List<std::string> strings;
@@ -452,13 +476,13 @@ char* run(const nt_module* self, const nt_run* how, const nt_input* inputs, size
     if (how->as_dictionary != 0) {
       c10::Dict<std::string, at::Tensor> dictionary;
       for (size_t i = 0; i < inputs_len; ++i) {
-        dictionary.insert(string_of(inputs[i].name), value_of(inputs[i], device).toTensor());
+        dictionary.insert(string_of(inputs[i].name), value_of(inputs[i], device, how->float_type).toTensor());
       }
       stack.emplace_back(std::move(dictionary));
     } else {
       stack.reserve(inputs_len + 1);  // forward() puts the module in front.
       for (size_t i = 0; i < inputs_len; ++i) {
-        auto value = value_of(inputs[i], device);
+        auto value = value_of(inputs[i], device, how->float_type);
         if (i < how->in_order) {
           stack.push_back(std::move(value));
         } else {
@@ -532,11 +556,11 @@ void text_free(char* text) { std::free(text); }
 
 const nt_api* nereid_torch() {
   static const nt_api api{
-      sizeof(nt_api), text_free,     configure,     thread_begin,    cuda_count,    cuda_memory,    cuda_empty_cache,
-      tensor_over,    tensor_empty,  tensor_to,     tensor_host,     tensor_keep,   tensor_parts,   tensor_join,
-      tensor_view,    tensor_free,   module_new,    module_register, module_define, module_save,    module_load,
-      module_copy,    module_freeze, module_optimize, module_schema, module_weights, module_effects, module_free,
-      run,            value_outputs, value_items,   value_free,
+      sizeof(nt_api), text_free, configure, thread_begin, cuda_count, cuda_memory, cuda_empty_cache, tensor_over,
+      tensor_empty, tensor_to, tensor_host, tensor_keep, tensor_parts, tensor_join, tensor_cast, tensor_view,
+      tensor_free, module_new, module_register, module_define, module_save, module_load, module_copy, module_freeze,
+      module_optimize, module_convert, module_quantize, module_schema, module_weights, module_effects, module_free, run,
+      value_outputs, value_items, value_free,
   };
   return &api;
 }

@@ -73,6 +73,7 @@ struct nt_run {
   int32_t inference_mode;      // 0: only without gradients
   int32_t optimized_executor;  // 0: run the graph as it is written
   int32_t as_dictionary;       // 1: forward() takes one Dict[str, Tensor]
+  int32_t float_type;          // the element type that inputs of floating point are converted to; -1: none
   size_t in_order;             // so many inputs are given in order, the others by name
 };
 
@@ -106,6 +107,8 @@ struct nt_api {
   // already, unless a copy is asked for.
   char* (*tensor_join)(const nt_tensor* const* parts, size_t count, int32_t device, int32_t copy, const int64_t* dims,
                        size_t ndim, nt_tensor** out);
+  // The same elements in another element type.
+  char* (*tensor_cast)(const nt_tensor*, int32_t dtype, nt_tensor** out);
   char* (*tensor_view)(const nt_tensor*, nt_view* out);
   void (*tensor_free)(nt_tensor*);
 
@@ -119,6 +122,10 @@ struct nt_api {
   char* (*module_copy)(const nt_module*, nt_module** out);
   char* (*module_freeze)(const nt_module*, nt_module** out);
   char* (*module_optimize)(const nt_module*, nt_module** out);
+  // Converts parameters, buffers and constants of floating point, and nothing else, in place.
+  char* (*module_convert)(nt_module*, int32_t dtype);
+  // Frozen, its linear layers with weights of int8: how many these are, and the bytes of all weights together.
+  char* (*module_quantize)(const nt_module*, nt_module** out, uint64_t* layers, uint64_t* bytes);
   char* (*module_schema)(const nt_module*, void* context, void (*each)(void*, const nt_argument*));
   char* (*module_weights)(const nt_module*, void* context, void (*each)(void*, const nt_weight*));
   // Whether forward() may write into its inputs, and into the module's own attributes. Errs on the side of yes.

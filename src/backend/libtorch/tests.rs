@@ -6,6 +6,7 @@ mod effects;
 mod forms;
 mod mistakes;
 mod names;
+mod precision;
 mod resident;
 mod tensors;
 mod weights;
