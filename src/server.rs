@@ -31,7 +31,7 @@ const FLUSH_TIME_MIN: Duration = Duration::from_secs(1);
 
 /// The kinds of model files that this server runs.
 pub fn backends() -> Vec<Arc<dyn Backend>> {
-    vec![Arc::new(identity::Identity), Arc::new(libtorch::LibTorch)]
+    vec![Arc::new(identity::Identity), Arc::new(libtorch::LibTorch::default())]
 }
 
 /// Serves until a signal asks to stop. Prints the addresses on standard output at once, and again when every model was

@@ -1,6 +1,6 @@
 //! The backend seam: a kind of model file, and how to run it.
 //!
-//! A [`Backend`] is stateless and registered by name in `server.rs`. It opens a [`Model`]: the weights, shared by all
+//! A [`Backend`] knows at most what it has open, and is registered by name in `server.rs`. It opens a [`Model`]: the weights, shared by all
 //! [`Instance`]s. An instance belongs to one OS thread and runs one [`Batch`] at a time, blocking.
 //! Backends see checked tensors, never a request, a queue or a protocol.
 
@@ -54,7 +54,7 @@ pub trait Backend: Send + Sync {
 
 /// An open model version; dropping the last reference gives its memory back.
 pub trait Model: Send + Sync {
-    /// The memory held, as measured.
+    /// The memory held, as measured. What equal models share is one's only, and another's when that one goes.
     fn footprint(&self) -> Footprint;
 
     /// Whether executions with zeros before serving make the first requests faster.

@@ -71,7 +71,7 @@ fn by_backend(file: &Path, inputs: &[Tensor], outputs: usize) -> Vec<Tensor> {
     };
     let folder = file.parent().expect("a file lies in a folder").to_owned();
     let files = VersionFiles { model_dir: folder.clone(), version_dir: folder, model_file: Some(file.to_owned()) };
-    let model = LibTorch.open(&files, &config).expect("the model loads");
+    let model = LibTorch::default().open(&files, &config).expect("the model loads");
     let mut instance = model.instance(Device::Cpu).expect("an instance starts");
     let batch = Batch::new(vec![Member::new(1, inputs.to_vec())]);
     let mut collected = Outputs(Vec::new());

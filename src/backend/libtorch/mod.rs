@@ -1,7 +1,8 @@
 //! The `pytorch` backend: TorchScript models on libtorch.
 //!
 //! From the bottom up: `shim.cpp` calls libtorch and catches what it throws, `ffi` finds and loads both; `device`, `handle`
-//! (tensors) and `module` make them safe; `binding` and `options` read the configuration; `model`, `precision`, `optimize` and `instance` load and run;
+//! (tensors) and `module` make them safe; `binding` and `options` read the configuration; `model`, `shared`, `precision`,
+//! `optimize` and `instance` load and run;
 //! [`script`] makes model files and [`inspect`] describes them. Nothing outside this folder knows libtorch.
 //!
 //! `forward` of a decoupled model returns a list whose elements are the responses: each a tensor, tuple or dictionary of
@@ -20,6 +21,7 @@ mod optimize;
 mod options;
 mod precision;
 pub mod script;
+mod shared;
 #[cfg(test)]
 mod tests;
 
@@ -34,9 +36,11 @@ use super::{Backend, Model};
 use crate::error::{Error, Result};
 use crate::model::{Device, Footprint, ModelConfig, VersionFiles, schema};
 
-/// Registers as `pytorch`.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct LibTorch;
+/// Registers as `pytorch`. Models that one such value opens share what is equal.
+#[derive(Default)]
+pub struct LibTorch {
+    opened: shared::Table,
+}
 
 /// The platform that clients see.
 const PLATFORM: &str = "pytorch_libtorch";
@@ -103,7 +107,7 @@ impl Backend for LibTorch {
     }
 
     fn open(&self, files: &VersionFiles, config: &ModelConfig) -> Result<Arc<dyn Model>> {
-        Ok(Arc::new(model::TorchModel::open(model_file(files)?, config)?))
+        Ok(Arc::new(model::TorchModel::open(model_file(files)?, config, &self.opened)?))
     }
 }
 

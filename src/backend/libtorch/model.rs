@@ -1,4 +1,4 @@
-//! An open TorchScript model: one module on each device, shared by all instances there.
+//! An open TorchScript model: one module on each device, shared by all instances there, and with models of equal files.
 //!
 //! Begin with [`TorchModel::open`].
 
@@ -14,6 +14,7 @@ use super::module::{Effects, Module};
 use super::optimize;
 use super::options::{self, Options};
 use super::precision;
+use super::shared::{Form, Opened, Share, Table};
 use crate::backend::{Instance, Model};
 use crate::error::{Error, Kind, Result};
 use crate::model::{Device, Footprint, ModelConfig};
@@ -24,14 +25,13 @@ pub struct TorchModel {
     binding: Arc<Binding>,
     options: Options,
     effects: Effects,
-    modules: BTreeMap<Device, Arc<Module>>,
-    footprint: Footprint,
+    modules: BTreeMap<Device, Share>,
     threads: usize,
 }
 
 impl TorchModel {
-    /// Loads the file once for each device that has instances.
-    pub fn open(path: &Path, config: &ModelConfig) -> Result<Self> {
+    /// Loads the file once for each device that has instances, or takes what `table` has of it.
+    pub fn open(path: &Path, config: &ModelConfig, table: &Table) -> Result<Self> {
         let options = Options::parse(&config.parameters)?;
         let ignored = options::without_effect(&config.parameters);
         if !ignored.is_empty() {
@@ -47,30 +47,28 @@ impl TorchModel {
             options,
             effects: Effects { inputs: true, state: true },
             modules: BTreeMap::new(),
-            footprint: Footprint::default(),
         };
         for device in devices_of(config)? {
-            model.add_device(path, device)?;
+            let share = table.open(path, Form::of(&model.options, device), || model.load(path, device))?;
+            model.binding = Arc::new(Binding::new(&model.config, &share.schema)?);
+            model.effects = share.effects;
+            model.tell_effects(device);
+            model.modules.insert(device, share);
         }
         Ok(model)
     }
 
-    fn add_device(&mut self, path: &Path, device: Device) -> Result<()> {
+    /// The file's module as it is to be served.
+    fn load(&self, path: &Path, device: Device) -> Result<Opened> {
         let module = Module::load(path, device).map_err(|error| load_failure(&self.config, &error))?;
         let schema = module.schema().map_err(|error| load_failure(&self.config, &error))?;
-        self.binding = Arc::new(Binding::new(&self.config, &schema)?);
-        self.effects = module.effects().unwrap_or(self.effects);
-        self.tell_effects(device);
-        // A module that writes to its state has a copy for each instance, so that no two threads write to one.
-        let copies = if self.effects.state { instances_on(&self.config, device) } else { 1 };
+        let binding = Arc::new(Binding::new(&self.config, &schema)?);
+        let effects = module.effects().unwrap_or(self.effects);
         let (module, bytes) = precision::converted(module, self.options.precision, device, &self.config)?;
-        self.footprint.add(&Footprint::on(device, bytes * copies as u64));
         device::begin_thread(device, self.threads)?;
-        let plain = self.instance_of(Arc::new(module), device);
+        let plain = TorchInstance { binding, effects, ..self.instance_of(Arc::new(module), device) };
         precision::check(&plain, path)?;
-        let module = optimize::best(plain)?;
-        self.modules.insert(device, module);
-        Ok(())
+        Ok(Opened { module: optimize::best(plain)?, schema, effects, bytes })
     }
 
     /// Says what costs memory or time because of what `forward` may write to.
@@ -100,8 +98,19 @@ impl TorchModel {
 }
 
 impl Model for TorchModel {
+    /// What several versions share is the oldest one's; when that is unloaded, the next one's.
     fn footprint(&self) -> Footprint {
-        self.footprint.clone()
+        let mut footprint = Footprint::default();
+        for (&device, share) in &self.modules {
+            let held = match self.effects.state {
+                // A copy for each instance, so that no two threads write to one.
+                true => share.bytes * instances_on(&self.config, device) as u64,
+                false if share.is_charged() => share.bytes,
+                false => 0,
+            };
+            footprint.add(&Footprint::on(device, held));
+        }
+        footprint
     }
 
     fn keeps_outputs(&self) -> bool {
@@ -113,7 +122,7 @@ impl Model for TorchModel {
         let shared = self.modules.get(&device).ok_or_else(|| {
             Error::new(Kind::Internal, format!("model '{}' was not loaded for device {device}", self.config.name))
         })?;
-        let module = if self.effects.state { Arc::new(shared.copy()?) } else { Arc::clone(shared) };
+        let module = if self.effects.state { Arc::new(shared.module.copy()?) } else { Arc::clone(&shared.module) };
         Ok(Box::new(self.instance_of(module, device)))
     }
 }

@@ -48,7 +48,7 @@ pub const KEYS: &[&str] = &[
 ];
 
 /// What is done to a module's graph when it is loaded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Optimize {
     /// `Full`, if on sample inputs it is measurably faster and gives the same numbers; else nothing.
     Auto,
@@ -61,7 +61,7 @@ pub enum Optimize {
 }
 
 /// What a model computes with. Its inputs and outputs have the types of its configuration in any case.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Precision {
     /// What its file says.
     AsSaved,

@@ -57,7 +57,11 @@ pub fn check(converted: &TorchInstance, path: &Path) -> Result<()> {
     }
     let Some(batch) = sample(&config.inputs, config.max_batch_rows > 0) else { return Ok(()) };
     let run = |instance: &TorchInstance| instance.module.run(&instance.how(), &instance.gather(&batch)?).map(drop);
-    let Err(error) = run(converted) else { return Ok(()) };
+    let mut tried = converted.clone();
+    if converted.effects.state {
+        tried.module = Arc::new(converted.module.copy()?);
+    }
+    let Err(error) = run(&tried) else { return Ok(()) };
     let mut plain = converted.clone();
     plain.module = Arc::new(Module::load(path, converted.device).map_err(|error| load_failure(config, &error))?);
     plain.options.precision = Precision::AsSaved;

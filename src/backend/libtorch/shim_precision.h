@@ -8,6 +8,7 @@
 #include <utility>
 
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/cpu/Utils.h>
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/ir/constants.h>
 #include <torch/csrc/jit/ir/ir.h>
@@ -152,8 +153,8 @@ inline IValue packed(const Layer& layer) {
   return stack.at(0);
 }
 
-// Inputs of the layers get their scales while the model runs, so nothing must be known about them. They use seven bits:
-// without the newest instructions the processor's sums of eight times eight bits would overflow.
+// Inputs of the layers get their scales while the model runs, so nothing must be known about them. They use seven bits
+// where the processor has no instruction for sums of products of eight, because its sums would overflow.
 inline Quantized quantize(const Module& module) {
   static const auto dynamic = c10::Symbol::fromQualString("quantized::linear_dynamic");
   at::NoGradGuard no_grad;
@@ -174,7 +175,7 @@ inline Quantized quantize(const Module& module) {
     }
     torch::jit::WithInsertPoint here(node);
     auto* weights = graph->insertGetAttr(graph->inputs().at(0), name);
-    auto* fewer_bits = graph->insertConstant(true);
+    auto* fewer_bits = graph->insertConstant(!at::cpu::is_avx512_vnni_supported());
     auto* fresh = graph->insertNode(graph->create(dynamic, {layer.input, weights, fewer_bits}));
     fresh->output()->setType(c10::TensorType::get());
     node->output()->replaceAllUsesWith(fresh->output());

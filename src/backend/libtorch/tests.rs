@@ -8,6 +8,7 @@ mod mistakes;
 mod names;
 mod precision;
 mod resident;
+mod shared;
 mod tensors;
 mod weights;
 
@@ -64,7 +65,7 @@ impl Bench {
     }
 
     fn open(&self) -> Result<Arc<dyn Model>> {
-        LibTorch.open(&self.files(), &self.config)
+        LibTorch::default().open(&self.files(), &self.config)
     }
 
     fn instance(&self) -> Box<dyn Instance> {

@@ -177,7 +177,7 @@ mod tests {
 
     fn compared(config: &str) -> Result<Comparison> {
         let (_root, model) = folder(config);
-        let backends: Vec<Arc<dyn Backend>> = vec![Arc::new(LibTorch), Arc::new(Identity)];
+        let backends: Vec<Arc<dyn Backend>> = vec![Arc::new(LibTorch::default()), Arc::new(Identity)];
         compare(&model, &backends, &engine::facts(&backends, Vec::new(), 1))
     }
 

@@ -65,7 +65,7 @@ impl Bench {
         };
         let responses = ResponseLimits { waiting_max: 2, stall_max: idle_max };
         let settings = SequenceSettings::new(&config, &batching, responses).expect("it is right");
-        let model = LibTorch.open(&files, &config.of_file()).expect("it loads");
+        let model = LibTorch::default().open(&files, &config.of_file()).expect("it loads");
         let (instance, metrics) = (model.instance(Device::Cpu).expect("it starts"), Metrics::new());
         let scheduler = Sequences::new(settings, Arc::new(ModelStats::new(&metrics, &config, 1)));
         Self { scheduler, model, instance, metrics, _folder: folder }

@@ -7,7 +7,7 @@ fn a_configuration_is_completed_from_the_schema() {
     let script = Script::new("def forward(self, a, words: List[str], k: int = 1):\n    return a, words\n");
     let bench = Bench::new(&script, &[], &[]);
     let mut config = schema::ModelConfig { name: "m".to_owned(), ..Default::default() };
-    LibTorch.complete(&bench.files(), &mut config).expect("the schema tells");
+    LibTorch::default().complete(&bench.files(), &mut config).expect("the schema tells");
     assert_eq!((config.backend.as_str(), config.platform.as_str()), ("pytorch", "pytorch_libtorch"));
     let inputs: Vec<_> = config.input.iter().map(|input| (input.name.as_str(), input.data_type())).collect();
     assert_eq!(inputs, [("a", schema::DataType::TypeInvalid), ("words", schema::DataType::TypeString)]);

@@ -116,7 +116,7 @@ fn an_optional_argument_is_an_optional_input_where_the_configuration_does_not_sa
     let script = Script::new("def forward(self, x, bias: Optional[Tensor]=None, scale: float=1.0):\n    return x\n");
     let bench = Bench::new(&script, &[], &[]);
     let mut written = schema::ModelConfig::default();
-    LibTorch.complete(&bench.files(), &mut written).expect("the file says it");
+    LibTorch::default().complete(&bench.files(), &mut written).expect("the file says it");
     let inputs: Vec<_> = written.input.iter().map(|input| (input.name.as_str(), input.optional)).collect();
     assert_eq!(inputs, [("x", false), ("bias", true)]);
 }

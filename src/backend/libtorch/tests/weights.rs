@@ -24,7 +24,7 @@ fn all_instances_share_one_copy_of_the_weights() {
 #[test]
 fn the_estimate_is_not_below_what_is_held() {
     let bench = Bench::new(&weighted(), &[("x", FP32, &[2])], &[("y", FP32, &[2])]);
-    let estimate = LibTorch.estimate(&bench.files(), &bench.config).expect("the file is there");
+    let estimate = LibTorch::default().estimate(&bench.files(), &bench.config).expect("the file is there");
     let held = bench.open().expect("it loads").footprint();
     assert!(estimate.bytes[&Device::Cpu] >= held.bytes[&Device::Cpu]);
 }
