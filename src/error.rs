@@ -31,13 +31,17 @@ pub enum Kind {
     Cancelled,
     /// The model raised an error while it executed.
     Backend,
+    /// The model needs more memory for what it was given than there is.
+    OutOfMemory,
+    /// A device fails whatever it is given from now on.
+    DeviceLost,
     /// A defect or a broken resource of the server itself.
     Internal,
 }
 
 impl Kind {
     /// Every kind, in declaration order.
-    pub const ALL: [Kind; 12] = [
+    pub const ALL: [Kind; 14] = [
         Kind::InvalidArgument,
         Kind::NotFound,
         Kind::AlreadyExists,
@@ -49,6 +53,8 @@ impl Kind {
         Kind::DeadlineExceeded,
         Kind::Cancelled,
         Kind::Backend,
+        Kind::OutOfMemory,
+        Kind::DeviceLost,
         Kind::Internal,
     ];
 }

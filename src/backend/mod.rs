@@ -82,6 +82,8 @@ pub trait Instance {
     ///
     /// # Errors
     /// The reason why the batch failed; every member that has not its last response yet gets it.
+    /// [`crate::error::Kind::OutOfMemory`] if a smaller batch may succeed, [`crate::error::Kind::DeviceLost`] if this
+    /// instance can run nothing any more.
     fn run(&mut self, batch: &Batch, replies: &mut dyn Replies) -> Result<()>;
 }
 

@@ -18,9 +18,12 @@ pub const fn of(kind: Kind) -> (Code, u16) {
         Kind::NotFound => (Code::NotFound, 404),
         Kind::AlreadyExists => (Code::AlreadyExists, 400),
         Kind::Unimplemented => (Code::Unimplemented, 501),
-        Kind::Unavailable | Kind::QueueFull | Kind::BudgetExceeded | Kind::TimedOut => (Code::Unavailable, 503),
+        Kind::Unavailable | Kind::QueueFull | Kind::BudgetExceeded | Kind::TimedOut | Kind::DeviceLost => {
+            (Code::Unavailable, 503)
+        }
         Kind::DeadlineExceeded => (Code::DeadlineExceeded, 504),
         Kind::Cancelled => (Code::Cancelled, 400),
+        Kind::OutOfMemory => (Code::ResourceExhausted, 500),
         Kind::Backend | Kind::Internal => (Code::Internal, 500),
     }
 }

@@ -50,6 +50,7 @@ pub struct CrewSettings {
 /// The instances of one version.
 pub struct Crew {
     settings: CrewSettings,
+    own: Weak<Crew>,
     /// Never held while an instance is waited for.
     state: Mutex<State>,
 }
@@ -103,7 +104,7 @@ impl Crew {
     /// # Errors
     /// Why one of them could not be started.
     pub fn start(settings: CrewSettings, groups: &[Instances]) -> Result<Arc<Self>> {
-        let crew = Arc::new(Self { settings, state: Mutex::default() });
+        let crew = Arc::new_cyclic(|own| Self { settings, own: own.clone(), state: Mutex::default() });
         if let (Some(time_max), Ok(runtime)) = (crew.settings.execution_time_max, tokio::runtime::Handle::try_current())
         {
             let supervisor = runtime.spawn(supervise(Arc::downgrade(&crew), time_max));
@@ -232,6 +233,7 @@ impl Crew {
             claim,
             host_policy: policy.map(|(name, policy)| (name.to_owned(), policy.clone())),
             bounded: settings.execution_time_max.is_some(),
+            crew: self.own.clone(),
             busy: Some(settings.metrics.busy(index, &seat.device.to_string())),
         };
         let starting = Starting {
@@ -272,7 +274,7 @@ impl Crew {
         next
     }
 
-    /// Settles what a lost instance had, and replaces it unless too many were lost.
+    /// Settles what a lost instance had, and replaces it.
     fn write_off(&self, (index, watch): (usize, &Arc<Watch>), charge: Charge, now: Instant) {
         let settings = &self.settings;
         let time_max = settings.execution_time_max.unwrap_or_default();
@@ -294,6 +296,29 @@ impl Crew {
             "an execution did not end in its time, its instance is given up"
         );
         charge.fail(&*settings.scheduler, (index, time_max), &error, now);
+        self.replace((index, watch), &error);
+    }
+
+    /// An instance has found that it can run nothing any more, and ends; its requests have heard so.
+    pub(super) fn broken(&self, (index, watch): (usize, &Arc<Watch>), error: &Error) {
+        let instance = format!("{}/{index}", self.settings.name);
+        tracing::error!(instance, %error, "an instance can run nothing any more, it is given up");
+        self.settings.metrics.lost();
+        self.replace((index, watch), error);
+    }
+
+    /// An instance could not begin. Whoever waits for it has heard why; for one that takes another's place nobody does.
+    pub(super) fn not_ready(&self, index: usize, watch: &Arc<Watch>) {
+        let unawaited = |member: &Member| Arc::ptr_eq(&member.watch, watch) && member.ready.is_some();
+        let vacant = self.state.lock().members.iter().any(unawaited);
+        if vacant {
+            self.vacate(index, watch);
+        }
+    }
+
+    /// Lets another instance take the place of one that was given up, unless there were too many.
+    fn replace(&self, (index, watch): (usize, &Arc<Watch>), error: &Error) {
+        let settings = &self.settings;
         let mut state = self.state.lock();
         state.lost += 1;
         let (lost, serving) = (state.lost, state.serving);
@@ -302,7 +327,7 @@ impl Crew {
             state.burnt.push(index);
             drop(state);
             // It may have had sequences that it would have served to their end.
-            settings.scheduler.deserted(index, &error);
+            settings.scheduler.deserted(index, error);
             return;
         }
         settings.metrics.left();

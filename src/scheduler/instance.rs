@@ -5,7 +5,7 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use super::caller::Callers;
+use super::crew::Crew;
 use super::entry::{Entry, Pulled};
 use super::estimate::SizeClass;
 use super::limiter::{Claim, Permit};
@@ -24,12 +25,12 @@ use super::underway::Finished;
 use super::watch::{Charge, Watch};
 use super::{Execution, Scheduler, Verdict, Verdicts};
 use crate::backend::{Instance, Model};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::infer::Instant;
 use crate::model::{Device, HostPolicy};
 use crate::telemetry::metrics::BusyTime;
 use crate::telemetry::stats::{ModelStats, RequestTimes};
-use crate::tensor::Batch;
+use crate::tensor::{Batch, Member};
 
 /// What an instance needs to start.
 pub struct Starting {
@@ -71,6 +72,8 @@ pub(super) struct Extras {
     pub(super) host_policy: Option<(String, HostPolicy)>,
     /// Whether its executions are bounded, so that its requests must be within the crew's reach.
     pub(super) bounded: bool,
+    /// Who hears when it cannot go on.
+    pub(super) crew: Weak<Crew>,
     /// Where the time of its executions is counted.
     pub(super) busy: Option<BusyTime>,
 }
@@ -133,6 +136,9 @@ impl Post {
             Ok(instance) => instance,
             Err(error) => {
                 self.watch.report(error);
+                if let Some(crew) = self.extras.crew.upgrade() {
+                    crew.not_ready(self.starting.index, &self.watch);
+                }
                 return;
             }
         };
@@ -154,6 +160,12 @@ impl Post {
                     return;
                 }
                 Afterwards::Panicked => {}
+                Afterwards::Broken(error) => {
+                    if let Some(crew) = self.extras.crew.upgrade() {
+                        crew.broken((self.starting.index, &self.watch), &error);
+                    }
+                    return;
+                }
             }
             match guarded(|| self.starting.model.instance(self.starting.device)) {
                 Ok(fresh) => instance = fresh,
@@ -209,9 +221,16 @@ impl Post {
                     starting.scheduler.record_run(class, batch.rows(), run.began.elapsed());
                 }
                 Ok(()) => {}
+                Err(error) if error.kind() == Kind::DeviceLost => return Err(error),
                 Err(error) => match sample {
                     Some(name) => return Err(error.context(format_args!("failed to run warmup sample '{name}'"))),
-                    None => tracing::debug!(%error, rows = batch.rows(), "automatic warm-up failed"),
+                    None => {
+                        if error.kind() == Kind::OutOfMemory {
+                            let class = SizeClass::of_row(batch.bytes() / batch.rows().max(1));
+                            starting.scheduler.ran_out(class, batch.rows());
+                        }
+                        tracing::debug!(%error, rows = batch.rows(), "automatic warm-up failed");
+                    }
                 },
             }
         }
@@ -242,7 +261,7 @@ pub(super) fn execute_begun(
 ) -> Finished {
     let mut hands = Hands { scheduler, index, on_host: true, watch: None, busy: None, began: Some(began) };
     let done = hands.execute(instance, pulled, permit);
-    Finished { usable: done.state == Afterwards::Usable, renewed: done.renewed }
+    Finished { usable: matches!(done.state, Afterwards::Usable), renewed: done.renewed }
 }
 
 /// What one execution needs.
@@ -266,7 +285,7 @@ struct Executed {
 }
 
 /// What an execution leaves of its instance.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Afterwards {
     /// It goes on, whether the execution succeeded or not.
     Usable,
@@ -274,6 +293,8 @@ enum Afterwards {
     Panicked,
     /// It came back after it was given up; its requests were settled by then.
     Lost,
+    /// It can run nothing any more, for this reason.
+    Broken(Error),
 }
 
 impl Hands<'_> {
@@ -290,17 +311,9 @@ impl Hands<'_> {
         if let Some(watch) = self.watch {
             watch.begin(std::mem::take(&mut charge));
         }
-        let mut state = Afterwards::Usable;
-        let outcome = Batch::formed(members, self.scheduler.forms()).and_then(|mut batch| {
-            if self.on_host {
-                batch.fetch()?;
-            }
-            let outcome = catch_unwind(AssertUnwindSafe(|| instance.run(&batch, &mut run.replies(&batch, &callers))));
-            outcome.unwrap_or_else(|payload| {
-                state = Afterwards::Panicked;
-                Err(panic_error(&*payload))
-            })
-        });
+        let mut attempt = Attempt { hands: self, instance, class, state: Afterwards::Usable, in_parts: false };
+        let outcome = attempt.whole(members, &mut run, &callers);
+        let Attempt { state, in_parts, .. } = attempt;
         if let Some(watch) = self.watch {
             match watch.end() {
                 Some(own) => charge = own,
@@ -320,7 +333,8 @@ impl Hands<'_> {
             class,
             rows: rows.iter().sum(),
             took,
-            failed: outcome.is_err(),
+            // The time that the parts took together tells nothing about the whole.
+            failed: outcome.is_err() || in_parts,
             outputs: run.outputs(),
             entries: &entries,
         });
@@ -338,6 +352,87 @@ impl Hands<'_> {
             permit.renew();
         }
         again
+    }
+}
+
+/// The execution itself, without what becomes of its requests.
+struct Attempt<'a, 'b> {
+    hands: &'a Hands<'b>,
+    instance: &'a mut dyn Instance,
+    class: SizeClass,
+    state: Afterwards,
+    /// Whether the batch was too much for the memory as a whole.
+    in_parts: bool,
+}
+
+impl Attempt<'_, '_> {
+    /// Runs the members as one batch, and if that needs too much memory, once more in halves.
+    fn whole(&mut self, members: Vec<Member>, run: &mut Run, callers: &Callers) -> Result<()> {
+        let mut batch = Batch::formed(members, self.hands.scheduler.forms())?;
+        if self.hands.on_host {
+            batch.fetch()?;
+        }
+        let outcome = self.once(&batch, run, callers);
+        if outcome.as_ref().is_err_and(|error| error.kind() == Kind::OutOfMemory)
+            && self.ran_out(batch.rows())
+            && batch.members.len() > 1
+        {
+            self.in_parts = true;
+            return self.halves(batch.members, run);
+        }
+        outcome
+    }
+
+    /// Runs the first and the second half of the members of an ordinary model; what one of them gives counts, whatever
+    /// becomes of the other.
+    fn halves(&mut self, mut members: Vec<Member>, run: &mut Run) -> Result<()> {
+        let count = members.len();
+        let second = members.split_off(count / 2);
+        run.outputs().fill(None);
+        let mut outcome = Ok(());
+        for (first, part) in [(0, members), (count / 2, second)] {
+            let batch = Batch::formed(part, self.hands.scheduler.forms())?;
+            let mut own = Run::new(batch.members.len());
+            match self.once(&batch, &mut own, &Callers::Nobody) {
+                Ok(()) => {
+                    self.hands.scheduler.record_run(self.class, batch.rows(), own.began.elapsed());
+                    run.outputs()[first..][..batch.members.len()].swap_with_slice(own.outputs());
+                }
+                Err(error) => {
+                    if error.kind() == Kind::OutOfMemory {
+                        self.ran_out(batch.rows());
+                    }
+                    outcome = Err(error);
+                }
+            }
+            if !matches!(self.state, Afterwards::Usable) {
+                break;
+            }
+        }
+        outcome
+    }
+
+    /// Runs one batch.
+    fn once(&mut self, batch: &Batch, run: &mut Run, callers: &Callers) -> Result<()> {
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.instance.run(batch, &mut run.replies(batch, callers))));
+        let outcome = outcome.unwrap_or_else(|payload| {
+            self.state = Afterwards::Panicked;
+            Err(panic_error(&*payload))
+        });
+        if let Err(error) = &outcome
+            && error.kind() == Kind::DeviceLost
+        {
+            self.state = Afterwards::Broken(error.clone());
+        }
+        outcome
+    }
+
+    /// Counts a batch that needed too much memory; whether it may run in parts.
+    fn ran_out(&self, rows: usize) -> bool {
+        let scheduler = self.hands.scheduler;
+        scheduler.stats().ran_out_of_memory();
+        tracing::warn!(rows, "an execution ran out of memory");
+        scheduler.ran_out(self.class, rows)
     }
 }
 

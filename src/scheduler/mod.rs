@@ -5,6 +5,7 @@
 //! request's deadline and takes the request back when it passes. Nothing here knows protocols or repositories.
 
 mod caller;
+mod capacity;
 mod crew;
 mod entry;
 mod estimate;
@@ -115,7 +116,12 @@ pub trait Scheduler: fmt::Debug + Send + Sync {
     /// Takes back the requests that [`Scheduler::executed`] wants to run again, each with its position in the batch.
     fn again(&self, instance: usize, requests: Vec<(usize, Entry)>);
 
-    /// Learns how long an execution took that was no request's.
+    /// Hears that so many rows took more memory than there is. `true` if the requests of such a batch may run in parts.
+    fn ran_out(&self, _class: SizeClass, _rows: usize) -> bool {
+        false
+    }
+
+    /// Learns how long an execution took that was no request's, or a part of a batch.
     fn record_run(&self, class: SizeClass, rows: usize, took: Duration);
 
     /// Waits no longer for more requests before it runs anything; see [`Hold`].
@@ -213,7 +219,7 @@ pub struct Execution<'a> {
     pub rows: usize,
     /// How long it took.
     pub took: Duration,
-    /// Whether it failed.
+    /// Whether it failed, as a whole at least.
     pub failed: bool,
     /// The last outputs of each member, as the model file gives them; what is not the caller's is taken out here.
     pub outputs: &'a mut [Option<Vec<Tensor>>],
@@ -237,6 +243,8 @@ pub enum Verdict {
 mod decoupled_tests;
 #[cfg(all(test, feature = "shuttle"))]
 mod handover_tests;
+#[cfg(test)]
+mod memory_tests;
 #[cfg(test)]
 mod queue_tests;
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
+use super::capacity::Capacity;
 use super::entry::{Entry, LaneKey, Pulled, Ticket};
 use super::estimate::{Estimates, SizeClass};
 use super::lanes::{Lanes, Pick, Picks};
@@ -44,6 +45,7 @@ struct State {
     /// Executions under way.
     running: SmallVec<[Running; 4]>,
     estimates: Estimates,
+    capacity: Capacity,
     probes: Probes,
     plans: u64,
     closed: bool,
@@ -290,8 +292,11 @@ impl Queue {
             return None;
         }
         let curve = state.estimates.curve(lane.class);
-        if self.settings.limits.budget.is_some() && state.plans.is_multiple_of(EXPLORE_EVERY) {
-            let limits = Limits { budget: None, ..self.settings.limits.clone() };
+        let rows_max = state.capacity.rows_max(lane.class).min(self.settings.limits.rows_max);
+        let explores = self.settings.limits.budget.is_some() && state.plans.is_multiple_of(EXPLORE_EVERY);
+        if explores || rows_max < self.settings.limits.rows_max {
+            let budget = self.settings.limits.budget.filter(|_| !explores);
+            let limits = Limits { budget, rows_max, ..self.settings.limits.clone() };
             return Some((plan(&waiting, &limits, &curve, now), picks));
         }
         Some((plan(&waiting, &self.settings.limits, &curve, now), picks))
@@ -445,7 +450,14 @@ impl Scheduler for Queue {
         if self.settings.responses.is_some() {
             return;
         }
-        self.state.lock().estimates.record(class, rows, took);
+        let mut state = self.state.lock();
+        state.estimates.record(class, rows, took);
+        state.capacity.fitted(class, rows);
+    }
+
+    fn ran_out(&self, class: SizeClass, rows: usize) -> bool {
+        self.state.lock().capacity.ran_out(class, rows);
+        true
     }
 
     fn release(&self) {

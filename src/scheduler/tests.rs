@@ -28,6 +28,8 @@ pub(super) enum Order {
     /// Of a decoupled model: does nothing for so long.
     Pause(Duration),
     Fail(&'static str),
+    /// Fails for lack of memory.
+    RunOut,
     Panic,
 }
 
@@ -77,6 +79,7 @@ impl Puppet {
             Order::End => Ok(()),
             Order::Pause(time) => replies.pause(0, time),
             Order::Fail(text) => Err(Error::new(Kind::Backend, text)),
+            Order::RunOut => Err(Error::new(Kind::OutOfMemory, "no memory")),
             Order::Panic => panic!("told to"),
         }
     }

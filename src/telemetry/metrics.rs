@@ -93,8 +93,14 @@ const BATCH_ROWS: Family = Family("nereid_batch_rows", "Rows of executions");
 const FAILURES: Family =
     Family("nereid_request_failures_total", "Requests refused or failed, by exact reason; each counts once");
 const INSTANCES: Family = Family("nereid_instances", "Instances that execute, or are ready to");
-const INSTANCES_LOST: Family =
-    Family("nereid_instances_lost_total", "Instances given up because an execution did not end in its time");
+const INSTANCES_LOST: Family = Family(
+    "nereid_instances_lost_total",
+    "Instances given up because an execution did not end in its time, or a device failed",
+);
+const OUT_OF_MEMORY: Family = Family(
+    "nereid_out_of_memory_total",
+    "Executions, whole or parts of a batch, that needed more memory than there was",
+);
 const INSTANCE_BUSY_US: Family =
     Family("nereid_instance_busy_us_total", "Time that an instance has executed, in microseconds");
 const SEQUENCE_SLOTS: Family = Family("nereid_sequence_slots", "Slots for sequences");
@@ -165,6 +171,8 @@ fn reason(kind: Kind) -> &'static str {
         Kind::DeadlineExceeded => "deadline",
         Kind::Cancelled => "cancelled",
         Kind::Backend => "backend",
+        Kind::OutOfMemory => "memory",
+        Kind::DeviceLost => "device",
         Kind::Internal => "internal",
     }
 }
@@ -177,7 +185,7 @@ fn coarse_reason(kind: Kind) -> usize {
     match kind {
         Kind::InvalidArgument | Kind::Unimplemented | Kind::QueueFull | Kind::BudgetExceeded | Kind::TimedOut => 0,
         Kind::DeadlineExceeded | Kind::Cancelled => 1,
-        Kind::Backend => 2,
+        Kind::Backend | Kind::OutOfMemory | Kind::DeviceLost => 2,
         Kind::NotFound | Kind::AlreadyExists | Kind::Unavailable | Kind::Internal => 3,
     }
 }

@@ -194,6 +194,11 @@ impl ModelStats {
         Running::of(&self.metrics.running, requests)
     }
 
+    /// Records that an execution, or a part of one, needed more memory than there was.
+    pub fn ran_out_of_memory(&self) {
+        self.metrics.out_of_memory.increment(1);
+    }
+
     /// Where a scheduler tells of its slots for sequences.
     pub fn slots(&self) -> SlotsTold {
         self.metrics.sequences.part()

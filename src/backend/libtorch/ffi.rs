@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW};
 
-use super::message;
+use super::{failure, message};
 use crate::error::{Error, Result};
 
 /// The libtorch that the shim was compiled against: major, minor.
@@ -204,7 +204,7 @@ impl Api {
         let text = unsafe { std::ffi::CStr::from_ptr(failure) }.to_string_lossy().into_owned();
         // SAFETY: `failure` came from the shim and is given back once; `text` is a copy.
         unsafe { (self.text_free)(failure) };
-        Err(Error::new(crate::error::Kind::Backend, message::one_line(&text)))
+        Err(failure::of(&text))
     }
 }
 

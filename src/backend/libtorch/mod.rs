@@ -1,6 +1,6 @@
 //! The `pytorch` backend: TorchScript models on libtorch.
 //!
-//! From the bottom up: `shim.cpp` calls libtorch and catches what it throws, `ffi` finds and loads both; `device`, `handle`
+//! From the bottom up: `shim.cpp` calls libtorch and catches what it throws, `ffi` finds and loads both, `failure` reads what it says; `device`, `handle`
 //! (tensors) and `module` make them safe; `binding` and `options` read the configuration; `model`, `shared`, `precision`,
 //! `optimize` and `instance` load and run;
 //! [`script`] makes model files and [`inspect`] describes them. Nothing outside this folder knows libtorch.
@@ -10,6 +10,7 @@
 
 mod binding;
 mod device;
+mod failure;
 mod ffi;
 mod handle;
 mod inspect;

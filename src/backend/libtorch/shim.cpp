@@ -21,6 +21,7 @@
 #include <torch/csrc/jit/ir/alias_analysis.h>
 #include <torch/csrc/jit/passes/inliner.h>
 #include <torch/csrc/jit/runtime/graph_executor.h>
+#include <torch/csrc/jit/runtime/jit_exception.h>
 #include <torch/csrc/jit/serialization/import.h>
 #include <torch/cuda.h>
 #include <torch/types.h>
@@ -40,10 +41,14 @@ struct nt_value {
 
 namespace {
 
-char* text_new(const char* text) {
-  char* copy = ::strdup(text);
+// `origin` is the first byte of the text.
+char* text_new(char origin, const char* text) {
+  const size_t length = std::strlen(text);
+  char* copy = static_cast<char*>(std::malloc(length + 2));
   // Out of memory while reporting an error: the caller cannot be told, and must not believe in success.
   if (copy == nullptr) std::abort();
+  copy[0] = origin;
+  std::memcpy(copy + 1, text, length + 1);
   return copy;
 }
 
@@ -53,12 +58,18 @@ char* guarded(Body&& body) noexcept {
   try {
     body();
     return nullptr;
+  } catch (const torch::jit::JITException& error) {
+    return text_new('R', error.what());
+  } catch (const c10::OutOfMemoryError& error) {
+    return text_new('M', error.what_without_backtrace());
   } catch (const c10::Error& error) {
-    return text_new(error.what_without_backtrace());
+    return text_new('E', error.what_without_backtrace());
+  } catch (const std::bad_alloc& error) {
+    return text_new('M', error.what());
   } catch (const std::exception& error) {
-    return text_new(error.what());
+    return text_new('E', error.what());
   } catch (...) {
-    return text_new("an exception of unknown type");
+    return text_new('E', "an exception of unknown type");
   }
 }
 

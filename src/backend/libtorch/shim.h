@@ -1,7 +1,8 @@
 // What Nereid uses of libtorch, as plain C. Mirrored by hand in ffi.rs; `nt_api.size` guards against a mismatch.
 //
 // Conventions:
-//  * A function that can fail returns an error text to be given back to `text_free`, or null when all went well.
+//  * A function that can fail returns an error text to be given back to `text_free`, or null when all went well. Its first
+//    byte says what was thrown: R by the model's own `raise`, M for lack of memory by its type, E anything else.
 //    No exception leaves the shim.
 //  * A device is -1 for the host, else the index of a CUDA device.
 //  * An element type is the number of c10::ScalarType.

@@ -134,6 +134,8 @@ fn is_of_caller(kind: Kind) -> bool {
         | Kind::Unavailable
         | Kind::QueueFull
         | Kind::Backend
+        | Kind::OutOfMemory
+        | Kind::DeviceLost
         | Kind::Internal => false,
     }
 }

@@ -47,7 +47,7 @@ impl Observer {
         }
         match error.kind() {
             // What is not the caller's doing concerns the operator.
-            Kind::Backend | Kind::Internal => {
+            Kind::Backend | Kind::OutOfMemory | Kind::DeviceLost | Kind::Internal => {
                 let (id, trace_id) = (self.context.request_id(), self.trace_id());
                 let model = self.handle.as_ref().map(|handle| &*handle.config.name);
                 tracing::error!(request_id = id, trace_id, model, %error, "request failed");

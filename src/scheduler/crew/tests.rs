@@ -21,6 +21,8 @@ const LIMIT: Duration = Duration::from_secs(5);
 enum Order {
     Answer,
     Panic,
+    /// Fails because of a device that fails from now on.
+    Break,
     /// Tells that it has begun to hang, and does not end before the other end is dropped.
     Hang(mpsc::Sender<()>, mpsc::Receiver<()>),
 }
@@ -55,6 +57,7 @@ impl Instance for PuppetInstance {
         match order.unwrap_or(Order::Answer) {
             Order::Answer => {}
             Order::Panic => panic!("told to"),
+            Order::Break => return Err(Error::new(Kind::DeviceLost, "the device is gone")),
             Order::Hang(begun, until) => {
                 let _ = begun.send(());
                 let _ = until.recv();
@@ -268,6 +271,54 @@ fn beyond_the_limit_of_lost_instances_everything_is_refused_with_the_reason() {
     assert!(stage.crew.is_empty() && stage.failed.try_recv().is_err(), "told once");
     stage.crew.retire();
     drop(ends);
+}
+
+#[test]
+fn an_instance_whose_device_fails_is_replaced() {
+    let metrics = Metrics::new();
+    let stage = Stage::new(Scene { scheduler: queue(1), metrics: metrics.clone(), ..Scene::default() });
+    let (fails, waits) = (stage.ask(None).expect("accepted"), stage.ask(None).expect("accepted"));
+    let (first, _) = stage.begun();
+    stage.order(Order::Break);
+    assert_eq!(outcome(fails).expect_err("told to").kind(), Kind::DeviceLost);
+    assert_ne!(stage.begun().0, first, "another instance");
+    stage.order(Order::Answer);
+    outcome(waits).expect("answered");
+    assert_eq!(stage.crew.len(), 1);
+    let text = metrics.render();
+    assert!(text.contains("nereid_instances_lost_total{model=\"m\",version=\"1\"} 1\n"), "{text}");
+    stage.crew.retire();
+    assert!(stage.failed.try_recv().is_err());
+}
+
+#[test]
+fn a_version_whose_device_goes_on_failing_is_given_up() {
+    let stage = Stage::new(Scene { scheduler: queue(1), ..Scene::default() });
+    let asked: Vec<Asked> = (0..3).map(|_| stage.ask(None).expect("accepted")).collect();
+    for _ in 0..2 {
+        stage.begun();
+        stage.order(Order::Break);
+    }
+    let kinds: Vec<Kind> = asked.into_iter().map(|asked| outcome(asked).expect_err("nobody serves").kind()).collect();
+    assert_eq!(kinds, [Kind::DeviceLost, Kind::DeviceLost, Kind::Unavailable]);
+    let reason = stage.failed.recv().expect("it is told");
+    assert_eq!(reason.message(), "2 instances were given up because the device is gone");
+    assert_eq!((stage.crew.lost(), stage.crew.is_empty()), (Some(reason), true));
+    stage.crew.retire();
+}
+
+#[test]
+fn a_version_is_given_up_if_nothing_can_take_the_place_of_its_instance() {
+    let stage = Stage::new(Scene { scheduler: queue(1), ..Scene::default() });
+    let (fails, waits) = (stage.ask(None).expect("accepted"), stage.ask(None).expect("accepted"));
+    stage.begun();
+    stage.puppet.broken.store(true, Ordering::SeqCst);
+    stage.order(Order::Break);
+    assert_eq!(outcome(fails).expect_err("told to").kind(), Kind::DeviceLost);
+    assert_eq!(outcome(waits).expect_err("nobody serves").kind(), Kind::Unavailable);
+    let reason = stage.failed.recv().expect("it is told");
+    assert_eq!(reason.message(), "the last instance has ended: broken on purpose");
+    stage.crew.retire();
 }
 
 #[test]

@@ -95,7 +95,7 @@ fn an_absurd_allocation_fails_its_execution_only() {
     };
     for which in [1.0, 2.0] {
         let error = run(which).expect_err("no machine has 18 TB");
-        assert_eq!(error.kind(), Kind::Backend);
+        assert_eq!(error.kind(), Kind::OutOfMemory);
         let expected = "not enough memory: you tried to allocate 18446744073708 bytes of at most";
         assert!(error.message().contains(expected), "{error}");
         assert_eq!(run(0.0).expect("it runs on"), [0.0]);
