@@ -218,14 +218,43 @@ char* tensor_keep(const nt_tensor* self, int32_t copy, int32_t own, nt_tensor** 
   });
 }
 
+// Dense host tensors, one after the other, as a new one. The operators take many times as long for small ones.
+at::Tensor host_join(const nt_tensor* const* parts, size_t count, at::IntArrayRef dims) {
+  auto joined = at::empty(dims, parts[0]->tensor.options());
+  auto* target = static_cast<char*>(joined.mutable_data_ptr());
+  size_t left = joined.nbytes();
+  for (size_t i = 0; i < count; ++i) {
+    const auto& part = parts[i]->tensor;
+    TORCH_CHECK(part.nbytes() <= left, "inputs of one batch have more elements than its shape");
+    if (part.nbytes() > 0) std::memcpy(target, part.const_data_ptr(), part.nbytes());
+    target += part.nbytes();
+    left -= part.nbytes();
+  }
+  TORCH_CHECK(left == 0, "inputs of one batch have fewer elements than its shape");
+  return joined;
+}
+
 char* tensor_parts(const nt_tensor* self, const int64_t* ranges, size_t count, int32_t own, nt_tensor** out) {
   return guarded([&] {
     at::NoGradGuard guard;
-    const auto flat = self->tensor.view(-1);
+    const auto& tensor = self->tensor;
+    const auto flat = tensor.view(-1);
+    const size_t size = tensor.element_size();
     std::vector<std::unique_ptr<nt_tensor>> parts(count);
     for (size_t i = 0; i < count; ++i) {
-      auto part = flat.narrow(0, ranges[2 * i], ranges[2 * i + 1]);
-      parts[i].reset(new nt_tensor{own != 0 ? part.clone() : part});
+      const int64_t first = ranges[2 * i], elements = ranges[2 * i + 1];
+      TORCH_CHECK(first >= 0 && elements >= 0 && elements <= tensor.numel() - first, "a part is not of its tensor");
+      at::Tensor part;
+      if (own == 0) {
+        part = flat.narrow(0, first, elements);
+      } else if (tensor.is_cpu()) {
+        part = at::empty({elements}, tensor.options());
+        const auto* from = static_cast<const char*>(tensor.const_data_ptr()) + first * size;
+        if (elements > 0) std::memcpy(part.mutable_data_ptr(), from, part.nbytes());
+      } else {
+        part = flat.narrow(0, first, elements).clone();
+      }
+      parts[i].reset(new nt_tensor{std::move(part)});
     }
     if (own != 0) finish(flat.device());
     for (size_t i = 0; i < count; ++i) out[i] = parts[i].release();
@@ -237,18 +266,29 @@ char* tensor_join(const nt_tensor* const* parts, size_t count, int32_t device, i
   return guarded([&] {
     at::NoGradGuard guard;
     const auto to = device_of(device);
-    std::vector<at::Tensor> flat;
-    flat.reserve(count);
+    const auto& first = parts[0]->tensor;
+    const at::IntArrayRef shape(dims, ndim);
+    bool on_host = to.is_cpu();
     for (size_t i = 0; i < count; ++i) {
       const auto& part = parts[i]->tensor;
-      TORCH_CHECK(part.scalar_type() == parts[0]->tensor.scalar_type(), "inputs of one batch differ in type");
-      // On the way to the host nobody would wait.
-      flat.push_back(part.view(-1).to(to, /*non_blocking=*/to.is_cuda()));
+      TORCH_CHECK(part.scalar_type() == first.scalar_type(), "inputs of one batch differ in type");
+      on_host = on_host && part.is_cpu();
     }
+    if (count == 1 && copy == 0 && first.device() == to) {
+      *out = new nt_tensor{first.sizes() == shape ? first : first.view(shape)};
+      return;
+    }
+    if (on_host) {
+      *out = new nt_tensor{host_join(parts, count, shape)};
+      return;
+    }
+    std::vector<at::Tensor> flat;
+    flat.reserve(count);
+    // On the way to the host nobody would wait.
+    for (size_t i = 0; i < count; ++i) flat.push_back(parts[i]->tensor.view(-1).to(to, /*non_blocking=*/to.is_cuda()));
     auto joined = flat.size() == 1 ? flat[0] : at::cat(flat);
-    const bool shared = joined.is_alias_of(parts[0]->tensor);
-    if (copy != 0 && shared) joined = joined.clone();
-    *out = new nt_tensor{joined.view(at::IntArrayRef(dims, ndim))};
+    if (copy != 0 && joined.is_alias_of(first)) joined = joined.clone();
+    *out = new nt_tensor{joined.view(shape)};
   });
 }
 
