@@ -33,6 +33,7 @@ run: setup-run ## build the server and serve model_repository/
 test: check simulate clients remote operator ## all that CI checks
 
 check: setup-run ## format, lints, house rules, unit and integration tests
+	@$(PYTHON) scripts/setup-onnxruntime
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets $(cargo_jobs) -- -D warnings
 	$(CARGO) test $(cargo_jobs)
@@ -102,6 +103,7 @@ fuzz: setup-run ## the fuzz targets, ten minutes each
 	JOBS=$(JOBS) scripts/fuzz tensor_decode 600
 
 setup: setup-run ## download everything that the other targets need
+	@$(PYTHON) scripts/setup-onnxruntime
 	@$(PYTHON) scripts/setup-clients
 	@$(PYTHON) scripts/setup-remote
 	@$(PYTHON) scripts/setup-operator

@@ -1,4 +1,4 @@
-//! Generates the wire types from `proto/`, compiles the C++ shim over libtorch, and says where libtorch is at run time.
+//! Generates the wire types from `proto/`, compiles the C++ shim over libtorch, and says where libraries are at run time.
 
 #![allow(clippy::disallowed_methods, reason = "a build script is told everything by its environment")]
 
@@ -72,10 +72,13 @@ fn compile_shim(out: &Path) -> Result<(), Box<dyn Error>> {
     if status.success() { Ok(()) } else { Err(format!("the shim does not compile: {status}").into()) }
 }
 
-/// A binary looks for libtorch beside itself when installed, and in `third_party/` when run from `target/`.
+/// A binary looks for libtorch and ONNX Runtime beside itself when installed, and in `third_party/` when run from
+/// `target/`.
 fn run_time_search_paths() {
-    let relative = "third_party/libtorch/torch/lib";
-    let paths =
-        ["$ORIGIN/../lib".to_owned(), format!("$ORIGIN/../../{relative}"), format!("$ORIGIN/../../../{relative}")];
+    let installed = ["$ORIGIN/../lib", "$ORIGIN/../onnxruntime/lib"].map(str::to_owned);
+    let fetched = ["libtorch/torch/lib", "onnxruntime/lib"]
+        .into_iter()
+        .flat_map(|folder| ["../..", "../../.."].map(|root| format!("$ORIGIN/{root}/third_party/{folder}")));
+    let paths: Vec<String> = installed.into_iter().chain(fetched).collect();
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", paths.join(":"));
 }

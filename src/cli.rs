@@ -207,7 +207,7 @@ fn help_of(flag: &'static flags::Flag) -> Arg {
 }
 
 fn check(roots: &[PathBuf]) -> Result<()> {
-    let backends = server::backends();
+    let backends = server::backends(None);
     // The bound of the queues has no part in what is right or wrong.
     let facts = engine::facts(&backends, server::cuda_devices(), 1);
     let report = engine::check::check(roots, &backends, &facts)?;

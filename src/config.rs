@@ -42,6 +42,8 @@ pub struct Config {
     pub threads: usize,
     /// Where models come from.
     pub repository: Repository,
+    /// The library of ONNX Runtime; `None` for where it usually is.
+    pub onnxruntime: Option<PathBuf>,
     /// What instances may take and where they run.
     pub instances: crate::engine::InstanceSettings,
     /// The response cache; `None` for none.
@@ -191,6 +193,7 @@ impl Config {
             strict_readiness: reader.truth("strict-readiness"),
             threads: threads(reader.number("threads")),
             repository: Repository::read(&mut reader),
+            onnxruntime: reader.optional("onnxruntime").map(PathBuf::from),
             instances: instances::read(&mut reader),
             cache: cache::read(&mut reader),
             client_regions_max: client_regions_max(&reader),

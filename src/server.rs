@@ -5,6 +5,7 @@
 
 mod front_ends;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use self::front_ends::{FrontEnd, FrontEnds};
-use crate::backend::{Backend, identity, libtorch};
+use crate::backend::{Backend, identity, libtorch, onnx};
 use crate::config::{self, Config};
 use crate::engine::{self, Control, Engine};
 use crate::error::{Error, Result};
@@ -29,9 +30,9 @@ use crate::telemetry::{host, logging};
 /// What traces may take to be written at the stop if its time is over.
 const FLUSH_TIME_MIN: Duration = Duration::from_secs(1);
 
-/// The kinds of model files that this server runs.
-pub fn backends() -> Vec<Arc<dyn Backend>> {
-    vec![Arc::new(identity::Identity), Arc::new(libtorch::LibTorch::default())]
+/// The kinds of model files that this server runs, with ONNX Runtime at this path or where it usually is.
+pub fn backends(onnxruntime: Option<PathBuf>) -> Vec<Arc<dyn Backend>> {
+    vec![Arc::new(identity::Identity), Arc::new(libtorch::LibTorch::default()), Arc::new(onnx::Onnx::new(onnxruntime))]
 }
 
 /// Serves until a signal asks to stop. Prints the addresses on standard output at once, and again when every model was
@@ -208,7 +209,7 @@ pub fn cuda_devices() -> Vec<u32> {
 }
 
 fn engine_settings(config: &Config) -> Result<engine::Settings> {
-    let backends = backends();
+    let backends = backends(config.onnxruntime.clone());
     let known = backends.clone();
     let repository = &config.repository;
     let roots = Roots::open(&repository.roots, &repository.remote, &tokio::runtime::Handle::current())?;

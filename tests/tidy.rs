@@ -47,6 +47,8 @@ const VOCABULARY: &[&str] = &["error", "tensor", "model", "infer"];
 /// Files that may hold `unsafe`: the border to C++, memory that clients share, and the start of the process.
 const UNSAFE_FILES: &[&str] = &[
     "src/backend/libtorch/",
+    "src/backend/onnx/session.rs",
+    "src/backend/onnx/value.rs",
     "src/gateway/regions/cuda.rs",
     "src/gateway/regions/fault.rs",
     "src/gateway/regions/mapping.rs",

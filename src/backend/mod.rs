@@ -6,6 +6,8 @@
 
 pub mod identity;
 pub mod libtorch;
+mod message;
+pub mod onnx;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -7,6 +7,7 @@ mod decoupled;
 mod describe;
 mod health;
 mod infer;
+mod onnx;
 mod reflection;
 mod shared_memory;
 mod stream;

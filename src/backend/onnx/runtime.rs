@@ -1,0 +1,65 @@
+//! Finds ONNX Runtime and loads it, once, when the first model needs it.
+//!
+//! Nothing is linked against it: without it the server starts, and only models in ONNX fail to load, with a message
+//! that says what to do. A library that is put in its place later is found by the next load. It is never unloaded.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use ort::environment::Environment;
+use ort::logging::LogLevel;
+use parking_lot::Mutex;
+
+use crate::backend::message;
+use crate::error::{Error, Kind, Result};
+
+/// The name by which the library is looked for: in the executable's search path (see `build.rs`) and the system's.
+const LIBRARY: &str = "libonnxruntime.so.1";
+
+/// The one environment of the process; `None` until a library could be loaded.
+static ENVIRONMENT: Mutex<Option<Environment>> = Mutex::new(None);
+
+/// ONNX Runtime, loaded from `library` or else from where it usually is. Once it is loaded, `library` has no effect.
+///
+/// # Errors
+/// [`Kind::Unavailable`] saying what is missing or wrong, and what helps.
+pub fn environment(library: Option<&Path>) -> Result<Environment> {
+    let mut loaded = ENVIRONMENT.lock();
+    if let Some(environment) = &*loaded {
+        return Ok(environment.clone());
+    }
+    let path = library.unwrap_or(Path::new(LIBRARY));
+    let environment = ort::init_from(path)
+        .map_err(|error| unusable(&error.to_string()))?
+        .with_name("nereid")
+        .with_telemetry(false)
+        .with_logger(Arc::new(|level, _category, id, _place, text| log(level, id, text)))
+        .build()
+        .map_err(|error| unusable(error.message()))?;
+    Ok(loaded.insert(environment).clone())
+}
+
+/// Errors are not logged as such, since the call that fails reports them, too.
+fn log(level: LogLevel, model: &str, text: &str) {
+    match level {
+        LogLevel::Verbose => {}
+        LogLevel::Info | LogLevel::Error | LogLevel::Fatal => {
+            tracing::debug!(model, "ONNX Runtime: {}", message::one_line(text));
+        }
+        LogLevel::Warning => tracing::warn!(model, "ONNX Runtime: {}", message::one_line(text)),
+    }
+}
+
+fn unusable(why: &str) -> Error {
+    Error::unavailable(format!(
+        "ONNX Runtime cannot be used: {}; `scripts/setup-onnxruntime` fetches it, or let --onnxruntime name its library",
+        message::one_line(why)
+    ))
+}
+
+/// What a call of the library says has failed.
+impl<R> From<ort::Error<R>> for Error {
+    fn from(error: ort::Error<R>) -> Self {
+        Self::new(Kind::Backend, format!("onnx runtime error: {}", message::one_line(error.message())))
+    }
+}
