@@ -7,6 +7,7 @@ mod cache;
 pub mod flags;
 mod front_ends;
 mod instances;
+mod memory;
 mod metrics;
 mod port;
 mod restricted;
@@ -24,7 +25,7 @@ pub use self::port::Port;
 
 use self::flags::Value;
 use self::typed::{Environment, File, Given, Origin, Typed};
-use crate::engine::{CacheSettings, Cloud, Place, RemoteSettings, Root};
+use crate::engine::{CacheSettings, Cloud, Device, MemoryLimit, Place, RemoteSettings, Root};
 use crate::telemetry::{self, logging};
 
 /// Everything that `nereid serve` can be told.
@@ -89,6 +90,8 @@ pub struct Repository {
     pub load_time_max: Option<Duration>,
     /// Above which used fraction of a CUDA device's memory no model is loaded on it, by its index.
     pub gpu_limits: BTreeMap<u32, f64>,
+    /// How much memory models may take on a device, where it is not the usual share.
+    pub memory_limits: BTreeMap<Device, MemoryLimit>,
     /// The most bytes of files that a load request may bring; 0 for none at all.
     pub override_bytes_max: usize,
     /// Requests that wait per model whose configuration gives no limit; at least one.
@@ -254,6 +257,7 @@ impl Repository {
                 seconds => Some(Duration::from_secs(seconds)),
             },
             gpu_limits: gpu_limits(reader),
+            memory_limits: memory::read(reader),
             override_bytes_max: reader.number("model-load-max-file-bytes") as usize,
             queue_size_default: reader.number("queue-size-default") as usize,
             responses_max: reader.number("grpc-max-response-pool-size") as usize,

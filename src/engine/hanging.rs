@@ -21,6 +21,11 @@ impl Claim {
     pub(super) fn take(&self) -> bool {
         !std::mem::replace(&mut *self.0.lock(), true)
     }
+
+    /// Whether somebody else has it.
+    pub(super) fn is_taken(&self) -> bool {
+        *self.0.lock()
+    }
 }
 
 /// The loads that were given up and whose threads go on.

@@ -11,6 +11,7 @@ use super::loader::{Loader, at_usual_priority};
 use super::models::{Job, Loaded, Origin};
 use super::order::outdated_load;
 use super::overrides::{OverrideDir, Overrides};
+use super::room::Need;
 use super::serving::Serving;
 use super::{Key, agents, reconcile};
 use crate::backend::libtorch;
@@ -74,7 +75,7 @@ impl Loader {
             files_overridden: override_dir.is_some(),
         };
         let kept = kept(job, &origin, files.keys().copied().collect());
-        let mut versions = self.open_versions(job, &origin, Opened { files, fetched, plan }, &kept)?;
+        let mut versions = self.open_versions((job, claim), &origin, Opened { files, fetched, plan }, &kept)?;
         let stay = match claim.take() {
             true => resize_kept(job, &origin, &kept),
             // Nobody waits for this any more.
@@ -170,7 +171,7 @@ impl Loader {
     /// Opens the versions that are not kept; all or none.
     fn open_versions(
         &self,
-        job: &Job<Serving>,
+        (job, claim): (&Job<Serving>, &Claim),
         origin: &Origin,
         Opened { files, fetched, plan }: Opened,
         kept: &BTreeSet<Version>,
@@ -179,13 +180,15 @@ impl Loader {
         if !opened.is_empty() {
             self.check_devices(&origin.config)?;
         }
+        let need = Need { job, claim, config: &origin.config };
+        let mut leases = if plan.is_none() { self.reserve(need, &opened)? } else { BTreeMap::new() };
         job.progress.read_here(opened.iter().map(|(version, _)| origin.stamp.bytes(*version)).sum());
         let mut servings = BTreeMap::new();
         for (version, files) in opened {
-            let result = match (job.progress.overtaken.is_cancelled(), &plan) {
-                (true, _) => Err(outdated_load()),
-                (false, Some(plan)) => Ok(self.open_ensemble(&job.key, &origin.config, version, plan)),
-                (false, None) => self.open(&job.key, &origin.config, (version, &files), fetched.clone()),
+            let result = match (job.progress.overtaken.is_cancelled(), &plan, leases.remove(&version)) {
+                (false, Some(plan), _) => Ok(self.open_ensemble(&job.key, &origin.config, version, plan)),
+                (false, None, Some(lease)) => self.open(need, &origin.config, (&files, lease), fetched.clone()),
+                (true, ..) | (false, None, None) => Err(outdated_load()),
             };
             match result {
                 Ok(serving) => servings.insert(version, serving),

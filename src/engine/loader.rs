@@ -13,7 +13,9 @@ use super::cache::{Cache, ModelCache};
 use super::catalog::Catalog;
 use super::handle::Served;
 use super::hanging::Hanging;
+use super::memory::{Lease, Leased, Memory};
 use super::repositories::Repositories;
+use super::room::Need;
 use super::serving::{Serving, Shared};
 use super::{FindFacts, Handle, Key, Settings, stopped, warmup};
 use crate::backend::{Backend, Model};
@@ -100,6 +102,7 @@ pub(super) struct Loader {
     pub(super) auto_complete: bool,
     pub(super) config_name: Option<String>,
     pub(super) gpu_limits: BTreeMap<u32, f64>,
+    pub(super) memory: Arc<Memory>,
     pub(super) retries: u32,
     /// What a load may take; `None` for any time.
     pub(super) time_max: Option<Duration>,
@@ -129,6 +132,7 @@ impl Loader {
             auto_complete: settings.auto_complete,
             config_name: settings.config_name,
             gpu_limits: settings.gpu_limits,
+            memory: Memory::new(settings.memory_limits, &metrics),
             retries: settings.load_retries,
             time_max: settings.load_time_max,
             hanging: Hanging::new(settings.instances.lost_max),
@@ -147,17 +151,20 @@ impl Loader {
 
     /// Opens one version, starts its instances and waits until all can serve.
     ///
-    /// `fetched` are files that must stay in their cache while it is served.
+    /// `lease` is for what it takes; `fetched` are files that must stay in their cache while it is served.
     pub(super) fn open(
         &self,
-        key: &Key,
+        need: Need<'_>,
         config: &Arc<ModelConfig>,
-        (version, files): (Version, &VersionFiles),
+        (files, lease): (&VersionFiles, Lease),
         fetched: Arc<Files>,
     ) -> Result<Serving> {
         let began = Instant::now();
+        let (key, version) = (&need.job.key, lease.holder().version);
         let of_file = config.of_file();
         let model = self.backend(&config.backend)?.open(files, &of_file)?;
+        let lease = Arc::new(self.commit(need, lease, &model.footprint())?);
+        let model: Arc<dyn Model> = Arc::new(Leased::new(model, lease.clone()));
         let stats = Arc::new(ModelStats::new(&self.metrics, config, version));
         let scheduler = self.scheduler(config, stats.clone())?;
         let signature = Arc::new(Signature::new(config));
@@ -172,7 +179,7 @@ impl Loader {
         handle.stats.loaded(took);
         self.metrics.version_loaded();
         tracing::info!(model = %handle.config.name, version, seconds = took.as_secs_f64(), "model version is loaded");
-        Ok(Serving { handle, crew, _files: fetched })
+        Ok(Serving { handle, crew, lease: Some(lease), _files: fetched })
     }
 
     fn crew_settings(

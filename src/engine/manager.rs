@@ -189,6 +189,7 @@ impl Task {
                     self.jobs.spawn(Attempt { loader, permits, events, job: Arc::new(job) }.run());
                 }
                 Effect::Retire(servings, retired) => {
+                    servings.iter().for_each(Serving::leave);
                     self.jobs.spawn(retire(servings, retired));
                 }
             }
@@ -196,10 +197,14 @@ impl Task {
     }
 }
 
-/// Who is made of a version that leaves has requests in it, which nothing holds back any more.
+/// Who is made of a version that leaves has requests in it, which nothing holds back any more; and whoever needs memory
+/// knows that more will come.
 fn release_leaving(view: &ModelView<Serving>) {
     let leaving = view.versions.values().filter(|version| version.state == State::Unloading);
-    leaving.filter_map(|version| version.serving.as_ref()).for_each(|serving| serving.handle.served.release());
+    for serving in leaving.filter_map(|version| version.serving.as_ref()) {
+        serving.handle.served.release();
+        serving.leave();
+    }
 }
 
 /// Drains and drops what is not served any more.

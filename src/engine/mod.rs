@@ -18,6 +18,7 @@ pub mod lifecycle;
 mod load;
 mod loader;
 mod manager;
+mod memory;
 pub mod models;
 pub mod order;
 mod overrides;
@@ -25,6 +26,7 @@ pub mod poll;
 pub mod progress;
 pub mod reconcile;
 pub mod repositories;
+mod room;
 mod serving;
 mod warmup;
 
@@ -55,6 +57,7 @@ pub use handle::Handle;
 pub use key::Key;
 pub use lifecycle::State;
 pub use loader::facts;
+pub use memory::MemoryLimit;
 pub use overrides::Overrides;
 
 pub use crate::model::{Amount, Device, HostPolicies, HostPolicy, parse_cores};
@@ -107,6 +110,8 @@ pub struct Settings {
     pub load_time_max: Option<Duration>,
     /// Above which used fraction of a CUDA device's memory no model is loaded on it, by its index.
     pub gpu_limits: BTreeMap<u32, f64>,
+    /// How much memory models may take on a device, where it is not the usual share.
+    pub memory_limits: BTreeMap<Device, MemoryLimit>,
     /// The most bytes of files that a load request may bring.
     pub override_bytes_max: usize,
     /// Whether configurations are completed from the model files.

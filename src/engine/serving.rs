@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::handle::Served;
+use super::memory::Lease;
 use super::{Handle, InstanceSettings};
 use crate::backend::libtorch;
 use crate::error::{Error, Result};
@@ -18,6 +19,8 @@ pub(super) struct Serving {
     pub(super) handle: Arc<Handle>,
     /// `None` for an ensemble, which has no instances.
     pub(super) crew: Option<Arc<Crew>>,
+    /// Its part of the memory; `None` for an ensemble, which takes none.
+    pub(super) lease: Option<Arc<Lease>>,
     /// Fetched files, which stay in their cache as long as the version is served.
     pub(super) _files: Arc<Files>,
 }
@@ -32,6 +35,11 @@ impl Serving {
         }
         drop(self);
         libtorch::release_unused();
+    }
+
+    /// It takes no more requests: its memory is given back soon.
+    pub(super) fn leave(&self) {
+        self.lease.iter().for_each(|lease| lease.leave());
     }
 
     /// Why it cannot serve any more, if it has lost its instances.

@@ -17,6 +17,11 @@ impl Footprint {
         Self { bytes: BTreeMap::from([(device, bytes)]) }
     }
 
+    /// The bytes on one device.
+    pub fn of(&self, device: Device) -> u64 {
+        self.bytes.get(&device).copied().unwrap_or_default()
+    }
+
     /// Adds another footprint, device by device.
     pub fn add(&mut self, other: &Footprint) {
         for (device, bytes) in &other.bytes {

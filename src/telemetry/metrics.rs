@@ -7,6 +7,7 @@
 mod cache;
 mod histogram;
 mod instances;
+mod memory;
 mod model;
 mod regions;
 mod sequences;
@@ -26,6 +27,7 @@ use crate::model::{ModelConfig, Version};
 
 pub use self::cache::{CacheMetrics, Evicted};
 pub use self::instances::{BusyTime, InstancesMetrics, LimiterMetrics, ResourceMetrics};
+pub use self::memory::{HeldBytes, MemoryMetrics};
 pub(super) use self::model::ModelMetrics;
 pub use self::model::{MODEL_HISTOGRAMS, Running};
 pub use self::regions::RegionMetrics;
@@ -103,6 +105,7 @@ const OUT_OF_MEMORY: Family = Family(
 );
 const INSTANCE_BUSY_US: Family =
     Family("nereid_instance_busy_us_total", "Time that an instance has executed, in microseconds");
+const MODEL_MEMORY: Family = Family("nereid_model_memory_bytes", "Bytes that a model version holds, by device");
 const SEQUENCE_SLOTS: Family = Family("nereid_sequence_slots", "Slots for sequences");
 const SEQUENCE_SLOTS_USED: Family = Family("nereid_sequence_slots_used", "Slots that have a sequence");
 const SEQUENCE_BACKLOG: Family = Family("nereid_sequence_backlog", "Sequences that wait for a slot");
@@ -114,6 +117,10 @@ const LIMITER_WAITING: Family =
     Family("nereid_rate_limiter_waiting", "Instances that have a batch and wait for resources of the rate limiter");
 const LIMITER_RESOURCES: Family = Family("nereid_rate_limiter_resources", "How much there is of a resource");
 const LIMITER_USED: Family = Family("nereid_rate_limiter_resources_used", "How much of a resource is held");
+const DEVICE_LIMIT: Family = Family("nereid_memory_limit_bytes", "Bytes that models may hold on a device");
+const DEVICE_RESERVED: Family =
+    Family("nereid_memory_reserved_bytes", "Bytes of a device that are reserved for models which are being loaded");
+const DEVICE_USED: Family = Family("nereid_memory_used_bytes", "Bytes of a device that models hold");
 const RECEIVED: Family =
     Family("nereid_requests_received_total", "Inference requests that arrived, whatever became of them");
 const IN_FLIGHT: Family = Family("nereid_requests_in_flight", "Inference requests that have no final answer yet");
@@ -508,6 +515,7 @@ mod tests {
             Metrics::of(Settings { summary_latencies: true, histogram_latencies: true, ..Settings::default() });
         let _server = (metrics.host(), metrics.regions(), metrics.cache(), metrics.port("grpc"));
         let _limiter = metrics.limiter().resource("r", "global");
+        let _memory = (metrics.memory("cpu"), metrics.held(&ModelConfig::new("m", "identity"), 1, "cpu", 1));
         let tags = BTreeMap::from([("_team".to_owned(), "search".to_owned())]);
         let _busy = metrics.instances("m", 1, &tags).busy(0, "cpu");
         let config = ModelConfig::new("m", "identity");

@@ -7,6 +7,7 @@ mod instances;
 mod libtorch_missing;
 mod lifecycle;
 mod loading;
+mod memory;
 mod oracle;
 mod process;
 mod resident;

@@ -71,6 +71,7 @@ pub fn new_engine(root: &Path, control: Control, change: impl FnOnce(&mut engine
         load_retries: 0,
         load_time_max: None,
         gpu_limits: BTreeMap::new(),
+        memory_limits: BTreeMap::new(),
         cache: None,
         override_bytes_max: 1000,
         auto_complete: true,

@@ -62,6 +62,6 @@ impl Loader {
         let served = Served::Ensemble(Arc::new(ensemble));
         let cache = ModelCache::new(self.cache.as_ref(), config, &stats);
         let handle = Arc::new(Handle { config: config.clone(), version, signature, stats, served, cache });
-        Serving { handle, crew: None, _files: Arc::default() }
+        Serving { handle, crew: None, lease: None, _files: Arc::default() }
     }
 }

@@ -1,0 +1,238 @@
+//! How much memory there is on each device, who holds how much of it, and who waits for it. Pure.
+//!
+//! A load stands in line with what it needs ([`Ledger::wait`]), reserves all of it or nothing ([`Ledger::reserve`]), and
+//! commits what was measured. What is held is never more than the limit; a device without a limit is not counted against
+//! anything. Knows no threads: whoever holds an entry releases it.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::engine::Key;
+use crate::model::{Device, Footprint, Version};
+
+/// Which version of which model holds an entry.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Holder {
+    /// The model.
+    pub key: Key,
+    /// The version.
+    pub version: Version,
+}
+
+/// What is done with the memory of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// A load fills it.
+    Reserved,
+    /// The version is there.
+    Held,
+    /// The version finishes its last requests, and then gives it back.
+    Leaving,
+}
+
+/// The number of an entry.
+pub type EntryId = u64;
+
+/// A place in the line of those who wait for memory.
+pub type Place = u64;
+
+#[derive(Clone, Debug)]
+struct Entry {
+    holder: Holder,
+    bytes: Footprint,
+    phase: Phase,
+}
+
+/// The books of all devices, in bytes.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    limits: BTreeMap<Device, u64>,
+    entries: BTreeMap<EntryId, Entry>,
+    /// First come, first served.
+    line: VecDeque<(Place, Footprint)>,
+    next: u64,
+}
+
+impl Ledger {
+    /// Sets how much there is on a device; without it a device has no limit.
+    pub fn limit(&mut self, device: Device, bytes: u64) {
+        self.limits.insert(device, bytes);
+    }
+
+    /// Stands in line for so much.
+    pub fn wait(&mut self, need: Footprint) -> Place {
+        let place = self.number();
+        self.line.push_back((place, need));
+        place
+    }
+
+    /// Leaves the line.
+    pub fn give_up(&mut self, place: Place) {
+        self.line.retain(|(other, _)| *other != place);
+    }
+
+    /// Whether somebody who came earlier waits for memory of the same devices.
+    pub fn is_behind(&self, place: Place) -> bool {
+        let Some((_, need)) = self.line.iter().find(|(other, _)| *other == place) else { return false };
+        let mut earlier = self.line.iter().take_while(|(other, _)| *other != place);
+        earlier.any(|(_, other)| need.bytes.keys().any(|device| other.bytes.contains_key(device)))
+    }
+
+    /// Reserves all `parts` and leaves the line; `None` if they do not fit, or it is the turn of others.
+    pub fn reserve(&mut self, place: Place, parts: &[(Holder, Footprint)]) -> Option<Vec<EntryId>> {
+        let need = sum(parts.iter().map(|(_, bytes)| bytes));
+        if self.is_behind(place) || !self.fits(&need) {
+            return None;
+        }
+        self.give_up(place);
+        let entry = |(holder, bytes): &(Holder, Footprint)| {
+            let entry = Entry { holder: holder.clone(), bytes: bytes.clone(), phase: Phase::Reserved };
+            let id = self.number();
+            self.entries.insert(id, entry);
+            id
+        };
+        Some(parts.iter().map(entry).collect())
+    }
+
+    /// The entry holds so much from now on; `false`, and as before, if that is more than there is.
+    pub fn commit(&mut self, id: EntryId, measured: &Footprint) -> bool {
+        let Some(entry) = self.entries.get(&id) else { return false };
+        let more = excess(measured, &entry.bytes);
+        if !self.fits(&more) {
+            return false;
+        }
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.bytes = measured.clone();
+            entry.phase = Phase::Held;
+        }
+        true
+    }
+
+    /// One entry takes over what another one holds.
+    pub fn join(&mut self, id: EntryId, other: EntryId) {
+        let Some(other) = self.entries.remove(&other) else { return };
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.bytes.add(&other.bytes);
+        }
+    }
+
+    /// The entry is given back soon.
+    pub fn leave(&mut self, id: EntryId) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.phase = Phase::Leaving;
+        }
+    }
+
+    /// The entry is given back.
+    pub fn release(&mut self, id: EntryId) {
+        self.entries.remove(&id);
+    }
+
+    /// How much an entry is.
+    pub fn of(&self, id: EntryId) -> Footprint {
+        self.entries.get(&id).map(|entry| entry.bytes.clone()).unwrap_or_default()
+    }
+
+    /// The bytes of a device in one phase.
+    pub fn bytes(&self, device: Device, phase: Phase) -> u64 {
+        let entries = self.entries.values().filter(|entry| entry.phase == phase);
+        entries.map(|entry| entry.bytes.of(device)).sum()
+    }
+
+    /// What this place in line and those before it need beyond what is free or will be soon.
+    pub fn lacking(&self, place: Place) -> Footprint {
+        let Some(at) = self.line.iter().position(|(other, _)| *other == place) else { return Footprint::default() };
+        let need = sum(self.line.iter().take(at + 1).map(|(_, need)| need));
+        let own = &self.line[at].1;
+        let mut lacking = Footprint::default();
+        for (&device, &limit) in self.limits.iter().filter(|(device, _)| own.of(**device) > 0) {
+            let stays = self.bytes(device, Phase::Reserved) + self.bytes(device, Phase::Held);
+            let bytes = (stays + need.of(device)).saturating_sub(limit);
+            if bytes > 0 {
+                lacking.add(&Footprint::on(device, bytes));
+            }
+        }
+        lacking
+    }
+
+    /// What is in the way of so much on the devices where it does not fit, for people: the largest holders first.
+    pub fn describe(&self, need: &Footprint) -> String {
+        let short = |device: &Device| {
+            self.limits.get(device).is_some_and(|limit| need.of(*device) > self.free(*device, *limit))
+        };
+        let devices = need.bytes.keys().filter(|device| short(device));
+        let lines = devices.map(|&device| {
+            let (limit, needed) = (self.limits.get(&device).copied().unwrap_or_default(), need.of(device));
+            let free = self.free(device, limit);
+            format!(
+                "needs {} on {device}, where {} of {} are free{}",
+                megabytes(needed),
+                megabytes(free),
+                megabytes(limit),
+                self.holders(device)
+            )
+        });
+        lines.collect::<Vec<_>>().join("; ")
+    }
+
+    fn holders(&self, device: Device) -> String {
+        let mut holders: BTreeMap<&Holder, u64> = BTreeMap::new();
+        for entry in self.entries.values().filter(|entry| entry.bytes.of(device) > 0) {
+            *holders.entry(&entry.holder).or_default() += entry.bytes.of(device);
+        }
+        let mut holders: Vec<_> = holders.into_iter().collect();
+        holders.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+        let named = holders.iter().take(HOLDERS_NAMED_MAX);
+        let named = named
+            .map(|(holder, bytes)| format!("'{}' version {} holds {}", holder.key, holder.version, megabytes(*bytes)));
+        let mut named: Vec<String> = named.collect();
+        let others = &holders[named.len()..];
+        if !others.is_empty() {
+            let bytes = others.iter().map(|(_, bytes)| bytes).sum();
+            named.push(format!("{} more hold {}", others.len(), megabytes(bytes)));
+        }
+        if named.is_empty() { String::new() } else { format!(": {}", named.join(", ")) }
+    }
+
+    fn fits(&self, more: &Footprint) -> bool {
+        let mut limited =
+            more.bytes.iter().filter_map(|(device, bytes)| Some((*device, *bytes, *self.limits.get(device)?)));
+        limited.all(|(device, bytes, limit)| bytes <= self.free(device, limit))
+    }
+
+    fn free(&self, device: Device, limit: u64) -> u64 {
+        let phases = [Phase::Reserved, Phase::Held, Phase::Leaving];
+        let held: u64 = phases.into_iter().map(|phase| self.bytes(device, phase)).sum();
+        limit.saturating_sub(held)
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+}
+
+/// Holders that a message names; the others are summed up.
+const HOLDERS_NAMED_MAX: usize = 5;
+
+/// All of them together.
+pub fn sum<'a>(parts: impl Iterator<Item = &'a Footprint>) -> Footprint {
+    parts.fold(Footprint::default(), |mut all, part| {
+        all.add(part);
+        all
+    })
+}
+
+/// What `of` has beyond `base`, device by device.
+pub fn excess(of: &Footprint, base: &Footprint) -> Footprint {
+    let more = of.bytes.iter().map(|(device, bytes)| (*device, bytes.saturating_sub(base.of(*device))));
+    Footprint { bytes: more.filter(|(_, bytes)| *bytes > 0).collect() }
+}
+
+/// For people: to a tenth of a million bytes, or as they are if they are few.
+fn megabytes(bytes: u64) -> String {
+    if bytes < 100_000 { format!("{bytes} bytes") } else { format!("{:.1} MB", bytes as f64 / 1e6) }
+}
+
+#[cfg(test)]
+#[path = "ledger_tests.rs"]
+mod tests;

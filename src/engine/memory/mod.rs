@@ -1,0 +1,174 @@
+//! The memory of all devices, which loads share: reserved before a load, corrected by what was measured, given back when
+//! the last who holds the version drops it.
+//!
+//! [`ledger`] keeps the books (pure), a [`Lease`] is one version's part, and [`Line`] is a load that waits for memory.
+//! `host` says how much there is. What leaves to make room is decided elsewhere.
+
+mod host;
+mod lease;
+pub mod ledger;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+pub(super) use self::lease::{Lease, Leased};
+use self::ledger::{EntryId, Holder, Ledger, Phase, Place};
+use crate::backend::libtorch;
+use crate::model::{Device, Footprint};
+use crate::telemetry::metrics::{MemoryMetrics, Metrics};
+
+/// How long a load that waits for memory sleeps before it looks again: nobody tells when a version becomes idle, so that
+/// requests need not.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// The part of a device's memory that models may take where nobody says how much; the rest is for what executions need,
+/// and for the system.
+const SHARE: f64 = 0.8;
+
+/// How much memory models may take on a device.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum MemoryLimit {
+    /// So many bytes.
+    Bytes(u64),
+    /// A part of what there is, from 0 to 1.
+    Fraction(f64),
+}
+
+/// The memory of all devices.
+pub(super) struct Memory {
+    limits: BTreeMap<Device, MemoryLimit>,
+    metrics: Metrics,
+    /// Held for a few additions, by loader threads and by whoever drops a lease.
+    books: Mutex<Books>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Books {
+    ledger: Ledger,
+    /// One for each device that was asked for; what its series show is what the ledger says.
+    told: BTreeMap<Device, MemoryMetrics>,
+}
+
+impl Memory {
+    pub(super) fn new(limits: BTreeMap<Device, MemoryLimit>, metrics: &Metrics) -> Arc<Self> {
+        let (books, changed) = (Mutex::default(), Condvar::new());
+        Arc::new(Self { limits, metrics: metrics.clone(), books, changed })
+    }
+
+    /// Stands in line with all that a load needs, one part for each version.
+    pub(super) fn line_up(self: &Arc<Self>, parts: Vec<(Holder, Footprint)>) -> Line {
+        let need = ledger::sum(parts.iter().map(|(_, bytes)| bytes));
+        need.bytes.keys().for_each(|device| self.find_out(*device));
+        let place = self.books.lock().ledger.wait(need.clone());
+        Line { memory: self.clone(), place, parts, need }
+    }
+
+    /// Finds out how much there is on a device, if that is not known yet.
+    fn find_out(&self, device: Device) {
+        if self.books.lock().told.contains_key(&device) {
+            return;
+        }
+        let limit = match self.limits.get(&device).copied().unwrap_or(MemoryLimit::Fraction(SHARE)) {
+            MemoryLimit::Bytes(bytes) => Some(bytes),
+            MemoryLimit::Fraction(part) => total(device).map(|total| (total as f64 * part) as u64),
+        };
+        let told = self.metrics.memory(&device.to_string());
+        match limit {
+            Some(limit) => told.limited(limit),
+            None => tracing::warn!(%device, "nothing limits the memory of models: its size is unknown"),
+        }
+        let mut books = self.books.lock();
+        books.told.insert(device, told);
+        if let Some(limit) = limit {
+            books.ledger.limit(device, limit);
+        }
+    }
+
+    /// Writes into the books, and wakes who waits.
+    fn write<T>(&self, write: impl FnOnce(&mut Ledger) -> T) -> T {
+        let mut books = self.books.lock();
+        let result = write(&mut books.ledger);
+        books.tell();
+        self.changed.notify_all();
+        result
+    }
+
+    fn commit(&self, id: EntryId, measured: &Footprint) -> bool {
+        // A model may take memory of a device that nobody expected it to.
+        measured.bytes.keys().for_each(|device| self.find_out(*device));
+        self.write(|ledger| ledger.commit(id, measured))
+    }
+}
+
+impl Books {
+    fn tell(&self) {
+        for (device, told) in &self.told {
+            let bytes = |phase| self.ledger.bytes(*device, phase);
+            told.holds(bytes(Phase::Reserved), bytes(Phase::Held) + bytes(Phase::Leaving));
+        }
+    }
+}
+
+/// The bytes that there are on a device; `None` if nobody says.
+fn total(device: Device) -> Option<u64> {
+    match device {
+        Device::Cpu => host::memory_total(),
+        Device::Cuda(index) => libtorch::cuda_memory(index).ok().map(|(_, total)| total),
+    }
+}
+
+/// A load that waits for memory; dropping it gives its place up.
+pub(super) struct Line {
+    memory: Arc<Memory>,
+    place: Place,
+    parts: Vec<(Holder, Footprint)>,
+    need: Footprint,
+}
+
+/// Why a load cannot have its memory now.
+pub(super) struct Lack {
+    /// What has to be given back first, beyond what will be soon.
+    pub(super) bytes: Footprint,
+    /// Whether others, who came earlier, wait for the same memory.
+    pub(super) is_behind: bool,
+    /// Who holds it, for people.
+    pub(super) why: String,
+}
+
+impl Line {
+    /// All parts, in their order.
+    ///
+    /// # Errors
+    /// What is in the way.
+    pub(super) fn reserve(&self) -> Result<Vec<Lease>, Lack> {
+        let reserve = |ledger: &mut Ledger| {
+            let refusal = |ledger: &Ledger| Lack {
+                bytes: ledger.lacking(self.place),
+                is_behind: ledger.is_behind(self.place),
+                why: ledger.describe(&self.need),
+            };
+            ledger.reserve(self.place, &self.parts).ok_or_else(|| refusal(ledger))
+        };
+        // Whoever waits gains nothing by this, and is not woken.
+        let mut books = self.memory.books.lock();
+        let ids = reserve(&mut books.ledger)?;
+        books.tell();
+        Ok(ids.into_iter().zip(&self.parts).map(|(id, (holder, _))| Lease::new(&self.memory, id, holder)).collect())
+    }
+
+    /// Blocks until something has changed, or may have.
+    pub(super) fn wait(&self) {
+        let mut books = self.memory.books.lock();
+        self.memory.changed.wait_for(&mut books, LOOK_AGAIN);
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.memory.write(|ledger| ledger.give_up(self.place));
+    }
+}
