@@ -229,6 +229,7 @@ fn engine_settings(config: &Config) -> Result<engine::Settings> {
         load_retries: repository.load_retries,
         load_time_max: repository.load_time_max,
         gpu_limits: repository.gpu_limits.clone(),
+        demands_max: repository.queue_size_default,
         memory_limits: repository.memory_limits.clone(),
         override_bytes_max: repository.override_bytes_max,
         auto_complete: repository.auto_complete,

@@ -100,7 +100,7 @@ impl Attempt {
 }
 
 /// How long to wait after so many failures.
-fn retry_delay(failures: u32) -> Duration {
+pub(super) fn retry_delay(failures: u32) -> Duration {
     let doubled = 1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
     RETRY_DELAY.saturating_mul(doubled).min(RETRY_DELAY_MAX)
 }

@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use smallvec::SmallVec;
 use tokio::sync::watch;
 
+use super::demand::Demand;
 use super::lifecycle::{ModelView, State, VersionView};
 use super::{Handle, Key};
 use crate::error::{Error, Result};
@@ -44,6 +45,8 @@ type Snapshot = HashMap<Arc<str>, SmallVec<[Arc<Model>; 1]>>;
 pub(super) struct Catalog {
     /// Replaced by the manager only.
     snapshot: ArcSwap<Snapshot>,
+    /// Knows the models that need not be there.
+    demand: Arc<Demand>,
     strict: bool,
     /// Set once, when the names of all that should be loaded at the start are known.
     listed: AtomicBool,
@@ -53,9 +56,10 @@ pub(super) struct Catalog {
 }
 
 impl Catalog {
-    pub(super) fn new(strict: bool) -> Self {
+    pub(super) fn new(strict: bool, demand: Arc<Demand>) -> Self {
         Self {
             snapshot: ArcSwap::default(),
+            demand,
             strict,
             listed: AtomicBool::new(false),
             started: AtomicBool::new(false),
@@ -97,7 +101,10 @@ impl Catalog {
 
     fn update_readiness(&self) {
         let snapshot = self.snapshot.load();
-        let all_ready = || snapshot.values().flatten().all(|model| model.is_ready || !model.view.wanted);
+        let good = |name: &Arc<str>, model: &Model| {
+            model.is_ready || !model.view.wanted || self.demand.returns(&model.key(name))
+        };
+        let all_ready = || snapshot.iter().all(|(name, models)| models.iter().all(|model| good(name, model)));
         let ready = self.started.load(Ordering::Acquire) && (!self.strict || all_ready());
         self.ready.send_if_modified(|current| std::mem::replace(current, ready) != ready);
     }
@@ -151,6 +158,22 @@ impl Catalog {
         self.models_of(&key.name).iter().any(|model| model.namespace == key.namespace && model.latest.is_some())
     }
 
+    /// The model of that name, if there is one only, and it should be served and is not.
+    pub(super) fn absent(&self, name: &str) -> Option<Key> {
+        match self.models_of(name).as_slice() {
+            [model] if model.view.wanted && model.latest.is_none() => Some(Key::within(&model.namespace, name)),
+            _ => None,
+        }
+    }
+
+    /// The models that are served, each with what serves it, and whether it is being loaded anew.
+    pub(super) fn served(&self) -> Vec<(Key, Vec<Arc<Handle>>, bool)> {
+        let snapshot = self.snapshot.load();
+        let models = snapshot.iter().flat_map(|(name, models)| models.iter().map(move |model| (name, model)));
+        let served = models.filter(|(_, model)| model.latest.is_some());
+        served.map(|(name, model)| (model.key(name), model.served(), model.view.progress.is_some())).collect()
+    }
+
     /// The models of that name.
     pub(super) fn keys(&self, name: &str) -> Vec<Key> {
         self.models_of(name).iter().map(|model| Key::within(&model.namespace, name)).collect()
@@ -199,6 +222,10 @@ impl Model {
         let latest = view.versions.values().rev().find_map(served);
         let is_ready = view.is_ready();
         Self { namespace, view, latest, is_ready }
+    }
+
+    fn key(&self, name: &Arc<str>) -> Key {
+        Key { name: name.clone(), namespace: self.namespace.clone() }
     }
 
     fn served(&self) -> Vec<Arc<Handle>> {

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use super::Handle;
 use super::handle::{Returned, refusal};
-use crate::error::Result;
+use super::on_demand::OnDemand;
+use crate::error::{Error, Result};
 use crate::infer::{Infer, Instant, Request, Responses};
 use crate::scheduler::stopping;
 use crate::telemetry::metrics::{InFlight, Metrics};
@@ -21,8 +22,10 @@ type Find = dyn Fn(&Request) -> Result<Arc<Handle>> + Send + Sync;
 /// One way to versions; clones are the same.
 #[derive(Clone)]
 pub(super) struct Entrance {
-    metrics: Metrics,
+    pub(super) metrics: Metrics,
     find: Arc<Find>,
+    /// Has models loaded that are not there; `None` if nobody does.
+    on_demand: Option<OnDemand>,
 }
 
 impl Entrance {
@@ -31,24 +34,50 @@ impl Entrance {
         metrics: &Metrics,
         find: impl Fn(&Request) -> Result<Arc<Handle>> + Send + Sync + 'static,
     ) -> Self {
-        Self { metrics: metrics.clone(), find: Arc::new(find) }
+        Self { metrics: metrics.clone(), find: Arc::new(find), on_demand: None }
+    }
+
+    /// The same for requests that may have their models loaded.
+    #[must_use]
+    pub(super) fn loading(self, on_demand: OnDemand) -> Self {
+        Self { on_demand: Some(on_demand), ..self }
     }
 
     /// Starts a request that is counted as received.
-    pub(super) fn start(&self, mut request: Request, mut in_flight: InFlight) -> Responses {
+    pub(super) fn start(&self, request: Request, in_flight: InFlight) -> Responses {
+        self.begin((request, in_flight), FINDS_MAX)
+    }
+
+    /// The same for a request that is sent on at most so often.
+    pub(super) fn begin(&self, (mut request, mut in_flight): (Request, InFlight), finds: usize) -> Responses {
         let now = Instant::now();
-        let mut refused = None;
-        for _ in 0..FINDS_MAX {
-            match (self.find)(&request).map(|handle| handle.infer(request, in_flight, self, now)) {
-                Ok(Ok(responses)) => return responses,
-                Ok(Err(Returned(returned))) => (request, in_flight) = *returned,
-                Err(error) => {
-                    refused = Some(error);
-                    break;
-                }
+        for left in (0..finds).rev() {
+            let handle = match (self.find)(&request) {
+                Ok(handle) => handle,
+                Err(error) => return self.missing((request, in_flight), left, error),
+            };
+            if let Some(on_demand) = self.on_demand.as_ref().filter(|_| finds == FINDS_MAX) {
+                on_demand.found(&handle);
+            }
+            match handle.infer(request, in_flight, self, now) {
+                Ok(responses) => return responses,
+                Err(Returned(returned)) => (request, in_flight) = *returned,
             }
         }
-        let error = refused.unwrap_or_else(stopping);
+        self.refuse(stopping())
+    }
+
+    /// The responses of a request whose model is not there.
+    fn missing(&self, asked: (Request, InFlight), finds: usize, error: Error) -> Responses {
+        let visit = self.on_demand.as_ref().and_then(|on_demand| Some((on_demand, on_demand.visit(&asked.0)?)));
+        match visit {
+            Some((on_demand, Ok(visit))) => self.wait(on_demand, asked, visit, finds),
+            Some((_, Err(error))) => self.refuse(error),
+            None => self.refuse(error),
+        }
+    }
+
+    fn refuse(&self, error: Error) -> Responses {
         self.metrics.request_unrouted(error.kind());
         refusal(error)
     }

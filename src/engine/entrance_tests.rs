@@ -9,6 +9,7 @@ use crate::backend::identity::Identity;
 use crate::backend::{Backend as _, Model};
 use crate::engine::cache::{Cache, ModelCache, Settings};
 use crate::engine::handle::Served;
+use crate::engine::usage::Usage;
 use crate::error::Kind;
 use crate::infer::{Response, only};
 use crate::model::{Device, ModelConfig, Scheduling, Signature, TensorSpec, VersionFiles};
@@ -40,13 +41,21 @@ fn version(metrics: &Metrics, cache: Option<&Arc<Cache>>) -> Arc<Handle> {
     let cache = ModelCache::new(cache, &config, &stats);
     let served = Served::Instances { scheduler: Arc::new(Queue::new(settings, stats.clone())), model };
     let signature = Arc::new(Signature::new(&config));
-    Arc::new(Handle { config: Arc::new(config), version: 1, signature, stats, served, cache })
+    Arc::new(Handle {
+        config: Arc::new(config),
+        version: 1,
+        signature,
+        stats,
+        served,
+        usage: Usage::new(Instant::now()),
+        cache,
+    })
 }
 
 fn parts(handle: &Handle) -> (&Arc<dyn Scheduler>, &Arc<dyn Model>) {
     match &handle.served {
         Served::Instances { scheduler, model } => (scheduler, model),
-        Served::Ensemble(_) => unreachable!("it has instances"),
+        Served::Ensemble(_) | Served::Nothing => unreachable!("it has instances"),
     }
 }
 

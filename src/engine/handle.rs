@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::Entrance;
 use super::cache::{Caller, ModelCache, Own};
 use super::ensemble::{Ensemble, graph};
+use super::usage::Usage;
 use crate::backend::Model;
 use crate::error::{Error, Result};
 use crate::infer::{Instant, Output, Parameters, Request, Response, Responses};
@@ -26,6 +27,7 @@ pub struct Handle {
     /// Its statistics since its load.
     pub stats: Arc<ModelStats>,
     pub(super) served: Served,
+    pub(super) usage: Arc<Usage>,
     /// `None` if its answers are not kept.
     pub(super) cache: Option<Arc<ModelCache>>,
 }
@@ -42,6 +44,8 @@ pub(super) enum Served {
     },
     /// Other models.
     Ensemble(Arc<Ensemble>),
+    /// Nothing yet, or not any more: the model sleeps until a request has it loaded.
+    Nothing,
 }
 
 impl Served {
@@ -50,7 +54,7 @@ impl Served {
         match self {
             Served::Instances { scheduler, .. } => scheduler.release(),
             // Its members do.
-            Served::Ensemble(_) => {}
+            Served::Ensemble(_) | Served::Nothing => {}
         }
     }
 
@@ -59,6 +63,7 @@ impl Served {
         match self {
             Served::Instances { scheduler, .. } => scheduler.abort(),
             Served::Ensemble(ensemble) => ensemble.gate.abort(),
+            Served::Nothing => {}
         }
     }
 }
@@ -69,7 +74,7 @@ impl Handle {
         match &self.served {
             Served::Instances { model, .. } => model.footprint(),
             // Its members have what it needs.
-            Served::Ensemble(_) => Footprint::default(),
+            Served::Ensemble(_) | Served::Nothing => Footprint::default(),
         }
     }
 
@@ -78,14 +83,28 @@ impl Handle {
         match &self.served {
             Served::Instances { scheduler, .. } => scheduler.waiting(),
             // A request waits in its members only.
-            Served::Ensemble(_) => 0,
+            Served::Ensemble(_) | Served::Nothing => 0,
         }
+    }
+
+    /// Whether it has no requests, and nothing that later ones need.
+    pub(super) fn is_idle(&self) -> bool {
+        match &self.served {
+            Served::Instances { scheduler, .. } => self.usage.is_idle() && scheduler.is_idle(),
+            Served::Ensemble(ensemble) => ensemble.gate.is_idle(),
+            Served::Nothing => true,
+        }
+    }
+
+    /// The same version once it is not there any more.
+    pub(super) fn asleep(&self) -> Arc<Self> {
+        Arc::new(Self { served: Served::Nothing, cache: None, ..self.clone() })
     }
 
     /// What it is as a member of an ensemble.
     pub(super) fn member(&self) -> graph::Member {
         let depth = match &self.served {
-            Served::Instances { .. } => 0,
+            Served::Instances { .. } | Served::Nothing => 0,
             Served::Ensemble(ensemble) => ensemble.depth(),
         };
         graph::Member { config: self.config.clone(), depth, keeps_outputs: self.keeps_outputs() }
@@ -95,7 +114,7 @@ impl Handle {
     fn keeps_outputs(&self) -> bool {
         match &self.served {
             Served::Instances { model, .. } => model.keeps_outputs() && self.cache.is_none(),
-            Served::Ensemble(_) => false,
+            Served::Ensemble(_) | Served::Nothing => false,
         }
     }
 
@@ -110,6 +129,7 @@ impl Handle {
         entrance: &Entrance,
         now: Instant,
     ) -> Result<Responses, Returned> {
+        self.usage.used(now);
         let Some(cache) = self.cache.as_ref().filter(|cache| cache.takes(&request)) else {
             return self.execute(request, in_flight, now);
         };
@@ -154,6 +174,10 @@ impl Handle {
                 checked.inputs.iter_mut().try_for_each(Tensor::fetch)?;
                 return Ok(ensemble.start((request, checked), pass, (&self.stats, in_flight)));
             }
+            Served::Nothing => {
+                request.inputs = self.signature.uncheck(checked.inputs);
+                return Err(Unstarted::Returned(Returned::of(request, in_flight)));
+            }
         };
         let pushed = Pushed {
             member: Member { keep: kept(&request, &checked), ..Member::new(checked.rows, checked.inputs) },
@@ -175,9 +199,10 @@ impl Handle {
         };
         let (model, version, signature) = (self.config.name.clone(), self.version, self.signature.clone());
         let (mut id, selected) = (request.id, checked.outputs);
+        let using = self.usage.enter();
         let respond = move |Answer { outputs, times, last }: Answer| {
             // Kept as long as another response may be made.
-            let _in_flight = &in_flight;
+            let _under_way = (&in_flight, &using);
             let outputs = select(&signature, selected.as_deref(), outputs);
             let (model, parameters) = (model.clone(), Parameters::new());
             let id = if last { std::mem::take(&mut id) } else { id.clone() };

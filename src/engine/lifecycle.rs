@@ -41,6 +41,12 @@ impl fmt::Display for State {
 /// The reason of a version that was taken out of service on purpose.
 pub const UNLOADED: &str = "unloaded";
 
+/// The reason of a version that is loaded by its first request.
+pub const ASLEEP: &str = "on demand: not loaded";
+
+/// The reason of a version whose memory others needed; its next request loads it again.
+pub const EVICTED: &str = "evicted: others needed its memory";
+
 /// A version as readers see it; `S` is what serves it.
 #[derive(Clone, Debug)]
 pub struct VersionView<S> {

@@ -16,7 +16,7 @@ use super::serving::Serving;
 use super::{Key, agents, reconcile};
 use crate::backend::libtorch;
 use crate::error::{Error, Result};
-use crate::model::{Device, ModelConfig, Scheduling, Version, VersionFiles};
+use crate::model::{Device, ModelConfig, Residency, Scheduling, Version, VersionFiles};
 use crate::repository::{self, Files, Found, ModelDir, Positions, Source};
 
 /// The reference server's label of metrics that says in which repository a model lies; models' own begin with `_`.
@@ -62,8 +62,19 @@ impl Loader {
             return Ok(Loaded::Unchanged);
         }
         let Configured { mut config, positions, files, fetched } = self.configure_for(job, &found)?;
+        if !overrides.is_empty() {
+            // What the request has brought is nowhere else.
+            Arc::make_mut(&mut config).residency = Residency::Pinned;
+        }
+        if self.sleeps(job, &config) {
+            let versions: Vec<Version> = files.keys().copied().collect();
+            self.demand.sleeps(&job.key, self.asleep(&config, versions.iter().copied()));
+            resolved(&versions);
+            return Ok(Loaded::Asleep);
+        }
         let members = self.members(&config, &job.key);
         if !job.members_tried && members.iter().any(|member| !self.catalog.is_ready(member)) {
+            self.demand.hold(&job.progress, &members);
             return Ok(Loaded::Needs(members));
         }
         let plan = self.connect(&mut config, &members, &positions)?;
@@ -89,6 +100,13 @@ impl Loader {
             }
         }
         Ok(Loaded::New { origin: Some(origin), versions, kept, members })
+    }
+
+    /// Whether nobody needs this model yet, which its first request will load.
+    fn sleeps(&self, job: &Job<Serving>, config: &ModelConfig) -> bool {
+        self.demand.configured(&job.key, config.residency);
+        let is_served = || job.served.is_some() || self.catalog.is_ready(&job.key);
+        config.residency == Residency::OnDemand && !is_served() && !self.demand.is_wanted(&job.key)
     }
 
     fn find(&self, key: &Key, override_dir: Option<&OverrideDir>) -> Result<Found> {

@@ -4,19 +4,23 @@
 //! and waiting for them, and joining them at the end.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc};
 
 use super::cache::{Cache, ModelCache};
 use super::catalog::Catalog;
+use super::demand::Demand;
 use super::handle::Served;
 use super::hanging::Hanging;
+use super::manager::Event;
 use super::memory::{Lease, Leased, Memory};
 use super::repositories::Repositories;
 use super::room::Need;
 use super::serving::{Serving, Shared};
+use super::usage::Usage;
 use super::{FindFacts, Handle, Key, Settings, stopped, warmup};
 use crate::backend::{Backend, Model};
 use crate::error::{Error, Result};
@@ -96,6 +100,9 @@ pub(super) fn at_usual_priority<T: Send + 'static>(work: impl FnOnce() -> T + Se
 pub(super) struct Loader {
     pub(super) repositories: Arc<Repositories>,
     pub(super) catalog: Arc<Catalog>,
+    pub(super) demand: Arc<Demand>,
+    /// The way to the manager, once it is there.
+    pub(super) events: OnceLock<mpsc::WeakSender<Event>>,
     backends: BTreeMap<&'static str, Arc<dyn Backend>>,
     /// Found out by the first load: libtorch, which is asked for devices, takes its time.
     pub(super) facts: LazyLock<Facts, FindFacts>,
@@ -103,6 +110,8 @@ pub(super) struct Loader {
     pub(super) config_name: Option<String>,
     pub(super) gpu_limits: BTreeMap<u32, f64>,
     pub(super) memory: Arc<Memory>,
+    /// Held while a load chooses which models leave for it.
+    pub(super) choosing: Mutex<()>,
     pub(super) retries: u32,
     /// What a load may take; `None` for any time.
     pub(super) time_max: Option<Duration>,
@@ -121,17 +130,20 @@ impl Loader {
     pub(super) fn new(
         settings: Settings,
         repositories: Arc<Repositories>,
-        catalog: Arc<Catalog>,
+        (catalog, demand): (Arc<Catalog>, Arc<Demand>),
         metrics: Metrics,
     ) -> Self {
         Self {
             repositories,
             catalog,
+            demand,
+            events: OnceLock::new(),
             backends: settings.backends.iter().map(|backend| (backend.name(), backend.clone())).collect(),
             facts: LazyLock::new(settings.facts),
             auto_complete: settings.auto_complete,
             config_name: settings.config_name,
             gpu_limits: settings.gpu_limits,
+            choosing: Mutex::default(),
             memory: Memory::new(settings.memory_limits, &metrics),
             retries: settings.load_retries,
             time_max: settings.load_time_max,
@@ -171,15 +183,32 @@ impl Loader {
         let settings = self.crew_settings(key, (config, version), &scheduler, &model)?;
         let served = Served::Instances { scheduler, model };
         let cache = ModelCache::new(self.cache.as_ref(), config, &stats);
-        let handle = Handle { config: config.clone(), version, signature, stats, served, cache };
+        let usage = Usage::new(began);
+        let handle = Handle { config: config.clone(), version, signature, stats, served, usage, cache };
         let handle = Arc::new(handle);
         let groups = config.clone();
         let crew = Some(at_usual_priority(move || Crew::start(settings, &groups.instances))??);
         let took = began.elapsed();
         handle.stats.loaded(took);
+        handle.usage.loaded(took, began + took);
         self.metrics.version_loaded();
         tracing::info!(model = %handle.config.name, version, seconds = took.as_secs_f64(), "model version is loaded");
         Ok(Serving { handle, crew, lease: Some(lease), _files: fetched })
+    }
+
+    /// These versions as they are known before they are opened.
+    pub(super) fn asleep(
+        &self,
+        config: &Arc<ModelConfig>,
+        versions: impl Iterator<Item = Version>,
+    ) -> BTreeMap<Version, Arc<Handle>> {
+        let asleep = |version| {
+            let (stats, served) = (Arc::new(ModelStats::new(&self.metrics, config, version)), Served::Nothing);
+            let (signature, usage) = (Arc::new(Signature::new(config)), Usage::new(Instant::now()));
+            let handle = Handle { config: config.clone(), version, signature, stats, served, usage, cache: None };
+            (version, Arc::new(handle))
+        };
+        versions.map(asleep).collect()
     }
 
     fn crew_settings(

@@ -43,6 +43,8 @@ impl Manager {
     /// Starts the task; at most `load_threads` models load at the same time.
     pub(super) fn start(loader: Arc<Loader>, catalog: Arc<Catalog>, load_threads: usize) -> Self {
         let (events, received) = mpsc::channel(COMMANDS_MAX);
+        // Loads may have models unloaded. Set once: each loader has one manager.
+        let _ = loader.events.set(events.downgrade());
         let task = Task {
             loader,
             catalog,
@@ -55,6 +57,11 @@ impl Manager {
         };
         let task = tokio::spawn(task.run(received));
         Self { events, tasks: Mutex::new(vec![task]) }
+    }
+
+    /// The way to the task.
+    pub(super) fn events(&self) -> mpsc::Sender<Event> {
+        self.events.clone()
     }
 
     /// Watches the repositories from now on; ends with the manager.

@@ -9,8 +9,10 @@ mod cache;
 mod catalog;
 pub mod check;
 pub mod compare;
+mod demand;
 pub mod ensemble;
 mod entrance;
+pub mod evict;
 mod handle;
 mod hanging;
 mod key;
@@ -20,6 +22,7 @@ mod loader;
 mod manager;
 mod memory;
 pub mod models;
+mod on_demand;
 pub mod order;
 mod overrides;
 pub mod poll;
@@ -28,6 +31,7 @@ pub mod reconcile;
 pub mod repositories;
 mod room;
 mod serving;
+mod usage;
 mod warmup;
 
 use std::collections::BTreeMap;
@@ -38,9 +42,11 @@ use futures_util::future::join_all;
 use tokio::sync::{oneshot, watch};
 
 use self::catalog::Catalog;
+use self::demand::Demand;
 use self::entrance::Entrance;
 use self::loader::Loader;
 use self::manager::Manager;
+use self::on_demand::OnDemand;
 use self::order::{Unload, What};
 use self::poll::Watched;
 use self::repositories::{Look, Repositories};
@@ -112,6 +118,8 @@ pub struct Settings {
     pub gpu_limits: BTreeMap<u32, f64>,
     /// How much memory models may take on a device, where it is not the usual share.
     pub memory_limits: BTreeMap<Device, MemoryLimit>,
+    /// The most requests that wait for a model to be loaded on demand.
+    pub demands_max: usize,
     /// The most bytes of files that a load request may bring.
     pub override_bytes_max: usize,
     /// Whether configurations are completed from the model files.
@@ -137,6 +145,8 @@ pub struct Settings {
 /// The models of one server.
 pub struct Engine {
     entrance: Entrance,
+    on_demand: OnDemand,
+    demand: Arc<Demand>,
     catalog: Arc<Catalog>,
     manager: Manager,
     metrics: Metrics,
@@ -153,13 +163,27 @@ impl Engine {
     pub fn new(settings: Settings, metrics: Metrics) -> Self {
         let (namespacing, load_threads) = (settings.namespacing, settings.load_threads);
         let (control, override_bytes_max) = (settings.control.clone(), settings.override_bytes_max);
-        let catalog = Arc::new(Catalog::new(settings.strict_readiness));
+        let demand = Demand::new(settings.demands_max, &metrics);
+        let catalog = Arc::new(Catalog::new(settings.strict_readiness, demand.clone()));
         let repositories = Arc::new(Repositories::new(&settings.roots, namespacing));
-        let loader = Arc::new(Loader::new(settings, repositories.clone(), catalog.clone(), metrics.clone()));
-        let manager = Manager::start(loader, catalog.clone(), load_threads);
+        let loader = Loader::new(settings, repositories.clone(), (catalog.clone(), demand.clone()), metrics.clone());
+        let manager = Manager::start(Arc::new(loader), catalog.clone(), load_threads);
+        let on_demand = OnDemand::new(catalog.clone(), demand.clone(), manager.events());
         let served = catalog.clone();
         let entrance = Entrance::new(&metrics, move |request| served.find(&request.model, request.version));
-        Self { entrance, catalog, manager, metrics, repositories, namespacing, control, override_bytes_max }
+        let entrance = entrance.loading(on_demand.clone());
+        Self {
+            entrance,
+            on_demand,
+            demand,
+            catalog,
+            manager,
+            metrics,
+            repositories,
+            namespacing,
+            control,
+            override_bytes_max,
+        }
     }
 
     /// Loads what the control mode asks for at the start, and waits until that is done. Begins to poll, if told.
@@ -218,13 +242,14 @@ impl Engine {
         loader::on_thread("nereid-scan", move || repositories.keys(&name)).await
     }
 
-    /// The version that a request for `name` gets: the wanted one, or the highest that is ready.
+    /// The version that a request for `name` gets: the wanted one, or the highest that is ready. Of a model that requests
+    /// load it is what is known of it, until it is there.
     ///
     /// # Errors
     /// [`Kind::NotFound`] for an unknown model or version or a model without a ready version, [`Kind::Unavailable`] for
     /// a version that is not ready.
     pub fn find(&self, name: &str, version: Option<Version>) -> Result<Arc<Handle>> {
-        self.catalog.find(name, version)
+        self.catalog.find(name, version).or_else(|error| self.on_demand.find(name, version).ok_or(error))
     }
 
     /// Whether the models that should be there are.
@@ -293,7 +318,16 @@ impl Engine {
         repository::check_name(name)?;
         overrides.check_size(self.override_bytes_max)?;
         let keys = if overrides.files.is_empty() { self.keys(name).await? } else { vec![Key::of(name)] };
-        let loads = keys.into_iter().map(|key| self.manager.ask(key, What::Load(overrides.clone())));
+        let (this, overrides) = (self, &overrides);
+        let loads = keys.into_iter().map(|key| async move {
+            // Whoever asks for a model by its name wants it now, also if it is on demand.
+            this.demand.want(&key);
+            let loaded = this.manager.ask(key.clone(), What::Load(overrides.clone())).await;
+            if loaded.as_ref().is_err_and(|error| error.kind() == Kind::NotFound) {
+                this.demand.is_nowhere(&key);
+            }
+            loaded
+        });
         // The reference server's status for a name that is in no repository.
         join_all(loads).await.into_iter().collect::<Result<()>>().map_err(|error| match error.kind() {
             Kind::NotFound => Error::internal(error.message().to_owned()),
@@ -311,6 +345,7 @@ impl Engine {
         repository::check_name(name)?;
         let keys = if self.namespacing { self.catalog.keys(name) } else { vec![Key::of(name)] };
         let unloads = keys.into_iter().map(|key| {
+            self.demand.forget(&key);
             let unload = Unload { dependents, because: None };
             self.manager.ask(key, What::Unload(unload))
         });

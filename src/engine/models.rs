@@ -205,6 +205,10 @@ impl<S: Clone, C> Models<S, C> {
                 self.reload_dependents(&key);
                 Ok(())
             }
+            (Ok(Loaded::Asleep), _) => {
+                self.models.entry(key.clone()).or_default().sleep();
+                Ok(())
+            }
             (Ok(Loaded::Unchanged | Loaded::Needs(_)), _) => Ok(()),
             (Err(error), _) => Err(error),
         };

@@ -1,18 +1,25 @@
-//! Makes room for a load: reserves what it will take, before anything is opened, and waits where memory is given back.
+//! Makes room for a load: reserves what it will take, before anything is opened; has idle models leave if that is what it
+//! takes, and waits for memory that is given back.
 //!
-//! Runs on loader threads, and blocks. Begin with [`Loader::reserve`].
+//! Runs on loader threads, and blocks. Begin with [`Loader::reserve`]; what leaves is decided by [`evict`].
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use super::evict::{Candidate, Verdict, evict};
 use super::hanging::Claim;
+use super::lifecycle::EVICTED;
 use super::loader::Loader;
-use super::memory::Lease;
+use super::manager::Event;
 use super::memory::ledger::{Holder, excess};
+use super::memory::{Lack, Lease};
 use super::models::Job;
-use super::order::outdated_load;
+use super::order::{Unload, What, outdated_load};
 use super::serving::Serving;
+use super::{Handle, Key};
 use crate::error::{Error, Result};
-use crate::model::{Footprint, ModelConfig, Version, VersionFiles};
+use crate::infer::Instant;
+use crate::model::{Footprint, ModelConfig, Scheduling, Version, VersionFiles};
 
 /// A load as far as memory is concerned.
 #[derive(Clone, Copy)]
@@ -22,8 +29,34 @@ pub(super) struct Need<'a> {
     pub(super) config: &'a ModelConfig,
 }
 
+/// A model that is served, as far as memory is concerned.
+struct Present {
+    key: Key,
+    versions: Vec<Arc<Handle>>,
+    /// Whether it has to stay for now, requests or not.
+    stays: bool,
+}
+
+impl Present {
+    /// How long it was not used; `None` if it is used now.
+    fn unused(&self, now: Instant) -> Option<std::time::Duration> {
+        let is_idle = !self.stays && self.versions.iter().all(|version| version.is_idle());
+        let unused = self.versions.iter().map(|version| version.usage.unused(now)).min();
+        unused.filter(|_| is_idle)
+    }
+
+    /// Whether requests to it need the model of this name.
+    fn has_step(&self, name: &str) -> bool {
+        self.versions.iter().any(|version| match &version.config.scheduling {
+            Scheduling::Ensemble(ensemble) => ensemble.steps.iter().any(|step| step.model == name),
+            _ => false,
+        })
+    }
+}
+
 impl Loader {
-    /// Reserves what these versions will take, all of it or nothing. Waits for versions that are being unloaded.
+    /// Reserves what these versions will take, all of it or nothing. Has other models leave for them, and waits until
+    /// memory is given back.
     ///
     /// # Errors
     /// [`crate::error::Kind::Unavailable`] with who is in the way, or that nobody waits for the load any more.
@@ -38,7 +71,7 @@ impl Loader {
             let backend = self.backend(&need.config.backend).ok();
             backend.and_then(|backend| backend.estimate(files, &of_file).ok()).unwrap_or_default()
         };
-        let parts = files.iter().map(|(version, files)| (self.holder(need, *version), estimate(files)));
+        let parts = files.iter().map(|(version, files)| (holder(need, *version), estimate(files)));
         let leases = self.line_up(need, parts.collect())?;
         Ok(leases.into_iter().map(|lease| (lease.holder().version, lease)).collect())
     }
@@ -51,7 +84,7 @@ impl Loader {
         if !lease.commit(measured, need.config) {
             let more = excess(measured, &lease.bytes());
             let version = lease.holder().version;
-            for further in self.line_up(need, vec![(self.holder(need, version), more)])? {
+            for further in self.line_up(need, vec![(holder(need, version), more)])? {
                 lease.join(further);
             }
             if !lease.commit(measured, need.config) {
@@ -61,24 +94,123 @@ impl Loader {
         Ok(lease)
     }
 
-    fn holder(&self, need: Need<'_>, version: Version) -> Holder {
-        Holder { key: need.job.key.clone(), version }
-    }
-
     fn line_up(&self, need: Need<'_>, parts: Vec<(Holder, Footprint)>) -> Result<Vec<Lease>> {
         let line = self.memory.line_up(parts);
         loop {
             if need.job.progress.overtaken.is_cancelled() || need.claim.is_taken() {
                 return Err(outdated_load());
             }
-            match line.reserve() {
-                Ok(leases) => return Ok(leases),
-                Err(lack) if !lack.bytes.bytes.is_empty() && !lack.is_behind => {
-                    return Err(Error::unavailable(format!("model '{}' {}", need.config.name, lack.why)));
+            let leaving = {
+                // Two loads must not choose the same models.
+                let _choosing = self.choosing.lock();
+                match line.reserve() {
+                    Ok(leases) => return Ok(leases),
+                    Err(lack) => self.choose(need, &lack)?,
                 }
-                // It is given back soon, or others come first.
-                Err(_) => line.wait(),
+            };
+            for key in leaving {
+                self.unload(key);
             }
+            line.wait();
         }
     }
+
+    /// The models that leave for this load, and are known to leave from now on.
+    fn choose(&self, need: Need<'_>, lack: &Lack) -> Result<Vec<Key>> {
+        if lack.bytes.bytes.is_empty() {
+            // So much is given back soon, or it is the turn of others.
+            return Ok(Vec::new());
+        }
+        let present = self.present();
+        let others = |key: &Key| *key != need.job.key;
+        let mut candidates = self.candidates(&present);
+        candidates.extend(self.memory.read(|ledger| ledger.reserved().map(being_loaded).collect::<Vec<_>>()));
+        candidates.retain(|candidate| others(&candidate.key));
+        match evict(&lack.bytes, need.config.residency, &candidates) {
+            Verdict::Evict(keys) => {
+                keys.iter().for_each(|key| self.put_to_sleep(key, &present));
+                Ok(keys)
+            }
+            Verdict::Wait => Ok(Vec::new()),
+            // Whoever comes first may need less in the end.
+            Verdict::Never if lack.is_behind => Ok(Vec::new()),
+            Verdict::Never => Err(Error::unavailable(format!("model '{}' {}", need.config.name, lack.why))),
+        }
+    }
+
+    fn present(&self) -> Vec<Present> {
+        let served = self.catalog.served().into_iter();
+        let present = |(key, versions, is_loading): (Key, _, bool)| {
+            let stays = is_loading || self.demand.is_needed(&key);
+            Present { key, versions, stays }
+        };
+        served.map(present).collect()
+    }
+
+    /// The models that hold memory, each with what it takes along: what is made of it cannot be served without it.
+    fn candidates(&self, present: &[Present]) -> Vec<Candidate<Key>> {
+        let now = Instant::now();
+        let candidate = |model: &Present| {
+            let bytes = self.memory.read(|ledger| ledger.held_by(&model.key));
+            let concerned = with_users(model, present);
+            let versions = concerned.iter().flat_map(|model| &model.versions);
+            let residency = versions.map(|version| version.config.residency).max().unwrap_or_default();
+            let unused: Option<Vec<_>> = concerned.iter().map(|model| model.unused(now)).collect();
+            Candidate {
+                key: model.key.clone(),
+                residency,
+                bytes,
+                reload: model.versions.iter().map(|version| version.usage.load_time()).sum(),
+                unused: unused.and_then(|unused| unused.into_iter().min()),
+            }
+        };
+        present.iter().map(candidate).filter(|candidate| !candidate.bytes.bytes.is_empty()).collect()
+    }
+
+    /// A model is chosen to leave. Its next request has it loaded again, and what is made of it.
+    fn put_to_sleep(&self, key: &Key, present: &[Present]) {
+        let Some(model) = present.iter().find(|model| model.key == *key) else { return };
+        self.memory.leave(key);
+        for model in with_users(model, present) {
+            let asleep = model.versions.iter().map(|version| (version.version, version.asleep()));
+            self.demand.evicted(&model.key, asleep.collect());
+        }
+        self.demand.metrics.evicted();
+        tracing::info!(model = %key, "model leaves: a load needs its memory");
+    }
+
+    fn unload(&self, key: Key) {
+        let what = What::Unload(Unload { dependents: false, because: Some(EVICTED.to_owned()) });
+        if let Some(events) = self.events.get().and_then(|events| events.upgrade()) {
+            let _ = events.blocking_send(Event::Ask { key, what, callers: Vec::new() });
+        }
+    }
+}
+
+fn holder(need: Need<'_>, version: Version) -> Holder {
+    Holder { key: need.job.key.clone(), version, residency: need.config.residency }
+}
+
+/// What is being loaded may leave later.
+fn being_loaded((holder, bytes): (&Holder, &Footprint)) -> Candidate<Key> {
+    Candidate {
+        key: holder.key.clone(),
+        residency: holder.residency,
+        bytes: bytes.clone(),
+        reload: std::time::Duration::ZERO,
+        unused: None,
+    }
+}
+
+/// A model and all that is made of it, perhaps by way of others.
+fn with_users<'a>(model: &'a Present, present: &'a [Present]) -> Vec<&'a Present> {
+    let mut concerned = vec![model];
+    let mut seen = 0;
+    while let Some(part) = concerned.get(seen).copied() {
+        seen += 1;
+        let users = present.iter().filter(|user| user.has_step(&part.key.name));
+        let new: Vec<_> = users.filter(|user| !concerned.iter().any(|known| known.key == user.key)).collect();
+        concerned.extend(new);
+    }
+    concerned
 }

@@ -31,7 +31,7 @@ impl Serving {
         match (&self.crew, &self.handle.served) {
             (Some(crew), _) => crew.retire(),
             (None, Served::Ensemble(ensemble)) => ensemble.gate.drain(),
-            (None, Served::Instances { .. }) => {}
+            (None, Served::Instances { .. } | Served::Nothing) => {}
         }
         drop(self);
         libtorch::release_unused();

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    BatchInput, BatchOutput, Device, QueuePolicy, RateLimit, Scheduling, ServerPadding, TimeoutAction, schema,
+    BatchInput, BatchOutput, Device, QueuePolicy, RateLimit, Residency, Scheduling, ServerPadding, TimeoutAction,
+    schema,
 };
 use crate::tensor::{DataType, Shape};
 
@@ -40,6 +41,8 @@ pub struct ModelConfig {
     pub budget: Option<LatencyBudget>,
     /// What an execution may take before its instance is written off; zero for any time, `None` for the server's setting.
     pub execution_time_max: Option<Duration>,
+    /// How firmly it is in memory.
+    pub residency: Residency,
     /// Whether a request may have any number of responses.
     pub decoupled: bool,
     /// `parameters{}` as text.
@@ -80,6 +83,7 @@ impl ModelConfig {
             scheduling: Scheduling::Single(queue),
             budget: None,
             execution_time_max: None,
+            residency: Residency::default(),
             decoupled: false,
             parameters: BTreeMap::new(),
             metric_tags: BTreeMap::new(),

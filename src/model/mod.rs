@@ -11,6 +11,7 @@ mod id;
 mod padding;
 mod ragged;
 mod rate_limit;
+mod residency;
 mod scheduling;
 pub mod schema;
 mod signature;
@@ -23,6 +24,7 @@ pub use id::{Device, Version};
 pub use padding::{Padded, ServerPadding};
 pub use ragged::{BatchInput, BatchOutput};
 pub use rate_limit::{Amount, Place, RateLimit, Resource};
+pub use residency::Residency;
 pub use scheduling::{
     DynamicBatching, Ensemble, EnsembleStep, Flag, InitialState, Iterative, Priorities, QueuePolicy, Scheduling,
     SequenceBatching, SequenceControl, SequenceControlKind, SequenceState, SequenceStrategy, TimeoutAction,

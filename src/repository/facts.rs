@@ -13,6 +13,9 @@ pub const LATENCY_BUDGET: &str = "latency.budget_us";
 /// The parameter that bounds an execution, in microseconds.
 pub const EXECUTION_TIMEOUT: &str = "execution.timeout_us";
 
+/// The parameter that says how firmly a model is in memory: one of [`crate::model::Residency::WORDS`].
+pub const RESIDENCY: &str = "memory.residency";
+
 /// The parameter that gives each priority level a share in what is executed: one weight for each, from level 1 on.
 pub const PRIORITY_WEIGHTS: &str = "priority.weights";
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::facts::{CACHE_TTL, EXECUTION_TIMEOUT, LATENCY_BUDGET};
+use super::facts::{CACHE_TTL, EXECUTION_TIMEOUT, LATENCY_BUDGET, RESIDENCY};
 use super::{Facts, files, padding};
 use crate::model::Device;
 use crate::model::schema::model_instance_group::Kind;
@@ -17,7 +17,8 @@ use crate::model::schema::model_metrics::metric_control::MetricOptions;
 use crate::model::schema::model_warmup::input::InputDataType;
 use crate::model::schema::{self, ModelRateLimiter, ModelTensorReshape, model_rate_limiter};
 use crate::model::{
-    Instances, LatencyBudget, ModelConfig, RateLimit, Resource, TensorSpec, WarmupData, WarmupInput, WarmupSample,
+    Instances, LatencyBudget, ModelConfig, RateLimit, Residency, Resource, TensorSpec, WarmupData, WarmupInput,
+    WarmupSample,
 };
 use crate::tensor::{DataType, Shape};
 
@@ -49,6 +50,7 @@ pub(super) fn config(
         scheduling: scheduling::scheduling(schema, directory, facts)?,
         budget: budget(schema),
         execution_time_max: execution_time_max(schema),
+        residency: residency(schema),
         decoupled: schema.model_transaction_policy.is_some_and(|policy| policy.decoupled),
         parameters: schema.parameters.iter().map(|(key, value)| (key.clone(), value.string_value.clone())).collect(),
         metric_tags: schema.metric_tags.iter().map(|(key, value)| (format!("_{key}"), value.clone())).collect(),
@@ -160,6 +162,11 @@ fn budget(schema: &schema::ModelConfig) -> Option<LatencyBudget> {
 fn execution_time_max(schema: &schema::ModelConfig) -> Option<Duration> {
     let micros = schema.parameters.get(EXECUTION_TIMEOUT)?.string_value.parse().ok()?;
     Some(Duration::from_micros(micros))
+}
+
+fn residency(schema: &schema::ModelConfig) -> Residency {
+    let written = schema.parameters.get(RESIDENCY);
+    written.and_then(|written| Residency::parse(&written.string_value)).unwrap_or_default()
 }
 
 fn warmup(schema: &schema::ModelConfig, directory: &Path) -> Vec<WarmupSample> {

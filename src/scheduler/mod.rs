@@ -146,6 +146,11 @@ pub trait Scheduler: fmt::Debug + Send + Sync {
     /// How many requests wait.
     fn waiting(&self) -> usize;
 
+    /// Whether nothing waits, and nothing is kept for requests to come.
+    fn is_idle(&self) -> bool {
+        self.waiting() == 0
+    }
+
     /// The statistics that outcomes are recorded in.
     fn stats(&self) -> &Arc<ModelStats>;
 }

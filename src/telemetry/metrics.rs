@@ -27,7 +27,7 @@ use crate::model::{ModelConfig, Version};
 
 pub use self::cache::{CacheMetrics, Evicted};
 pub use self::instances::{BusyTime, InstancesMetrics, LimiterMetrics, ResourceMetrics};
-pub use self::memory::{HeldBytes, MemoryMetrics};
+pub use self::memory::{HeldBytes, MemoryMetrics, OnDemandMetrics};
 pub(super) use self::model::ModelMetrics;
 pub use self::model::{MODEL_HISTOGRAMS, Running};
 pub use self::regions::RegionMetrics;
@@ -118,8 +118,19 @@ const LIMITER_WAITING: Family =
 const LIMITER_RESOURCES: Family = Family("nereid_rate_limiter_resources", "How much there is of a resource");
 const LIMITER_USED: Family = Family("nereid_rate_limiter_resources_used", "How much of a resource is held");
 const DEVICE_LIMIT: Family = Family("nereid_memory_limit_bytes", "Bytes that models may hold on a device");
-const DEVICE_RESERVED: Family =
-    Family("nereid_memory_reserved_bytes", "Bytes of a device that are reserved for models which are being loaded");
+const DEVICE_RESERVED: Family = Family(
+    "nereid_memory_reserved_bytes",
+    "Bytes of a device that are given out: those that models hold, and those that loads will take",
+);
+const EVICTIONS: Family =
+    Family("nereid_evictions_total", "Models that left because a load needed their memory; requests bring them back");
+const DEMANDS: Family = Family(
+    "nereid_on_demand_requests_total",
+    "Requests to models on demand: those that found the model there (hit), and waits for a model to be loaded (miss)",
+);
+const DEMAND_LOADS: Family = Family("nereid_on_demand_loads_total", "Loads that requests have waited for, by result");
+const DEMAND_SECONDS: Family =
+    Family("nereid_on_demand_wait_seconds", "Time that requests have waited for models to be loaded");
 const DEVICE_USED: Family = Family("nereid_memory_used_bytes", "Bytes of a device that models hold");
 const RECEIVED: Family =
     Family("nereid_requests_received_total", "Inference requests that arrived, whatever became of them");
@@ -514,6 +525,7 @@ mod tests {
         let metrics =
             Metrics::of(Settings { summary_latencies: true, histogram_latencies: true, ..Settings::default() });
         let _server = (metrics.host(), metrics.regions(), metrics.cache(), metrics.port("grpc"));
+        let _on_demand = metrics.on_demand();
         let _limiter = metrics.limiter().resource("r", "global");
         let _memory = (metrics.memory("cpu"), metrics.held(&ModelConfig::new("m", "identity"), 1, "cpu", 1));
         let tags = BTreeMap::from([("_team".to_owned(), "search".to_owned())]);

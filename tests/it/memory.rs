@@ -2,14 +2,16 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nereid::backend::libtorch::script::Script;
-use nereid::engine::{Control, Device, Engine, MemoryLimit, Overrides, Settings};
+use nereid::engine::{Control, Device, Engine, MemoryLimit, Overrides, Settings, State};
 use nereid::error::Kind;
 use nereid::infer::{self, Infer as _, Request};
 use nereid::tensor::{DataType, NamedTensor, Shape, Tensor};
 
-use crate::support::{engine_with, metric, until, within, write_model};
+use crate::gate::Gate;
+use crate::support::{self, beside, engine_with, identity_config, metric, until, within, write_model};
 
 /// The numbers of a model's weights, and their bytes.
 const NUMBERS: usize = 100_000;
@@ -84,8 +86,8 @@ async fn each_byte_is_counted_where_it_is_and_given_back_by_an_unload() {
         }
     }
     assert_eq!(metric(&engine, "nereid_memory_limit_bytes{device=\"cpu\"}"), limit as f64);
-    until(|| metric(&engine, "nereid_memory_used_bytes{device=\"cpu\"}") == 0.0).await;
-    assert_eq!(metric(&engine, "nereid_memory_reserved_bytes"), 0.0);
+    until(|| metric(&engine, "nereid_memory_reserved_bytes{device=\"cpu\"}") == 0.0).await;
+    assert_eq!(metric(&engine, "nereid_memory_used_bytes"), 0.0);
     assert_eq!(metric(&engine, "nereid_model_memory_bytes"), 0.0);
     engine.stop().await;
 }
@@ -102,4 +104,209 @@ async fn a_reload_that_has_no_room_beside_the_old_copy_fails_and_the_old_copy_se
     assert!(refused.message().contains("'only' version 1 holds 0.4 MB"), "{refused}");
     answers(&engine, "only").await;
     engine.stop().await;
+}
+
+/// Models on demand.
+const ON_DEMAND: &str = "parameters { key: \"memory.residency\" value { string_value: \"on_demand\" } }";
+const PINNED: &str = "parameters { key: \"memory.residency\" value { string_value: \"pinned\" } }";
+
+async fn state(engine: &Engine, model: &str) -> (Option<State>, String) {
+    let index = engine.index(false).await;
+    let entry = index.into_iter().find(|entry| &*entry.key.name == model).expect("it is known");
+    (entry.state, entry.reason)
+}
+
+#[tokio::test]
+async fn a_model_on_demand_is_known_and_loaded_by_its_first_requests_together() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    write_heavy(root.path(), &["lazy"], ON_DEMAND);
+    let (engine, failed) = engine_with(root.path(), Control::None, |_| {}).await;
+    assert!(failed.is_empty() && engine.ready(), "it need not be there");
+    assert_eq!(state(&engine, "lazy").await, (Some(State::Unavailable), "on demand: not loaded".to_owned()));
+    assert_eq!(engine.find("lazy", None).expect("known").config.inputs.len(), 1, "requests can be decoded");
+    assert_eq!(engine.find("lazy", Some(2)).err().expect("there is no version 2").kind(), Kind::NotFound);
+    let requests = (0..8).map(|_| beside(&engine, |engine| async move { answers(&engine, "lazy").await }));
+    for request in requests.collect::<Vec<_>>() {
+        request.await.expect("answered");
+    }
+    assert_eq!(state(&engine, "lazy").await.0, Some(State::Ready));
+    assert_eq!(metric(&engine, "nereid_on_demand_loads_total{result=\"success\"}"), 1.0);
+    answers(&engine, "lazy").await;
+    let asked = |result| metric(&engine, &format!("nereid_on_demand_requests_total{{result=\"{result}\"}}"));
+    assert!(asked("hit") >= 1.0 && asked("miss") >= 1.0);
+    assert_eq!(asked("hit") + asked("miss"), 9.0);
+    engine.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_waits_no_longer_than_its_deadline_and_the_load_goes_on() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let config = format!("{}{ON_DEMAND}", identity_config("").replace("\"identity\"", "\"gate\""));
+    write_model(root.path(), "lazy", &config, &[1]);
+    let gate = Arc::new(Gate::default());
+    let (engine, failed) = engine_with(root.path(), Control::None, |settings| gate.join(settings)).await;
+    assert!(failed.is_empty());
+    let hasty = support::request("lazy");
+    let hasty = Request { deadline: Some(hasty.arrived + Duration::from_millis(50)), ..hasty };
+    let late = within(infer::only(engine.infer(hasty))).await.expect_err("it is not loaded by then");
+    assert_eq!(late.kind(), Kind::DeadlineExceeded);
+    drop(engine.infer(support::request("lazy")));
+    assert_eq!(metric(&engine, "nereid_unrouted_requests_total{reason=\"cancelled\"}"), 1.0);
+    until(|| gate.waiting() == ["lazy"]).await;
+    let patient = beside(&engine, |engine| async move { infer::only(engine.infer(support::request("lazy"))).await });
+    gate.open();
+    within(patient).await.expect("it runs").expect("answered");
+    assert_eq!(gate.loads(), 1, "they share one load");
+    engine.stop().await;
+}
+
+#[tokio::test]
+async fn a_load_that_fails_fails_those_who_wait_and_is_tried_again_later() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let config = format!("{}{ON_DEMAND}", identity_config("").replace("\"identity\"", "\"gate\""));
+    write_model(root.path(), "lazy", &config, &[1]);
+    let gate = Arc::new(Gate::default());
+    let (engine, _) = engine_with(root.path(), Control::None, |settings| gate.join(settings)).await;
+    let ask = || beside(&engine, |engine| async move { infer::only(engine.infer(support::request("lazy"))).await });
+    let requests: Vec<_> = (0..3).map(|_| ask()).collect();
+    until(|| metric(&engine, "nereid_requests_in_flight") == 3.0 && gate.waiting() == ["lazy"]).await;
+    gate.fail(1);
+    gate.open();
+    for request in requests {
+        let failed = within(request).await.expect("it runs").expect_err("broken");
+        assert!(failed.message().contains("the gate said no"), "{failed}");
+    }
+    assert_eq!(gate.loads(), 1, "they share one load");
+    assert!(engine.ready(), "what is on demand need not be there");
+    within(async { while ask().await.expect("it runs").is_err() {} }).await;
+    assert_eq!(gate.loads(), 2);
+    engine.stop().await;
+}
+
+#[tokio::test]
+async fn an_unload_by_name_is_no_eviction() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    write_heavy(root.path(), &["lazy"], ON_DEMAND);
+    let (engine, _) = engine_with(root.path(), Control::Explicit(None), |_| {}).await;
+    engine.load("lazy", Overrides::default()).await.expect("who asks by name gets it at once");
+    assert_eq!(state(&engine, "lazy").await.0, Some(State::Ready));
+    engine.unload("lazy", false).await.expect("unloaded");
+    let refused = within(infer::only(engine.infer(request("lazy")))).await.expect_err("nobody wants it");
+    assert_eq!(refused.kind(), Kind::NotFound);
+    assert!(engine.find("lazy", None).is_err());
+    engine.stop().await;
+}
+
+#[tokio::test]
+async fn an_idle_model_leaves_for_another_and_comes_back_by_its_next_request() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let names = ["a", "b", "c"];
+    write_heavy(root.path(), &names, ON_DEMAND);
+    let limit = WEIGHTS + file_bytes(root.path(), "a");
+    let engine = engine_within(limit, root.path(), Control::None).await;
+    for model in names {
+        answers(&engine, model).await;
+    }
+    assert_eq!(engine.versions_ready("c"), [1]);
+    let gone: Vec<&str> = names.into_iter().filter(|name| engine.versions_ready(name).is_empty()).collect();
+    assert_eq!((gone.len(), metric(&engine, "nereid_evictions_total")), (1, 1.0));
+    assert_eq!(state(&engine, gone[0]).await.1, "evicted: others needed its memory");
+    answers(&engine, gone[0]).await;
+    assert_eq!(engine.versions_ready(gone[0]), [1]);
+    assert!(engine.ready());
+    engine.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_pinned_stays_and_what_is_resident_leaves_for_it_only() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    write_heavy(root.path(), &["resident"], "");
+    write_heavy(root.path(), &["lazy"], ON_DEMAND);
+    write_heavy(root.path(), &["pinned"], PINNED);
+    let limit = file_bytes(root.path(), "pinned");
+    let control = Control::Explicit(Some(vec!["resident".to_owned(), "lazy".to_owned()]));
+    let engine = engine_within(limit, root.path(), control).await;
+    let refused = within(infer::only(engine.infer(request("lazy")))).await.expect_err("there is no room");
+    assert!(refused.message().contains("'resident' version 1 holds 0.4 MB"), "{refused}");
+    engine.load("pinned", Overrides::default()).await.expect("the other one leaves");
+    answers(&engine, "pinned").await;
+    assert_eq!(state(&engine, "resident").await.1, "evicted: others needed its memory");
+    let refused = within(infer::only(engine.infer(request("resident")))).await.expect_err("there is no room");
+    assert!(refused.message().contains("'pinned' version 1 holds 0.4 MB"), "{refused}");
+    engine.unload("pinned", false).await.expect("unloaded");
+    within(async {
+        while infer::only(engine.infer(request("resident"))).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    engine.stop().await;
+}
+
+#[tokio::test]
+async fn an_ensemble_on_demand_has_its_member_loaded_and_goes_with_it() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    write_heavy(root.path(), &["member", "other"], ON_DEMAND);
+    let ensemble = format!(
+        "platform: \"ensemble\" max_batch_size: 4 {ON_DEMAND}\n\
+         input {{ name: \"x\" data_type: TYPE_FP32 dims: [1] }}\n\
+         output {{ name: \"y\" data_type: TYPE_FP32 dims: [1] }}\n\
+         ensemble_scheduling {{ step {{ model_name: \"member\" model_version: -1 \
+         input_map {{ key: \"x\" value: \"x\" }} output_map {{ key: \"y\" value: \"y\" }} }} }}\n"
+    );
+    write_model(root.path(), "ensemble", &ensemble, &[1]);
+    let engine = engine_within(file_bytes(root.path(), "member"), root.path(), Control::None).await;
+    assert!(engine.ready() && engine.versions_ready("member").is_empty());
+    answers(&engine, "ensemble").await;
+    assert_eq!(engine.versions_ready("member"), [1]);
+    answers(&engine, "other").await;
+    assert!(engine.versions_ready("member").is_empty() && engine.versions_ready("ensemble").is_empty());
+    assert!(engine.ready(), "both come back");
+    within(async {
+        while infer::only(engine.infer(request("ensemble"))).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(engine.versions_ready("other").is_empty());
+    engine.stop().await;
+}
+
+/// Many more models than there is room for, asked for by several clients, some models much more often than others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn skewed_traffic_to_more_models_than_fit_never_fails_and_never_exceeds_the_limit() {
+    const MODELS: u64 = 12;
+    const CLIENTS: u64 = 4;
+    const REQUESTS: u64 = 20;
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let names: Vec<String> = (0..MODELS).map(|number| format!("m{number}")).collect();
+    write_heavy(root.path(), &names.iter().map(String::as_str).collect::<Vec<_>>(), ON_DEMAND);
+    let limit = 5 * WEIGHTS;
+    let engine = engine_within(limit, root.path(), Control::None).await;
+    let clients = (0..CLIENTS).map(|client| {
+        beside(&engine, move |engine| async move {
+            let mut chance = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(client + 1);
+            for _ in 0..REQUESTS {
+                chance ^= chance << 13;
+                chance ^= chance >> 7;
+                chance ^= chance << 17;
+                // The product of two numbers is small more often than large.
+                let model = (chance % MODELS) * ((chance >> 32) % MODELS) / MODELS;
+                answers(&engine, &format!("m{model}")).await;
+                let given_out = metric(&engine, "nereid_memory_reserved_bytes");
+                assert!(given_out <= limit as f64, "{given_out}");
+            }
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        // Each of its requests is waited for within a time.
+        client.await.expect("every request is answered");
+    }
+    let asked = |result| metric(&engine, &format!("nereid_on_demand_requests_total{{result=\"{result}\"}}"));
+    assert!(asked("hit") > 0.0 && asked("miss") > 0.0);
+    assert!(asked("hit") + asked("miss") >= (CLIENTS * REQUESTS) as f64);
+    assert!(metric(&engine, "nereid_evictions_total") > 0.0);
+    assert_eq!(metric(&engine, "nereid_on_demand_loads_total{result=\"failure\"}"), 0.0);
+    engine.stop().await;
+    assert_eq!(metric(&engine, "nereid_memory_used_bytes"), 0.0);
 }

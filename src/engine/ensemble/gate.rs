@@ -65,6 +65,11 @@ impl Gate {
         }
     }
 
+    /// Whether no request is under way.
+    pub(in crate::engine) fn is_idle(&self) -> bool {
+        self.state.lock().requests == 0
+    }
+
     /// The bound of one step, if it has one.
     pub(super) fn step(&self, index: usize) -> Option<&Arc<Semaphore>> {
         self.steps.get(index)

@@ -11,7 +11,9 @@ use super::super::{Handle, Key};
 use super::graph::Plan;
 use super::{Ensemble, connect};
 use crate::engine::cache::ModelCache;
+use crate::engine::usage::Usage;
 use crate::error::Result;
+use crate::infer::Instant;
 use crate::model::{EnsembleStep, ModelConfig, Scheduling, Signature, Version};
 use crate::repository::Positions;
 use crate::scheduler::stopping;
@@ -61,7 +63,8 @@ impl Loader {
         tracing::info!(model = %config.name, version, "ensemble is connected");
         let served = Served::Ensemble(Arc::new(ensemble));
         let cache = ModelCache::new(self.cache.as_ref(), config, &stats);
-        let handle = Arc::new(Handle { config: config.clone(), version, signature, stats, served, cache });
+        let usage = Usage::new(Instant::now());
+        let handle = Arc::new(Handle { config: config.clone(), version, signature, stats, served, usage, cache });
         Serving { handle, crew: None, lease: None, _files: Arc::default() }
     }
 }

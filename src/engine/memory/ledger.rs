@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::engine::Key;
-use crate::model::{Device, Footprint, Version};
+use crate::model::{Device, Footprint, Residency, Version};
 
 /// Which version of which model holds an entry.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,6 +16,8 @@ pub struct Holder {
     pub key: Key,
     /// The version.
     pub version: Version,
+    /// How firmly it is there.
+    pub residency: Residency,
 }
 
 /// What is done with the memory of an entry.
@@ -122,6 +124,12 @@ impl Ledger {
         }
     }
 
+    /// All that a model holds is given back soon.
+    pub fn leave_all(&mut self, key: &Key) {
+        let of_model = self.entries.values_mut().filter(|entry| entry.holder.key == *key);
+        of_model.filter(|entry| entry.phase == Phase::Held).for_each(|entry| entry.phase = Phase::Leaving);
+    }
+
     /// The entry is given back.
     pub fn release(&mut self, id: EntryId) {
         self.entries.remove(&id);
@@ -130,6 +138,18 @@ impl Ledger {
     /// How much an entry is.
     pub fn of(&self, id: EntryId) -> Footprint {
         self.entries.get(&id).map(|entry| entry.bytes.clone()).unwrap_or_default()
+    }
+
+    /// What a model holds that does not leave yet.
+    pub fn held_by(&self, key: &Key) -> Footprint {
+        let held = self.entries.values().filter(|entry| entry.holder.key == *key && entry.phase == Phase::Held);
+        sum(held.map(|entry| &entry.bytes))
+    }
+
+    /// What loads have reserved for models that are so firmly there, each with who it is for.
+    pub fn reserved(&self) -> impl Iterator<Item = (&Holder, &Footprint)> {
+        let reserved = self.entries.values().filter(|entry| entry.phase == Phase::Reserved);
+        reserved.map(|entry| (&entry.holder, &entry.bytes))
     }
 
     /// The bytes of a device in one phase.

@@ -14,7 +14,7 @@ fn ledger(bytes: u64) -> Ledger {
 }
 
 fn holder(name: &str) -> Holder {
-    Holder { key: Key::of(name), version: 1 }
+    Holder { key: Key::of(name), version: 1, residency: Residency::Resident }
 }
 
 /// Stands in line and reserves at once.

@@ -16,6 +16,7 @@ use parking_lot::{Condvar, Mutex};
 
 pub(super) use self::lease::{Lease, Leased};
 use self::ledger::{EntryId, Holder, Ledger, Phase, Place};
+use super::Key;
 use crate::backend::libtorch;
 use crate::model::{Device, Footprint};
 use crate::telemetry::metrics::{MemoryMetrics, Metrics};
@@ -97,6 +98,16 @@ impl Memory {
         result
     }
 
+    /// Writes down that a model leaves.
+    pub(super) fn leave(&self, key: &Key) {
+        self.write(|ledger| ledger.leave_all(key));
+    }
+
+    /// Reads the books.
+    pub(super) fn read<T>(&self, read: impl FnOnce(&Ledger) -> T) -> T {
+        read(&self.books.lock().ledger)
+    }
+
     fn commit(&self, id: EntryId, measured: &Footprint) -> bool {
         // A model may take memory of a device that nobody expected it to.
         measured.bytes.keys().for_each(|device| self.find_out(*device));
@@ -108,7 +119,8 @@ impl Books {
     fn tell(&self) {
         for (device, told) in &self.told {
             let bytes = |phase| self.ledger.bytes(*device, phase);
-            told.holds(bytes(Phase::Reserved), bytes(Phase::Held) + bytes(Phase::Leaving));
+            let used = bytes(Phase::Held) + bytes(Phase::Leaving);
+            told.holds(bytes(Phase::Reserved) + used, used);
         }
     }
 }

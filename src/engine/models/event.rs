@@ -62,6 +62,8 @@ pub enum Event<S, C> {
 pub enum Loaded<S> {
     /// What is served is what the files say.
     Unchanged,
+    /// The model is known, and is loaded once a request asks for it.
+    Asleep,
     /// These models have to be ready first.
     Needs(Vec<Key>),
     /// All versions that are to be served from now on.

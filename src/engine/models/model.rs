@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::event::{Loaded, Origin, Retired};
 use crate::engine::Key;
-use crate::engine::lifecycle::{ModelView, State, UNLOADED, VersionView};
+use crate::engine::lifecycle::{ASLEEP, ModelView, State, UNLOADED, VersionView};
 use crate::engine::order::{Running as Runs, What};
 use crate::engine::overrides::Overrides;
 use crate::engine::progress::Progress;
@@ -150,7 +150,7 @@ impl<S: Clone, C> Model<S, C> {
     pub(super) fn is_outdone(&self, loaded: &Loaded<S>) -> bool {
         match loaded {
             Loaded::Unchanged => self.origin.is_none(),
-            Loaded::Needs(_) => false,
+            Loaded::Asleep | Loaded::Needs(_) => false,
             Loaded::New { kept, .. } => kept.iter().any(|version| !self.servings.contains_key(version)),
         }
     }
@@ -198,6 +198,13 @@ impl<S: Clone, C> Model<S, C> {
                 None => self.view.set(version, State::Unavailable, reason),
             }
         }
+    }
+
+    /// It is known, and not opened; what is served goes on.
+    pub(super) fn sleep(&mut self) {
+        self.view.reason = ASLEEP.into();
+        let loading = self.view.versions.values_mut().filter(|view| view.state == State::Loading);
+        loading.for_each(|view| (view.state, view.reason) = (State::Unavailable, ASLEEP.into()));
     }
 
     /// Versions are gone, unless they are served again or another copy of them is leaving.

@@ -86,6 +86,11 @@ impl Bench {
         self.loaded_as(name, Loaded::New { origin: None, versions, kept: BTreeSet::new(), members });
     }
 
+    /// Ends the load of a model that nobody needs yet.
+    fn asleep(&mut self, name: &str) {
+        self.loaded_as(name, Loaded::Asleep);
+    }
+
     /// Ends the load of a model without members: these versions are opened by it, those kept.
     pub(super) fn loaded_versions(&mut self, name: &str, opened: &[Version], kept: &[Version]) {
         self.loads += 1;
@@ -393,6 +398,23 @@ impl Bench {
         }
         panic!("it never ends: {:?}", self.jobs);
     }
+}
+
+#[test]
+fn a_model_on_demand_is_known_and_opened_by_a_later_load() {
+    let mut bench = Bench::default();
+    let start = bench.load("m");
+    let progress = bench.jobs[0].progress.clone();
+    bench.on(Event::Resolved { key: Key::of("m"), versions: vec![1, 2], progress });
+    bench.asleep("m");
+    assert_eq!(bench.answers[&start], Ok(()));
+    let view = &bench.views[&Key::of("m")];
+    let states: Vec<_> = view.versions.values().map(|version| (version.state, &*version.reason)).collect();
+    assert_eq!(states, [(State::Unavailable, "on demand: not loaded"); 2]);
+    assert!(view.wanted && view.progress.is_none());
+    bench.load("m");
+    bench.loaded("m", &[]);
+    assert_eq!(bench.views[&Key::of("m")].versions[&1].state, State::Ready);
 }
 
 proptest! {

@@ -2,12 +2,13 @@
 
 use super::super::facts::{
     CACHE_TTL, DONE_OUTPUT, ENSEMBLE_REQUESTS_MAX, EXECUTION_TIMEOUT, LATENCY_BUDGET, PRIORITY_AGEING,
-    PRIORITY_WEIGHTS, STEPS_MAX,
+    PRIORITY_WEIGHTS, RESIDENCY, STEPS_MAX,
 };
-use super::super::suggest::misspelt;
+use super::super::suggest::{misspelt, nearest};
 use super::super::tree::shorten;
 use super::super::{padding, shares};
 use super::Check;
+use crate::model::Residency;
 use crate::model::schema::model_config::SchedulingChoice;
 
 /// A longer budget is a mistake in the unit: one hour.
@@ -23,6 +24,7 @@ pub(super) fn check(check: &mut Check<'_>) {
         check.mistake_near(&format!("parameters[{}]", wrong.key), wrong.message, wrong.suggestion);
     }
     execution_timeout(check);
+    residency(check);
     priorities(check);
     super::sequence::parameters(check);
     ensemble_requests(check);
@@ -39,7 +41,7 @@ fn keys(check: &mut Check<'_>) {
     let backend = facts.backend(&check.config.backend);
     let of_backend = backend.map_or([].as_slice(), |backend| backend.parameter_keys.as_slice());
     let of_server = [LATENCY_BUDGET, EXECUTION_TIMEOUT, CACHE_TTL, PRIORITY_WEIGHTS, PRIORITY_AGEING];
-    let of_server = of_server.into_iter().chain([DONE_OUTPUT, STEPS_MAX, ENSEMBLE_REQUESTS_MAX]);
+    let of_server = of_server.into_iter().chain([RESIDENCY, DONE_OUTPUT, STEPS_MAX, ENSEMBLE_REQUESTS_MAX]);
     let of_server = of_server.chain(padding::KEYS).chain(facts.parameter_keys.iter().map(String::as_str));
     let known: Vec<&str> = of_backend.iter().map(String::as_str).chain(of_server).collect();
     let mut keys: Vec<&String> = check.config.parameters.keys().collect();
@@ -101,6 +103,17 @@ fn execution_timeout(check: &mut Check<'_>) {
         shorten(text)
     );
     check.mistake(format!("parameters[{EXECUTION_TIMEOUT}]"), message);
+}
+
+fn residency(check: &mut Check<'_>) {
+    let Some(written) = check.config.parameters.get(RESIDENCY) else { return };
+    let word = &written.string_value;
+    if Residency::parse(word).is_some() {
+        return;
+    }
+    let words = Residency::WORDS.map(|(word, _)| word);
+    let message = format!("'{RESIDENCY}' must be one of {}, got '{}'", words.join(", "), shorten(word));
+    check.mistake_near(&format!("parameters[{RESIDENCY}]"), message, nearest(word, words));
 }
 
 fn priorities(check: &mut Check<'_>) {

@@ -489,6 +489,10 @@ impl Scheduler for Sequences {
         self.state.lock().table.waiting()
     }
 
+    fn is_idle(&self) -> bool {
+        self.state.lock().table.is_empty()
+    }
+
     fn stats(&self) -> &Arc<ModelStats> {
         &self.stats
     }

@@ -173,6 +173,11 @@ impl<I: Clone + Eq + Hash, R, S: Default> Table<I, R, S> {
         table
     }
 
+    /// Whether no sequence is under way.
+    pub(super) fn is_empty(&self) -> bool {
+        self.sequences.is_empty()
+    }
+
     /// Takes a request in.
     ///
     /// # Errors

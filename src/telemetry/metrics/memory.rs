@@ -1,8 +1,14 @@
 //! The series of the memory that models share, by device, and of what each version holds of it.
 
-use metrics::{Gauge, Label};
+use std::time::Duration;
 
-use super::{DEVICE_LIMIT, DEVICE_RESERVED, DEVICE_USED, MODEL_MEMORY, Metrics, version_labels};
+use metrics::{Counter, Gauge, Label};
+
+use super::histogram::Histogram;
+use super::{
+    DEMAND_LOADS, DEMAND_SECONDS, DEMANDS, DEVICE_LIMIT, DEVICE_RESERVED, DEVICE_USED, EVICTIONS, MODEL_MEMORY,
+    Metrics, SECONDS, version_labels,
+};
 use crate::model::{ModelConfig, Version};
 
 impl Metrics {
@@ -13,6 +19,21 @@ impl Metrics {
             limit: series.gauge(&DEVICE_LIMIT),
             reserved: series.gauge(&DEVICE_RESERVED),
             used: series.gauge(&DEVICE_USED),
+        }
+    }
+
+    /// The series of models that are loaded by requests, and of those that leave.
+    pub fn on_demand(&self) -> OnDemandMetrics {
+        let series = self.series(Vec::new());
+        let requests = |result| series.with("result", result).counter(&DEMANDS);
+        let loads = |result| series.with("result", result).counter(&DEMAND_LOADS);
+        OnDemandMetrics {
+            hits: requests("hit"),
+            misses: requests("miss"),
+            loads: loads("success"),
+            failures: loads("failure"),
+            waited: series.histogram(&DEMAND_SECONDS, &SECONDS),
+            evictions: series.counter(&EVICTIONS),
         }
     }
 
@@ -41,10 +62,44 @@ impl MemoryMetrics {
         self.limit.set(bytes as f64);
     }
 
-    /// Sets how many bytes are reserved, and how many are held.
+    /// Sets how many bytes are given out, and how many of them are held.
     pub fn holds(&self, reserved: u64, used: u64) {
         self.reserved.set(reserved as f64);
         self.used.set(used as f64);
+    }
+}
+
+/// What is counted of models that are loaded by requests, and of those that leave.
+#[derive(Debug)]
+pub struct OnDemandMetrics {
+    hits: Counter,
+    misses: Counter,
+    loads: Counter,
+    failures: Counter,
+    waited: Histogram,
+    evictions: Counter,
+}
+
+impl OnDemandMetrics {
+    /// Counts a request that found its model there.
+    pub fn hit(&self) {
+        self.hits.increment(1);
+    }
+
+    /// Counts a request that has waited so long for its model.
+    pub fn missed(&self, waited: Duration) {
+        self.misses.increment(1);
+        self.waited.record(waited.as_secs_f64());
+    }
+
+    /// Counts a load that requests have waited for.
+    pub fn loaded(&self, success: bool) {
+        if success { &self.loads } else { &self.failures }.increment(1);
+    }
+
+    /// Counts a model that leaves.
+    pub fn evicted(&self) {
+        self.evictions.increment(1);
     }
 }
 

@@ -1,0 +1,237 @@
+//! Which models are loaded by requests, and which of them requests wait for.
+//!
+//! A model sleeps here while it is known and not loaded: with its configuration, so that requests can be decoded and
+//! described. [`Demand::visit`] lets a request wait; all who wait for one model share one load, which goes on whoever of
+//! them gives up, and whose error all of them get. Loader threads and requests write here; nobody waits for the lock.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::{Arc, Weak};
+
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, Shared};
+use parking_lot::Mutex;
+
+use super::attempt::retry_delay;
+use super::progress::Progress;
+use super::{Handle, Key};
+use crate::error::{Error, Result};
+use crate::infer::Instant;
+use crate::model::{Residency, Version};
+use crate::scheduler::queue_full;
+use crate::telemetry::metrics::{Metrics, OnDemandMetrics};
+
+/// A load that several wait for.
+type Load = Shared<BoxFuture<'static, Result<()>>>;
+
+/// The models that requests load.
+pub(super) struct Demand {
+    state: Mutex<State>,
+    /// The most requests that wait for one model.
+    waiting_max: usize,
+    pub(super) metrics: OnDemandMetrics,
+}
+
+#[derive(Default)]
+struct State {
+    models: BTreeMap<Key, Entry>,
+    /// Models that a load needs which goes on as long as its progress is there.
+    holds: Vec<(Weak<Progress>, Key)>,
+    loads: u64,
+}
+
+#[derive(Default)]
+struct Entry {
+    residency: Residency,
+    /// Whether it left because others needed its memory.
+    evicted: bool,
+    /// Whether its next load is to open it.
+    wanted: bool,
+    /// Requests that wait for it.
+    waiting: usize,
+    /// With its number.
+    load: Option<(u64, Load)>,
+    failure: Option<Failure>,
+    /// Its versions as they were when it was last configured or served.
+    sleeping: BTreeMap<Version, Arc<Handle>>,
+}
+
+/// The last load, if it failed: until `retry` nobody tries again.
+struct Failure {
+    error: Error,
+    times: u32,
+    retry: Instant,
+}
+
+/// A request that waits for a model; as long as it does, the model does not leave.
+pub(super) struct Visit {
+    demand: Arc<Demand>,
+    key: Key,
+}
+
+impl Demand {
+    pub(super) fn new(waiting_max: usize, metrics: &Metrics) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), waiting_max, metrics: metrics.on_demand() })
+    }
+
+    /// A model was configured so.
+    pub(super) fn configured(&self, key: &Key, residency: Residency) {
+        let mut state = self.state.lock();
+        if residency == Residency::OnDemand || state.models.contains_key(key) {
+            state.models.entry(key.clone()).or_default().residency = residency;
+        }
+    }
+
+    /// The next load of this model opens it, whatever its configuration says.
+    pub(super) fn want(&self, key: &Key) {
+        self.state.lock().models.entry(key.clone()).or_default().wanted = true;
+    }
+
+    /// Whether its next load opens it.
+    pub(super) fn is_wanted(&self, key: &Key) -> bool {
+        self.state.lock().models.get(key).is_some_and(|entry| entry.wanted)
+    }
+
+    /// It was unloaded by somebody who does not want it any more.
+    pub(super) fn forget(&self, key: &Key) {
+        if let Some(entry) = self.state.lock().models.get_mut(key) {
+            (entry.wanted, entry.evicted, entry.failure) = (false, false, None);
+        }
+    }
+
+    /// There is no such model.
+    pub(super) fn is_nowhere(&self, key: &Key) {
+        self.state.lock().models.retain(|known, entry| known != key || entry.waiting > 0);
+    }
+
+    /// It is known, and sleeps until the first request.
+    pub(super) fn sleeps(&self, key: &Key, versions: BTreeMap<Version, Arc<Handle>>) {
+        self.state.lock().models.entry(key.clone()).or_default().sleeping = versions;
+    }
+
+    /// It leaves because others need its memory, and sleeps until the next request.
+    pub(super) fn evicted(&self, key: &Key, versions: BTreeMap<Version, Arc<Handle>>) {
+        let mut state = self.state.lock();
+        let entry = state.models.entry(key.clone()).or_default();
+        (entry.evicted, entry.wanted, entry.sleeping) = (true, false, versions);
+    }
+
+    /// Whether requests load it.
+    pub(super) fn returns(&self, key: &Key) -> bool {
+        let state = self.state.lock();
+        state.models.get(key).is_some_and(|entry| entry.residency == Residency::OnDemand || entry.evicted)
+    }
+
+    /// A version that sleeps, for what does not need it to be there; the highest if none is named.
+    pub(super) fn find(&self, key: &Key, version: Option<Version>) -> Option<Arc<Handle>> {
+        let state = self.state.lock();
+        let sleeping = &state.models.get(key)?.sleeping;
+        match version {
+            Some(version) => sleeping.get(&version).cloned(),
+            None => sleeping.last_key_value().map(|(_, handle)| handle.clone()),
+        }
+    }
+
+    /// These models are needed by a load, and stay as long as it goes on.
+    pub(super) fn hold(&self, progress: &Arc<Progress>, members: &[Key]) {
+        let mut state = self.state.lock();
+        state.holds.extend(members.iter().map(|member| (Arc::downgrade(progress), member.clone())));
+        for member in members {
+            state.models.entry(member.clone()).or_default().wanted = true;
+        }
+    }
+
+    /// Whether requests wait for it, or a load needs it.
+    pub(super) fn is_needed(&self, key: &Key) -> bool {
+        let mut state = self.state.lock();
+        state.holds.retain(|(progress, _)| progress.strong_count() > 0);
+        let is_held = state.holds.iter().any(|(_, held)| held == key);
+        is_held || state.models.get(key).is_some_and(|entry| entry.waiting > 0)
+    }
+
+    /// Lets a request wait for a model.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::QueueFull`] if too many wait; for a while after a load that failed, its error.
+    pub(super) fn visit(self: &Arc<Self>, key: &Key) -> Result<Visit> {
+        let mut state = self.state.lock();
+        let entry = state.models.entry(key.clone()).or_default();
+        if let Some(failure) = entry.failure.as_ref().filter(|failure| Instant::now() < failure.retry) {
+            return Err(failure.error.clone());
+        }
+        if entry.waiting >= self.waiting_max {
+            return Err(queue_full());
+        }
+        entry.waiting += 1;
+        Ok(Visit { demand: self.clone(), key: key.clone() })
+    }
+
+    /// The load that goes on, or a new one.
+    fn load<F>(&self, key: &Key, ask: impl FnOnce() -> F) -> (u64, Load)
+    where
+        F: Future<Output = Result<()>> + Send + 'static,
+    {
+        let mut state = self.state.lock();
+        state.loads += 1;
+        let number = state.loads;
+        let entry = state.models.entry(key.clone()).or_default();
+        entry.wanted = true;
+        entry.load.get_or_insert_with(|| (number, ask().boxed().shared())).clone()
+    }
+
+    /// Hears of the end of a load, by each of those who waited for it.
+    fn ended(&self, key: &Key, number: u64, result: &Result<()>) {
+        let mut state = self.state.lock();
+        let Some(entry) = state.models.get_mut(key) else { return };
+        if entry.load.take_if(|(own, _)| *own == number).is_none() {
+            return;
+        }
+        self.metrics.loaded(result.is_ok());
+        match result {
+            Ok(()) => (entry.evicted, entry.failure) = (false, None),
+            Err(error) => {
+                let times = entry.failure.as_ref().map_or(1, |failure| failure.times.saturating_add(1));
+                let retry = Instant::now() + retry_delay(times);
+                entry.failure = Some(Failure { error: error.clone(), times, retry });
+                entry.wanted = false;
+            }
+        }
+    }
+}
+
+impl Visit {
+    /// Which model it waits for.
+    pub(super) fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// Waits for the load that goes on, or for the one that `ask` asks for.
+    ///
+    /// # Errors
+    /// Why the model could not be loaded.
+    pub(super) async fn load<F>(&self, ask: impl FnOnce() -> F) -> Result<()>
+    where
+        F: Future<Output = Result<()>> + Send + 'static,
+    {
+        let (number, load) = self.demand.load(&self.key, ask);
+        let result = load.await;
+        self.demand.ended(&self.key, number, &result);
+        result
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        let mut state = self.demand.state.lock();
+        let Some(entry) = state.models.get_mut(&self.key) else { return };
+        entry.waiting -= 1;
+        if entry.waiting == 0 {
+            // The load goes on; nobody is left to hear of its end, which would be old news for the next to come.
+            entry.load = None;
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "demand_tests.rs"]
+mod tests;
