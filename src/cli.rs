@@ -225,7 +225,7 @@ fn inspect(file: &Path) -> Result<()> {
 }
 
 fn compare(model: &Path) -> Result<()> {
-    let backends = server::backends();
+    let backends = server::backends(None);
     let facts = engine::facts(&backends, server::cuda_devices(), 1);
     print!("{}", engine::compare::compare(model, &backends, &facts)?);
     Ok(())
