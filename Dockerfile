@@ -18,9 +18,9 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 # What is downloaded changes seldom, so it comes before the sources: pinned wheels, by hash.
-COPY scripts/wheels.py scripts/setup-libtorch scripts/setup-libtorch-cuda scripts/setup-minilm scripts/
+COPY scripts/wheels.py scripts/setup-libtorch scripts/setup-libtorch-cuda scripts/setup-minilm scripts/setup-onnxruntime scripts/
 COPY scripts/requirements scripts/requirements
-RUN python3 scripts/setup-libtorch
+RUN python3 scripts/setup-libtorch && python3 scripts/setup-onnxruntime
 ARG VARIANT=cpu
 RUN case "${VARIANT}" in cpu) ;; cuda) python3 scripts/setup-libtorch-cuda ;; *) echo "VARIANT is cpu or cuda" >&2; exit 1 ;; esac
 COPY .cargo .cargo

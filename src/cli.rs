@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::{Arg, ArgMatches, Command, value_parser};
 
-use crate::backend::libtorch;
+use crate::backend::{libtorch, onnx};
 use crate::config::{Config, Door, flags};
 use crate::engine;
 use crate::error::{Error, Result};
@@ -128,9 +128,9 @@ fn command() -> Command {
         )
         .subcommand(
             Command::new("inspect")
-                .about("Say what a TorchScript file takes and gives, what it weighs, and a config.pbtxt to start from")
+                .about("Say what a file in TorchScript or ONNX takes and gives, and a config.pbtxt to start from")
                 .arg(
-                    path_arg("FILE", "TorchScript file, such as model.pt")
+                    path_arg("FILE", "Model file, such as model.pt or model.onnx")
                         .required(false)
                         .required_unless_present("compare"),
                 )
@@ -220,7 +220,8 @@ fn check(roots: &[PathBuf]) -> Result<()> {
 }
 
 fn inspect(file: &Path) -> Result<()> {
-    print!("{}", libtorch::inspect(file)?);
+    let onnx = file.extension().is_some_and(|extension| extension == "onnx");
+    print!("{}", if onnx { onnx::inspect(file)? } else { libtorch::inspect(file)? });
     Ok(())
 }
 

@@ -8,6 +8,7 @@
 mod binding;
 mod complete;
 mod description;
+mod inspect;
 mod model;
 mod options;
 mod runtime;
@@ -16,10 +17,16 @@ mod session;
 mod tests;
 mod value;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ort::environment::Environment;
+
+pub use self::inspect::inspect;
+
+use self::description::Description;
 use self::options::{Level, Options};
 use self::session::{Session, Settings};
 use super::{Backend, Model};
@@ -66,12 +73,10 @@ impl Backend for Onnx {
             return Ok(());
         }
         let path = model_file(files, &config.name)?;
-        // Only to be looked at.
-        let options = Options::parse(&Default::default())?;
-        let settings = Settings { options, level: Level::None, threads: 1 };
-        let session = Session::open(&runtime::environment(self.library.as_deref())?, path, &settings)
+        let environment = runtime::environment(self.library.as_deref())?;
+        let description = describe(&environment, path)
             .map_err(|error| error.context(format_args!("failed to load model '{}'", config.name)))?;
-        complete::complete(&session.describe(), config)
+        complete::complete(&description, config)
     }
 
     fn estimate(&self, files: &VersionFiles, config: &ModelConfig) -> Result<Footprint> {
@@ -85,6 +90,13 @@ impl Backend for Onnx {
         let environment = runtime::environment(self.library.as_deref())?;
         Ok(Arc::new(model::OnnxModel::open(&environment, model_file(files, &config.name)?, config, footprint)?))
     }
+}
+
+/// What a file says, which is opened only to be looked at.
+fn describe(environment: &Environment, path: &Path) -> Result<Description> {
+    let options = Options::parse(&BTreeMap::new())?;
+    let session = Session::open(environment, path, &Settings { options, level: Level::None, threads: 1 })?;
+    Ok(session.describe())
 }
 
 fn model_file<'a>(files: &'a VersionFiles, model: &str) -> Result<&'a Path> {

@@ -3,6 +3,7 @@
 //! Nothing is linked against it: without it the server starts, and only models in ONNX fail to load, with a message
 //! that says what to do. A library that is put in its place later is found by the next load. It is never unloaded.
 
+use std::error::Error as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -30,7 +31,7 @@ pub fn environment(library: Option<&Path>) -> Result<Environment> {
     }
     let path = library.unwrap_or(Path::new(LIBRARY));
     let environment = ort::init_from(path)
-        .map_err(|error| unusable(&error.to_string()))?
+        .map_err(|error| unusable(&reason(&error)))?
         .with_name("nereid")
         .with_telemetry(false)
         .with_logger(Arc::new(|level, _category, id, _place, text| log(level, id, text)))
@@ -47,6 +48,16 @@ fn log(level: LogLevel, model: &str, text: &str) {
             tracing::debug!(model, "ONNX Runtime: {}", message::one_line(text));
         }
         LogLevel::Warning => tracing::warn!(model, "ONNX Runtime: {}", message::one_line(text)),
+    }
+}
+
+/// What the system's loader says, which the error itself does not.
+fn reason(error: &ort::LoadDynamicError) -> String {
+    match error {
+        ort::LoadDynamicError::Dlopen { error, .. } => {
+            error.source().map_or_else(|| error.to_string(), ToString::to_string)
+        }
+        other => other.to_string(),
     }
 }
 

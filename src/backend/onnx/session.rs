@@ -5,6 +5,7 @@
 //! keep nothing between executions. The `ort` crate allows that for no session, since some providers for devices break
 //! the promise; they are not used here, so this file calls the library itself to run.
 
+use std::borrow::Cow;
 use std::ffi::CStr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -54,7 +55,7 @@ impl Session {
 
     fn open_unguarded(environment: &Environment, path: &Path, settings: &Settings) -> Result<Self> {
         let builder = ort::session::Session::builder(environment)?;
-        let mut builder = configured(builder, settings)?;
+        let mut builder = configured(builder.with_log_id(name_of(path))?, settings)?;
         let session = builder.commit_from_file(path)?;
         let run_options = settings.options.shrinks.then(shrinking).transpose()?;
         Ok(Self { session, run_options })
@@ -104,6 +105,11 @@ impl Session {
         let missing = || Error::new(Kind::Backend, "the model did not give all outputs");
         results.into_iter().map(|value| value.ok_or_else(missing)).collect()
     }
+}
+
+/// The name that the library's log lines have: that of the model's folder.
+fn name_of(path: &Path) -> Cow<'_, str> {
+    path.ancestors().nth(2).and_then(Path::file_name).unwrap_or_default().to_string_lossy()
 }
 
 fn configured(builder: SessionBuilder, settings: &Settings) -> Result<SessionBuilder> {

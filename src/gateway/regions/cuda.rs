@@ -95,7 +95,7 @@ fn open_first(names: &[&str]) -> Result<Library, String> {
     for name in names {
         // SAFETY: CUDA's libraries may run their initialisers on any thread, and may be closed as long as nobody has
         // called them.
-        match unsafe { Library::open(Some(*name), RTLD_NOW | RTLD_LOCAL) } {
+        match unsafe { Library::open(Some(name), RTLD_NOW | RTLD_LOCAL) } {
             Ok(library) => return Ok(library),
             Err(error) => reasons.push(error.to_string()),
         }
