@@ -5,13 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::evict::{Candidate, Verdict, evict};
 use super::hanging::Claim;
 use super::lifecycle::EVICTED;
 use super::loader::Loader;
 use super::manager::Event;
-use super::memory::ledger::{Holder, excess};
+use super::memory::ledger::{Holder, Ledger, excess};
 use super::memory::{Lack, Lease};
 use super::models::Job;
 use super::order::{Unload, What, outdated_load};
@@ -39,7 +40,7 @@ struct Present {
 
 impl Present {
     /// How long it was not used; `None` if it is used now.
-    fn unused(&self, now: Instant) -> Option<std::time::Duration> {
+    fn unused(&self, now: Instant) -> Option<Duration> {
         let is_idle = !self.stays && self.versions.iter().all(|version| version.is_idle());
         let unused = self.versions.iter().map(|version| version.usage.unused(now)).min();
         unused.filter(|_| is_idle)
@@ -97,9 +98,6 @@ impl Loader {
     fn line_up(&self, need: Need<'_>, parts: Vec<(Holder, Footprint)>) -> Result<Vec<Lease>> {
         let line = self.memory.line_up(parts);
         loop {
-            if need.job.progress.overtaken.is_cancelled() || need.claim.is_taken() {
-                return Err(outdated_load());
-            }
             let leaving = {
                 // Two loads must not choose the same models.
                 let _choosing = self.choosing.lock();
@@ -110,6 +108,9 @@ impl Loader {
             };
             for key in leaving {
                 self.unload(key);
+            }
+            if need.job.progress.overtaken.is_cancelled() || need.claim.is_taken() {
+                return Err(outdated_load());
             }
             line.wait();
         }
@@ -124,7 +125,7 @@ impl Loader {
         let present = self.present();
         let others = |key: &Key| *key != need.job.key;
         let mut candidates = self.candidates(&present);
-        candidates.extend(self.memory.read(|ledger| ledger.reserved().map(being_loaded).collect::<Vec<_>>()));
+        candidates.extend(self.memory.read(|ledger| being_loaded(ledger, &present)));
         candidates.retain(|candidate| others(&candidate.key));
         match evict(&lack.bytes, need.config.residency, &candidates) {
             Verdict::Evict(keys) => {
@@ -191,15 +192,18 @@ fn holder(need: Need<'_>, version: Version) -> Holder {
     Holder { key: need.job.key.clone(), version, residency: need.config.residency }
 }
 
-/// What is being loaded may leave later.
-fn being_loaded((holder, bytes): (&Holder, &Footprint)) -> Candidate<Key> {
-    Candidate {
+/// What is being loaded, or is loaded and not yet shown to readers: it may leave later.
+fn being_loaded(ledger: &Ledger, present: &[Present]) -> Vec<Candidate<Key>> {
+    let is_present = |key: &Key| present.iter().any(|model| model.key == *key);
+    let loading = ledger.staying().filter(|(holder, _, is_filled)| *is_filled || !is_present(&holder.key));
+    let candidate = |(holder, bytes, _): (&Holder, &Footprint, bool)| Candidate {
         key: holder.key.clone(),
         residency: holder.residency,
         bytes: bytes.clone(),
-        reload: std::time::Duration::ZERO,
+        reload: Duration::ZERO,
         unused: None,
-    }
+    };
+    loading.map(candidate).collect()
 }
 
 /// A model and all that is made of it, perhaps by way of others.

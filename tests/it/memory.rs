@@ -243,6 +243,22 @@ async fn what_is_pinned_stays_and_what_is_resident_leaves_for_it_only() {
     engine.stop().await;
 }
 
+/// While one is opened and warmed up, and nobody sees it yet, the other waits for its turn.
+#[tokio::test]
+async fn models_that_fit_one_at_a_time_are_both_answered_when_asked_at_once() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    write_heavy(root.path(), &["a", "b", "c"], ON_DEMAND);
+    let engine = engine_within(file_bytes(root.path(), "a"), root.path(), Control::None).await;
+    for _ in 0..3 {
+        let ask = |model| beside(&engine, move |engine| async move { answers(&engine, model).await });
+        for request in [ask("a"), ask("b"), ask("c")] {
+            request.await.expect("answered");
+        }
+    }
+    assert_eq!(metric(&engine, "nereid_on_demand_loads_total{result=\"failure\"}"), 0.0);
+    engine.stop().await;
+}
+
 #[tokio::test]
 async fn an_ensemble_on_demand_has_its_member_loaded_and_goes_with_it() {
     let root = tempfile::tempdir().expect("a temporary directory");

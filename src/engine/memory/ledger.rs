@@ -146,10 +146,10 @@ impl Ledger {
         sum(held.map(|entry| &entry.bytes))
     }
 
-    /// What loads have reserved for models that are so firmly there, each with who it is for.
-    pub fn reserved(&self) -> impl Iterator<Item = (&Holder, &Footprint)> {
-        let reserved = self.entries.values().filter(|entry| entry.phase == Phase::Reserved);
-        reserved.map(|entry| (&entry.holder, &entry.bytes))
+    /// Everything that does not leave yet: who has it, how much it is, and whether a load still fills it.
+    pub fn staying(&self) -> impl Iterator<Item = (&Holder, &Footprint, bool)> {
+        let staying = self.entries.values().filter(|entry| entry.phase != Phase::Leaving);
+        staying.map(|entry| (&entry.holder, &entry.bytes, entry.phase == Phase::Reserved))
     }
 
     /// The bytes of a device in one phase.
