@@ -13,6 +13,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     generate_wire_types(&out)?;
     compile_shim(&out)?;
+    compile_mkl_fast_path(&out)?;
     run_time_search_paths();
     Ok(())
 }
@@ -70,6 +71,16 @@ fn compile_shim(out: &Path) -> Result<(), Box<dyn Error>> {
     command.arg("-L").arg(libtorch.join("lib")).args(["-ltorch_cpu", "-lc10", "-Wl,-z,defs"]);
     let status = command.status()?;
     if status.success() { Ok(()) } else { Err(format!("the shim does not compile: {status}").into()) }
+}
+
+/// A library of one function, loaded before libtorch by who asks for MKL's fast path.
+fn compile_mkl_fast_path(out: &Path) -> Result<(), Box<dyn Error>> {
+    let source = Path::new("src/backend/libtorch/mkl_fast_path.c");
+    println!("cargo:rerun-if-changed={}", source.display());
+    let mut command = cc::Build::new().opt_level(2).pic(true).debug(false).try_get_compiler()?.to_command();
+    command.arg(source).args(["-shared", "-s", "-o"]).arg(out.join("mkl_fast_path.so"));
+    let status = command.status()?;
+    if status.success() { Ok(()) } else { Err(format!("the library for MKL does not compile: {status}").into()) }
 }
 
 /// A binary looks for libtorch and ONNX Runtime beside itself when installed, and in `third_party/` when run from

@@ -47,6 +47,8 @@ pub struct Config {
     pub onnxruntime: Option<PathBuf>,
     /// What instances may take and where they run.
     pub instances: crate::engine::InstanceSettings,
+    /// Whether MKL uses all instructions of processors that are not Intel's, too.
+    pub mkl_fast_path: bool,
     /// The response cache; `None` for none.
     pub cache: Option<CacheSettings>,
     /// Regions of shared memory that clients may register; `None` if they may not.
@@ -198,6 +200,7 @@ impl Config {
             repository: Repository::read(&mut reader),
             onnxruntime: reader.optional("onnxruntime").map(PathBuf::from),
             instances: instances::read(&mut reader),
+            mkl_fast_path: reader.truth("mkl-fast-path"),
             cache: cache::read(&mut reader),
             client_regions_max: client_regions_max(&reader),
             single_port: reader.truth("single-port"),

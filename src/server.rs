@@ -46,6 +46,9 @@ pub async fn run(config: Config) -> Result<()> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    if config.mkl_fast_path {
+        libtorch::use_mkl_fast_path();
+    }
     let exit_timeout = config.exit_timeout;
     let exit_on_error = config.exit_on_error;
     let stop = stop_signals()?;

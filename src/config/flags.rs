@@ -96,6 +96,7 @@ pub const FLAGS: &[Flag] = &[
     flag(INSTANCES, "host-policy", Value::Phrases("NAME,SETTING=VALUE"), "", "Where instances run whose group names this policy, repeatable: numa-node=NUMBER, cpu-cores=FIRST-LAST; groups that name none have the policy cpu or gpu_NUMBER"),
     flag(INSTANCES, "execution-timeout-ms", Value::Number(0, MILLISECONDS_MAX), "0", "Milliseconds until an execution is given up and its instance replaced, unless a model's execution.timeout_us says otherwise; 0 for never"),
     flag(INSTANCES, "lost-instances-max", Value::Number(0, 1024), "3", "Instances of a model version that are replaced after they were given up; once no instance is left the version is unavailable"),
+    flag(INSTANCES, "mkl-fast-path", Value::Bool, "false", "Let Intel's MKL, which multiplies matrices on the CPU, use all instructions of other vendors' processors, too; numbers may differ in their last digits"),
 
     flag(CACHE, "cache-config", Value::Phrases("local,NAME=VALUE"), "", "Response cache for the models that ask for one, repeatable: local,size=BYTES; local,ttl-ms=MILLISECONDS until an entry is too old"),
     flag(CACHE, "response-cache-byte-size", Value::Number(0, 1 << 48), "", "The older way to write --cache-config=local,size=BYTES"),

@@ -8,6 +8,7 @@ mod libtorch_missing;
 mod lifecycle;
 mod loading;
 mod memory;
+mod mkl;
 mod oracle;
 mod process;
 mod resident;

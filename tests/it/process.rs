@@ -51,6 +51,11 @@ impl Process {
         words.find_map(|word| word.strip_prefix(front_end)?.strip_prefix('=')).expect("it is served")
     }
 
+    /// The libraries and files that it has mapped, as the system lists them.
+    pub fn mapped(&self) -> String {
+        std::fs::read_to_string(format!("/proc/{}/maps", self.child.id())).expect("it runs")
+    }
+
     /// Asks it to stop, and waits until it has.
     pub fn stop(mut self) {
         let asked = Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status().expect("kill is there");

@@ -7,11 +7,12 @@
 //! `handle`, `module` and `device` make these functions safe.
 #![allow(missing_docs, reason = "the mirrored structs are documented in shim.h")]
 
-use std::ffi::{c_char, c_void};
+use std::ffi::{CStr, c_char, c_void};
 use std::io::Write as _;
 use std::os::fd::{AsRawFd as _, FromRawFd as _};
 use std::path::Path;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW};
 
@@ -22,6 +23,16 @@ use crate::error::{Error, Result};
 const VERSION: (u64, u64) = (2, 11);
 /// The shim, as built by build.rs.
 static SHIM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/shim.so"));
+
+/// MKL's fast path, as built by build.rs from `mkl_fast_path.c`.
+static MKL_FAST_PATH: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/mkl_fast_path.so"));
+static WANTS_MKL_FAST_PATH: AtomicBool = AtomicBool::new(false);
+
+/// Lets MKL use all instructions that processors of other vendors than Intel have. To be called before libtorch is loaded;
+/// without effect afterwards.
+pub fn use_mkl_fast_path() {
+    WANTS_MKL_FAST_PATH.store(true, Ordering::SeqCst);
+}
 
 /// `nt_tensor`, opaque.
 #[repr(C)]
@@ -201,7 +212,7 @@ impl Api {
             return Ok(());
         }
         // SAFETY: the shim's error texts are terminated C strings, ours until given back.
-        let text = unsafe { std::ffi::CStr::from_ptr(failure) }.to_string_lossy().into_owned();
+        let text = unsafe { CStr::from_ptr(failure) }.to_string_lossy().into_owned();
         // SAFETY: `failure` came from the shim and is given back once; `text` is a copy.
         unsafe { (self.text_free)(failure) };
         Err(failure::of(&text))
@@ -209,6 +220,11 @@ impl Api {
 }
 
 fn load() -> Result<Loaded> {
+    if WANTS_MKL_FAST_PATH.load(Ordering::SeqCst) {
+        // Libtorch finds its symbols in the order in which libraries were loaded.
+        let library = open_embedded(MKL_FAST_PATH, c"nereid-mkl", RTLD_GLOBAL).map_err(|error| unusable(&error))?;
+        std::mem::forget(library);
+    }
     open_forever("libtorch_cpu.so".as_ref(), RTLD_GLOBAL).map_err(|error| {
         unusable(&format!(
             "{error}; `make setup` fetches it, or let LD_LIBRARY_PATH name the folder of libtorch_cpu.so"
@@ -216,7 +232,7 @@ fn load() -> Result<Loaded> {
     })?;
     check_version()?;
     let cuda = load_cuda();
-    let shim = load_shim().map_err(|error| unusable(&error))?;
+    let shim = open_embedded(SHIM, c"nereid-torch", RTLD_LOCAL).map_err(|error| unusable(&error))?;
     // SAFETY: the shim exports this function with this signature; it is never unloaded.
     let api = unsafe { shim.get::<unsafe extern "C" fn() -> *const Api>(b"nereid_torch\0").map(|table| &*table()) };
     let api = api.map_err(|error| unusable(&error.to_string()))?;
@@ -267,24 +283,26 @@ fn load_cuda() -> bool {
     }
 }
 
-/// Loads the embedded shim through a file in memory, so that there is no second file to install or to mix up.
-fn load_shim() -> Result<Library, String> {
+/// Loads an embedded library through a file in memory, so that there is no second file to install or to mix up.
+fn open_embedded(library: &[u8], name: &CStr, flags: i32) -> Result<Library, String> {
     // SAFETY: the name is a terminated string.
-    let mut descriptor = unsafe { libc::memfd_create(c"nereid-torch".as_ptr(), libc::MFD_CLOEXEC) };
+    let mut descriptor = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
     if descriptor < 0 {
         // Systems that forbid executable files in memory still allow sealed ones to be mapped.
         // SAFETY: as above.
-        descriptor = unsafe { libc::memfd_create(c"nereid-torch".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_NOEXEC_SEAL) };
+        descriptor = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_NOEXEC_SEAL) };
     }
     if descriptor < 0 {
-        return Err(format!("no file in memory for the shim: {}", std::io::Error::last_os_error()));
+        return Err(format!("no file in memory for a library: {}", std::io::Error::last_os_error()));
     }
     // SAFETY: the descriptor is open and belongs to nobody else.
     let mut file = unsafe { std::fs::File::from_raw_fd(descriptor) };
-    file.write_all(SHIM).map_err(|error| format!("cannot write the shim to memory: {error}"))?;
+    file.write_all(library).map_err(|error| format!("cannot write a library to memory: {error}"))?;
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    // SAFETY: the shim is our own code, without initialisers of consequence.
-    unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }.map_err(|error| error.to_string())
+    // The system knows libraries by their paths: no other one may get this number.
+    std::mem::forget(file);
+    // SAFETY: our own code, without initialisers of consequence.
+    unsafe { Library::open(Some(path), RTLD_NOW | flags) }.map_err(|error| error.to_string())
 }
 
 /// Gives memory that the allocator keeps for later back to the system. Worth it after an unload; takes milliseconds.

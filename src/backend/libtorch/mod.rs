@@ -30,6 +30,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use device::{cuda_memory, devices};
+pub use ffi::use_mkl_fast_path;
 pub use inspect::inspect;
 pub use options::PRECISION;
 
