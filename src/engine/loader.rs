@@ -175,7 +175,9 @@ impl Loader {
         let (key, version) = (&need.job.key, lease.holder().version);
         let of_file = config.of_file();
         let model = self.backend(&config.backend)?.open(files, &of_file)?;
-        let lease = Arc::new(self.commit(need, lease, &model.footprint())?);
+        let mut lease = self.commit(need, lease, &model.footprint())?;
+        lease.watch(&model);
+        let lease = Arc::new(lease);
         let model: Arc<dyn Model> = Arc::new(Leased::new(model, lease.clone()));
         let stats = Arc::new(ModelStats::new(&self.metrics, config, version));
         let scheduler = self.scheduler(config, stats.clone())?;

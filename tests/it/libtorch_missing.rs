@@ -5,9 +5,13 @@ use std::process::{Command, Output};
 
 /// Runs `nereid inspect` from a folder that holds no libtorch in any of the places where one is looked for.
 fn inspect(libraries: Option<&Path>) -> Output {
-    let folder = tempfile::tempdir().expect("a folder for the test");
-    let executable = folder.path().join("nereid");
-    std::fs::copy(env!("CARGO_BIN_EXE_nereid"), &executable).expect("the executable can be copied");
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder for the test");
+    // So deep that this checkout is in none of the places where the executable looks.
+    let deep = folder.path().join("some/where");
+    std::fs::create_dir_all(&deep).expect("there is room");
+    let executable = deep.join("nereid");
+    // A copy that another thread's child still has open for writing could not be started.
+    std::fs::hard_link(env!("CARGO_BIN_EXE_nereid"), &executable).expect("the executable can be linked");
     let mut command = Command::new(executable);
     command.args(["inspect", "model.pt"]).env_remove("LD_LIBRARY_PATH");
     if let Some(libraries) = libraries {

@@ -17,20 +17,29 @@ use crate::support::{self, beside, engine_with, identity_config, metric, until, 
 const NUMBERS: usize = 100_000;
 const WEIGHTS: u64 = 4 * NUMBERS as u64;
 
-/// Writes TorchScript models that add to `x` the sum of as many weights, all of which are zero.
+/// Writes TorchScript models that add to `x` the sum of as many weights, which is zero. No two have the same weights, so
+/// that they share none.
 fn write_heavy(root: &Path, names: &[&str], more: &str) {
-    let shape = Shape::new(&[NUMBERS as i64]);
-    let weight = Tensor::new(DataType::Fp32, shape, vec![0; WEIGHTS as usize].into());
-    let script = Script::new("def forward(self, x):\n    return x + self.weight.sum()\n").parameter("weight", weight);
     for name in names {
-        let config = format!(
-            "backend: \"pytorch\" max_batch_size: 4 {more}\n\
-             input {{ name: \"x\" data_type: TYPE_FP32 dims: [1] }}\n\
-             output {{ name: \"y\" data_type: TYPE_FP32 dims: [1] }}\n"
-        );
-        write_model(root, name, &config, &[1]);
-        script.save(&root.join(name).join("1/model.pt")).expect("the script compiles");
+        let number = name.bytes().fold(0_u16, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+        write_with_weights(root, name, number.into(), more);
     }
+}
+
+/// Writes one of them, with this number among its weights.
+fn write_with_weights(root: &Path, name: &str, number: f32, more: &str) {
+    let mut weights = vec![0.0_f32; NUMBERS];
+    (weights[0], weights[1]) = (number, -number);
+    let bytes: Vec<u8> = weights.iter().flat_map(|weight| weight.to_le_bytes()).collect();
+    let weight = Tensor::new(DataType::Fp32, Shape::new(&[NUMBERS as i64]), bytes.into());
+    let script = Script::new("def forward(self, x):\n    return x + self.weight.sum()\n").parameter("weight", weight);
+    let config = format!(
+        "backend: \"pytorch\" max_batch_size: 4 {more}\n\
+         input {{ name: \"x\" data_type: TYPE_FP32 dims: [1] }}\n\
+         output {{ name: \"y\" data_type: TYPE_FP32 dims: [1] }}\n"
+    );
+    write_model(root, name, &config, &[1]);
+    script.save(&root.join(name).join("1/model.pt")).expect("the script compiles");
 }
 
 /// The size of a model's file, which is what a load reserves.
@@ -89,6 +98,27 @@ async fn each_byte_is_counted_where_it_is_and_given_back_by_an_unload() {
     until(|| metric(&engine, "nereid_memory_reserved_bytes{device=\"cpu\"}") == 0.0).await;
     assert_eq!(metric(&engine, "nereid_memory_used_bytes"), 0.0);
     assert_eq!(metric(&engine, "nereid_model_memory_bytes"), 0.0);
+    engine.stop().await;
+}
+
+#[tokio::test]
+async fn what_equal_models_share_is_counted_once_and_passed_on() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    for model in ["first", "second"] {
+        write_with_weights(root.path(), model, 1.0, "");
+    }
+    let limit = WEIGHTS + file_bytes(root.path(), "second");
+    let engine = engine_within(limit, root.path(), Control::Explicit(Some(Vec::new()))).await;
+    let held = |model: &str| metric(&engine, &format!("nereid_model_memory_bytes{{model=\"{model}\""));
+    for model in ["first", "second"] {
+        engine.load(model, Overrides::default()).await.expect("it fits");
+    }
+    assert_eq!((held("first"), held("second")), (WEIGHTS as f64, 0.0));
+    assert_eq!(metric(&engine, "nereid_memory_used_bytes"), WEIGHTS as f64);
+    engine.unload("first", false).await.expect("unloaded");
+    until(|| held("second") == WEIGHTS as f64).await;
+    assert_eq!(metric(&engine, "nereid_memory_used_bytes"), WEIGHTS as f64);
+    answers(&engine, "second").await;
     engine.stop().await;
 }
 

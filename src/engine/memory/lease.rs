@@ -1,6 +1,8 @@
 //! One version's part of the memory, and the version's model with it: nobody can hold the one and have dropped the other.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
 
 use super::Memory;
 use super::ledger::{EntryId, Holder};
@@ -16,12 +18,30 @@ pub(in crate::engine) struct Lease {
     id: EntryId,
     holder: Holder,
     /// What the version's metrics show, once it was measured.
-    told: Vec<HeldBytes>,
+    told: Vec<(Device, HeldBytes)>,
+    watch: Option<Arc<Watch>>,
+}
+
+/// A model whose memory may change without it: what it shares with another one is the other's until that is unloaded.
+pub(super) struct Watch {
+    model: Weak<dyn Model>,
+    told: Mutex<Vec<(Device, HeldBytes)>>,
+}
+
+impl Watch {
+    /// What the model holds now; `None` if it is gone. Its metrics show it.
+    pub(super) fn measure(&self) -> Option<Footprint> {
+        let measured = self.model.upgrade()?.footprint();
+        for (device, told) in self.told.lock().iter_mut() {
+            told.set(measured.of(*device));
+        }
+        Some(measured)
+    }
 }
 
 impl Lease {
     pub(super) fn new(memory: &Arc<Memory>, id: EntryId, holder: &Holder) -> Self {
-        Self { memory: memory.clone(), id, holder: holder.clone(), told: Vec::new() }
+        Self { memory: memory.clone(), id, holder: holder.clone(), told: Vec::new(), watch: None }
     }
 
     /// Who has it.
@@ -40,11 +60,19 @@ impl Lease {
         if committed {
             let metrics = &self.memory.metrics;
             let tell = |(device, bytes): (&Device, &u64)| {
-                metrics.held(config, self.holder.version, &device.to_string(), *bytes)
+                (*device, metrics.held(config, self.holder.version, &device.to_string(), *bytes))
             };
             self.told = measured.bytes.iter().map(tell).collect();
         }
         committed
+    }
+
+    /// From now on it is what this model holds, measured again whenever another lease is given back.
+    pub(in crate::engine) fn watch(&mut self, model: &Arc<dyn Model>) {
+        let told = Mutex::new(std::mem::take(&mut self.told));
+        let watch = Arc::new(Watch { model: Arc::downgrade(model), told });
+        self.memory.books.lock().watches.insert(self.id, Arc::downgrade(&watch));
+        self.watch = Some(watch);
     }
 
     /// Takes over another lease of the same load.
@@ -61,7 +89,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.memory.write(|ledger| ledger.release(self.id));
+        self.memory.release(self.id);
     }
 }
 

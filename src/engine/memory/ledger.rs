@@ -109,6 +109,13 @@ impl Ledger {
         true
     }
 
+    /// The entry holds so much, whatever there is.
+    pub fn correct(&mut self, id: EntryId, measured: &Footprint) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.bytes = measured.clone();
+        }
+    }
+
     /// One entry takes over what another one holds.
     pub fn join(&mut self, id: EntryId, other: EntryId) {
         let Some(other) = self.entries.remove(&other) else { return };

@@ -9,11 +9,12 @@ mod lease;
 pub mod ledger;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use self::lease::Watch;
 pub(super) use self::lease::{Lease, Leased};
 use self::ledger::{EntryId, Holder, Ledger, Phase, Place};
 use super::Key;
@@ -52,6 +53,8 @@ struct Books {
     ledger: Ledger,
     /// One for each device that was asked for; what its series show is what the ledger says.
     told: BTreeMap<Device, MemoryMetrics>,
+    /// The models behind the entries.
+    watches: BTreeMap<EntryId, Weak<Watch>>,
 }
 
 impl Memory {
@@ -96,6 +99,20 @@ impl Memory {
         books.tell();
         self.changed.notify_all();
         result
+    }
+
+    /// An entry is given back; what its model shared with others is theirs from the same moment on.
+    fn release(&self, id: EntryId) {
+        let others: Vec<(EntryId, Arc<Watch>)> = {
+            let mut books = self.books.lock();
+            books.watches.remove(&id);
+            books.watches.iter().filter_map(|(id, watch)| Some((*id, watch.upgrade()?))).collect()
+        };
+        let measured: Vec<_> = others.iter().filter_map(|(id, watch)| Some((*id, watch.measure()?))).collect();
+        self.write(|ledger| {
+            ledger.release(id);
+            measured.iter().for_each(|(id, measured)| ledger.correct(*id, measured));
+        });
     }
 
     /// Writes down that a model leaves.

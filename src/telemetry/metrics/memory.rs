@@ -111,6 +111,14 @@ pub struct HeldBytes {
     bytes: u64,
 }
 
+impl HeldBytes {
+    /// It is so many now.
+    pub fn set(&mut self, bytes: u64) {
+        self.gauge.increment(bytes as f64 - self.bytes as f64);
+        self.bytes = bytes;
+    }
+}
+
 impl Drop for HeldBytes {
     fn drop(&mut self) {
         self.gauge.decrement(self.bytes as f64);
@@ -132,6 +140,10 @@ mod tests {
         let first = metrics.held(&config, 2, "cpu", 100);
         let second = metrics.held(&config, 2, "cpu", 30);
         assert!(shown(130));
+        let mut second = second;
+        second.set(40);
+        assert!(shown(140));
+        second.set(30);
         drop(first);
         assert!(shown(30));
         drop(second);
