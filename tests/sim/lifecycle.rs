@@ -208,7 +208,10 @@ fn command(world: &Rc<World>, keys: &[Key]) {
             let config = Config::any(&key.name, generation, &mut world.chance.borrow_mut());
             What::Load(Overrides { config: Some(config.text()), ..Overrides::default() })
         }
-        _ => What::Unload(Unload { dependents: world.one_in(0.3), because: None }),
+        // The last of these is what an eviction asks for.
+        7 => What::Unload(Unload { dependents: true, because: None }),
+        8 => What::Unload(Unload { dependents: false, because: None }),
+        _ => What::Unload(Unload { dependents: false, because: Some("evicted".to_owned()) }),
     };
     world.ask(&key, what);
 }
