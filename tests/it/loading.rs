@@ -397,7 +397,7 @@ async fn a_directory_that_is_rewritten_all_the_time_is_served_all_the_time() {
     let (engine, _) = engine_with(root.path(), Control::Poll(interval), |_| {}).await;
     for round in 0..40 {
         let place = root.path().to_owned();
-        let began = std::time::Instant::now();
+        let began = nereid::infer::Instant::now();
         let writing = tokio::task::spawn_blocking(move || rewrite(&place, round));
         let mut served = true;
         while !writing.is_finished() {
