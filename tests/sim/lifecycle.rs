@@ -392,8 +392,13 @@ impl World {
         // What is made of other models may have to go when an operation on them has ended.
         let part = |other: &Key| is_part(other) && other != key;
         let goes = |view: &ModelView<Serving>| view.versions.values().any(|version| version.state == State::Unloading);
+        // What is made of it may take it along when it goes, and an unload of that may wait behind the one under way.
+        let takes = |(other, operation): (&Key, &Operation)| {
+            *operation == Operation::Unload && other.namespace == key.namespace && is_made_of(&other.name, &key.name)
+        };
         let busy = self.going.borrow().iter().any(is_part)
             || self.operations.borrow().keys().any(part)
+            || self.operations.borrow().iter().any(takes)
             || self.views.borrow().iter().any(|(other, view)| part(other) && goes(view));
         !unloads && !lost && !busy && !self.stopping.get()
     }

@@ -184,7 +184,7 @@ impl<S: Clone, C> Model<S, C> {
         self.leaving = std::mem::take(&mut self.servings);
         self.origin = None;
         self.stale = false;
-        self.asked_for = false;
+        self.asked_for &= because.is_some();
         self.view.wanted = because.is_some();
         self.view.reason = because.unwrap_or_default().into();
         let reason = because.unwrap_or(UNLOADED);
