@@ -7,13 +7,14 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::hanging::Claim;
-use super::loader::{Loader, give_way, on_thread};
+use super::loader::{Loader, on_thread};
 use super::manager::Event;
 use super::models::{Job, Loaded};
 use super::order::outdated_load;
 use super::serving::Serving;
 use super::stopped;
 use crate::error::{Error, Result};
+use crate::scheduler::{Way, give_way};
 
 /// How long the first failure is left alone; each further one twice as long.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
@@ -72,7 +73,8 @@ impl Attempt {
         let claim = Arc::new(Claim::default());
         let (loader, job, events, own) = (self.loader.clone(), self.job.clone(), self.events.clone(), claim.clone());
         let work = move || {
-            give_way();
+            // What is served meanwhile is not to notice a reload; for another load somebody waits.
+            give_way(if job.is_reload() { Way::All } else { Way::Some });
             loader.load(&job, &own, |versions| {
                 if let Some(events) = events.upgrade() {
                     let (key, progress) = (job.key.clone(), job.progress.clone());

@@ -21,7 +21,7 @@ use super::repositories::Repositories;
 use super::room::Need;
 use super::serving::{Serving, Shared};
 use super::usage::Usage;
-use super::{FindFacts, Handle, Key, Settings, stopped, warmup};
+use super::{FindFacts, Handle, Settings, stopped, warmup};
 use crate::backend::{Backend, Model};
 use crate::error::{Error, Result};
 use crate::infer::Instant;
@@ -71,17 +71,6 @@ pub(super) async fn on_thread<T: Send + 'static>(name: &str, work: impl FnOnce()
     });
     thread.map_err(|error| Error::internal(format!("cannot start thread '{name}': {error}")))?;
     wait.await.map_err(|_| Error::internal(format!("thread '{name}' panicked")))
-}
-
-/// How much the calling thread gives way to others from now on, and those that it starts: so much that a load, however
-/// much it computes, leaves the processors to those who serve.
-const NICENESS: i32 = 10;
-
-/// Lets the calling thread compute only what others leave, where the system allows that. There is no way back.
-pub(super) fn give_way() {
-    if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
-        tracing::debug!(%error, "loads have the priority of requests");
-    }
 }
 
 /// Runs `work` on a thread that has not given way, and waits for it: for what starts threads that outlive a load, since
@@ -172,7 +161,7 @@ impl Loader {
         fetched: Arc<Files>,
     ) -> Result<Serving> {
         let began = Instant::now();
-        let (key, version) = (&need.job.key, lease.holder().version);
+        let version = lease.holder().version;
         let of_file = config.of_file();
         let model = self.backend(&config.backend)?.open(files, &of_file)?;
         let mut lease = self.commit(need, lease, &model.footprint())?;
@@ -182,7 +171,7 @@ impl Loader {
         let stats = Arc::new(ModelStats::new(&self.metrics, config, version));
         let scheduler = self.scheduler(config, stats.clone())?;
         let signature = Arc::new(Signature::new(config));
-        let settings = self.crew_settings(key, (config, version), &scheduler, &model)?;
+        let settings = self.crew_settings(need, (config, version), &scheduler, &model)?;
         let served = Served::Instances { scheduler, model };
         let cache = ModelCache::new(self.cache.as_ref(), config, &stats);
         let usage = Usage::new(began);
@@ -215,12 +204,12 @@ impl Loader {
 
     fn crew_settings(
         &self,
-        key: &Key,
+        need: Need<'_>,
         (config, version): (&Arc<ModelConfig>, Version),
         scheduler: &Arc<dyn Scheduler>,
         model: &Arc<dyn Model>,
     ) -> Result<CrewSettings> {
-        let (lost, key) = (self.lost.clone(), key.clone());
+        let (lost, key) = (self.lost.clone(), need.job.key.clone());
         let failed = move |error: Error| {
             tracing::error!(model = %key, version, %error, "no instance of the model version is left");
             lost.notify_one();
@@ -235,6 +224,7 @@ impl Loader {
             execution_time_max: self.instances.execution_time_max(config),
             lost_max: self.instances.lost_max,
             metrics: self.metrics.instances(&config.name, version, &config.metric_tags),
+            in_background: need.job.is_reload(),
             failed: Box::new(failed),
         })
     }

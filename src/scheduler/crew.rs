@@ -14,8 +14,9 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use super::Scheduler;
-use super::instance::{Extras, Starting, Warmup, start_with};
+use super::instance::{Extras, Starting, start_with};
 use super::limiter::Limiter;
+use super::warm_up::Warmup;
 use super::watch::{Charge, Sight, Watch};
 use crate::backend::Model;
 use crate::error::{Error, Kind, Result};
@@ -41,6 +42,8 @@ pub struct CrewSettings {
     pub execution_time_max: Option<Duration>,
     /// How many are replaced after they did not come back in that time.
     pub lost_max: usize,
+    /// Whether nobody waits for them, so that their warm-up gives way to those that serve.
+    pub in_background: bool,
     /// Where they are counted.
     pub metrics: InstancesMetrics,
     /// Hears why no instance is left, once; [`Crew::lost`] tells it before.
@@ -233,6 +236,7 @@ impl Crew {
             claim,
             host_policy: policy.map(|(name, policy)| (name.to_owned(), policy.clone())),
             bounded: settings.execution_time_max.is_some(),
+            in_background: settings.in_background,
             crew: self.own.clone(),
             busy: Some(settings.metrics.busy(index, &seat.device.to_string())),
         };

@@ -7,7 +7,6 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
@@ -22,6 +21,7 @@ use super::pinning;
 use super::reply::Reply;
 use super::run::Run;
 use super::underway::Finished;
+use super::warm_up::{Warmup, warm_up, warm_up_by, warm_up_in_background};
 use super::watch::{Charge, Watch};
 use super::{Execution, Scheduler, Verdict, Verdicts};
 use crate::backend::{Instance, Model};
@@ -48,21 +48,6 @@ pub struct Starting {
     pub warmup: Arc<[Warmup]>,
 }
 
-/// One execution before serving.
-#[derive(Clone, Debug)]
-pub struct Warmup {
-    /// What to run.
-    pub batch: Batch,
-    /// The sample of the configuration that this is, whose failure fails the start; without one, it is left out when
-    /// warming up takes long.
-    pub sample: Option<Arc<str>>,
-    /// Whether its run time counts for planning.
-    pub measured: bool,
-}
-
-/// After this time what is not required of the warm-up is left out.
-const WARMUP_MAX: Duration = Duration::from_secs(5);
-
 /// What an instance may be given besides.
 #[derive(Debug, Default)]
 pub(super) struct Extras {
@@ -72,6 +57,8 @@ pub(super) struct Extras {
     pub(super) host_policy: Option<(String, HostPolicy)>,
     /// Whether its executions are bounded, so that its requests must be within the crew's reach.
     pub(super) bounded: bool,
+    /// Whether its warm-up gives way to those that serve.
+    pub(super) in_background: bool,
     /// Who hears when it cannot go on.
     pub(super) crew: Weak<Crew>,
     /// Where the time of its executions is counted.
@@ -178,8 +165,17 @@ impl Post {
         if let Some((name, policy)) = &self.extras.host_policy {
             pinning::pin(name, policy)?;
         }
-        let mut instance = self.starting.model.instance(self.starting.device)?;
-        self.warm_up(&mut *instance)?;
+        let starting = &self.starting;
+        let watch = self.extras.bounded.then_some(&*self.watch);
+        let first = starting.warmup.first();
+        let Some(first) = first.filter(|_| self.extras.in_background && starting.device == Device::Cpu) else {
+            let mut instance = starting.model.instance(starting.device)?;
+            warm_up(starting, watch, &mut *instance)?;
+            return Ok(instance);
+        };
+        warm_up_in_background(starting, watch)?;
+        let mut instance = starting.model.instance(starting.device)?;
+        warm_up_by(first, starting, watch, &mut *instance)?;
         Ok(instance)
     }
 
@@ -198,43 +194,6 @@ impl Post {
                 return Some((pulled, Some(permit)));
             }
         }
-    }
-
-    fn warm_up(&self, instance: &mut dyn Instance) -> Result<()> {
-        let starting = &self.starting;
-        let began = Instant::now();
-        for Warmup { batch, sample, measured } in starting.warmup.iter() {
-            if sample.is_none() && began.elapsed() > WARMUP_MAX {
-                break;
-            }
-            let mut run = Run::new(batch.members.len());
-            if self.extras.bounded {
-                self.watch.begin(Charge::default());
-            }
-            let outcome = guarded(|| instance.run(batch, &mut run.replies(batch, &Callers::Nobody)));
-            if self.extras.bounded {
-                self.watch.end();
-            }
-            match outcome {
-                Ok(()) if *measured => {
-                    let class = SizeClass::of_row(batch.bytes() / batch.rows().max(1));
-                    starting.scheduler.record_run(class, batch.rows(), run.began.elapsed());
-                }
-                Ok(()) => {}
-                Err(error) if error.kind() == Kind::DeviceLost => return Err(error),
-                Err(error) => match sample {
-                    Some(name) => return Err(error.context(format_args!("failed to run warmup sample '{name}'"))),
-                    None => {
-                        if error.kind() == Kind::OutOfMemory {
-                            let class = SizeClass::of_row(batch.bytes() / batch.rows().max(1));
-                            starting.scheduler.ran_out(class, batch.rows());
-                        }
-                        tracing::debug!(%error, rows = batch.rows(), "automatic warm-up failed");
-                    }
-                },
-            }
-        }
-        Ok(())
     }
 }
 
@@ -487,7 +446,7 @@ fn settle(
     again
 }
 
-fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| Err(panic_error(&*payload)))
 }
 

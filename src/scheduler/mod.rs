@@ -4,6 +4,7 @@
 //! [`instance`] is the thread that pulls, runs and replies, by a way that `reply` chooses. The [`Waiter`] is the other end of a request: it owns the
 //! request's deadline and takes the request back when it passes. Nothing here knows protocols or repositories.
 
+mod background;
 mod caller;
 mod capacity;
 mod crew;
@@ -28,12 +29,14 @@ mod sync;
 mod turns;
 mod underway;
 mod waiter;
+mod warm_up;
 mod watch;
 
+pub use background::{Way, give_way};
 pub use crew::{Crew, CrewSettings};
 pub use entry::{Entry, Pulled, Ticket};
 pub use estimate::{Estimates, SizeClass};
-pub use instance::{Started, Starting, Warmup, start};
+pub use instance::{Started, Starting, start};
 pub use levels::Levels;
 pub use limiter::{Claim, Limiter, Permit};
 pub use look::{Look, Want};
@@ -45,6 +48,7 @@ pub use sequence::{SequenceSettings, Sequences};
 pub use settings::{Hold, QueueSettings};
 pub use underway::{Finished, Underway};
 pub use waiter::Waiter;
+pub use warm_up::Warmup;
 
 use std::fmt;
 use std::sync::Arc;

@@ -136,3 +136,10 @@ pub struct Job<S> {
     /// Whether it was tried to load the models that this one is made of.
     pub members_tried: bool,
 }
+
+impl<S> Job<S> {
+    /// Whether the model is served meanwhile, so that nobody waits for this load but who asked for it.
+    pub fn is_reload(&self) -> bool {
+        self.served.is_some()
+    }
+}

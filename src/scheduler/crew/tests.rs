@@ -147,6 +147,7 @@ impl Stage {
             host_policies: Arc::default(),
             execution_time_max: Some(LIMIT),
             lost_max: scene.lost_max,
+            in_background: false,
             metrics: scene.metrics.instances("m", 1, &Default::default()),
             failed: Box::new(move |error| drop(fail.send(error))),
         };
