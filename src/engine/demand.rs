@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use super::attempt::retry_delay;
 use super::progress::Progress;
-use super::{Handle, Key};
+use super::{Handle, Key, stopped};
 use crate::error::{Error, Result};
 use crate::infer::Instant;
 use crate::model::{Residency, Version};
@@ -37,7 +37,6 @@ struct State {
     models: BTreeMap<Key, Entry>,
     /// Models that a load needs which goes on as long as its progress is there.
     holds: Vec<(Weak<Progress>, Key)>,
-    loads: u64,
 }
 
 #[derive(Default)]
@@ -49,8 +48,7 @@ struct Entry {
     wanted: bool,
     /// Requests that wait for it.
     waiting: usize,
-    /// With its number.
-    load: Option<(u64, Load)>,
+    load: Option<Load>,
     failure: Option<Failure>,
     /// Its versions as they were when it was last configured or served.
     sleeping: BTreeMap<Version, Arc<Handle>>,
@@ -166,26 +164,31 @@ impl Demand {
         Ok(Visit { demand: self.clone(), key: key.clone() })
     }
 
-    /// The load that goes on, or a new one.
-    fn load<F>(&self, key: &Key, ask: impl FnOnce() -> F) -> (u64, Load)
+    /// The load that goes on, or a new one, which goes on whoever waits for it, so that its end is known to the next.
+    fn load<F>(self: &Arc<Self>, key: &Key, ask: impl FnOnce() -> F) -> Load
     where
         F: Future<Output = Result<()>> + Send + 'static,
     {
         let mut state = self.state.lock();
-        state.loads += 1;
-        let number = state.loads;
         let entry = state.models.entry(key.clone()).or_default();
         entry.wanted = true;
-        entry.load.get_or_insert_with(|| (number, ask().boxed().shared())).clone()
+        let begin = || {
+            let (demand, key, end) = (self.clone(), key.clone(), ask());
+            let load = tokio::spawn(async move {
+                let result = end.await;
+                demand.ended(&key, &result);
+                result
+            });
+            load.map(|joined| joined.unwrap_or_else(|_| Err(stopped()))).boxed().shared()
+        };
+        entry.load.get_or_insert_with(begin).clone()
     }
 
-    /// Hears of the end of a load, by each of those who waited for it.
-    fn ended(&self, key: &Key, number: u64, result: &Result<()>) {
+    /// A load has ended.
+    fn ended(&self, key: &Key, result: &Result<()>) {
         let mut state = self.state.lock();
         let Some(entry) = state.models.get_mut(key) else { return };
-        if entry.load.take_if(|(own, _)| *own == number).is_none() {
-            return;
-        }
+        entry.load = None;
         self.metrics.loaded(result.is_ok());
         match result {
             Ok(()) => (entry.evicted, entry.failure) = (false, None),
@@ -213,21 +216,16 @@ impl Visit {
     where
         F: Future<Output = Result<()>> + Send + 'static,
     {
-        let (number, load) = self.demand.load(&self.key, ask);
-        let result = load.await;
-        self.demand.ended(&self.key, number, &result);
-        result
+        let load = self.demand.load(&self.key, ask);
+        load.await
     }
 }
 
 impl Drop for Visit {
     fn drop(&mut self) {
         let mut state = self.demand.state.lock();
-        let Some(entry) = state.models.get_mut(&self.key) else { return };
-        entry.waiting -= 1;
-        if entry.waiting == 0 {
-            // The load goes on; nobody is left to hear of its end, which would be old news for the next to come.
-            entry.load = None;
+        if let Some(entry) = state.models.get_mut(&self.key) {
+            entry.waiting -= 1;
         }
     }
 }

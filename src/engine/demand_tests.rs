@@ -99,6 +99,22 @@ async fn who_gives_up_takes_the_load_from_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_load_whose_callers_were_hasty_is_joined_by_the_next_and_its_failure_is_known() {
+    let (demand, loads) = (demand(10), Loads::default());
+    let (end, wait) = oneshot::channel();
+    let mut hasty = Some(wait);
+    for _ in 0..3 {
+        let visit = demand.visit(&key()).expect("nothing has failed yet");
+        let load = visit.load(|| loads.ask(hasty.take().expect("asked once")));
+        assert!(tokio::time::timeout(Duration::from_millis(5), load).await.is_err());
+    }
+    end.send(Err(Error::unavailable("broken"))).expect("the load goes on");
+    tokio::task::yield_now().await;
+    assert_eq!(demand.visit(&key()).err().expect("it is left alone").message(), "broken");
+    assert_eq!(loads.count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn too_many_are_refused() {
     let demand = demand(2);
     let visits = [demand.visit(&key()), demand.visit(&key())].map(|visit| visit.expect("there is room"));

@@ -13,7 +13,7 @@ use super::lifecycle::EVICTED;
 use super::loader::Loader;
 use super::manager::Event;
 use super::memory::ledger::{Holder, Ledger, excess};
-use super::memory::{Lack, Lease};
+use super::memory::{Lack, Lease, Line};
 use super::models::Job;
 use super::order::{Unload, What, outdated_load};
 use super::serving::Serving;
@@ -103,7 +103,7 @@ impl Loader {
                 let _choosing = self.choosing.lock();
                 match line.reserve() {
                     Ok(leases) => return Ok(leases),
-                    Err(lack) => self.choose(need, &lack)?,
+                    Err(lack) => self.choose(need, &line, &lack)?,
                 }
             };
             for key in leaving {
@@ -117,7 +117,7 @@ impl Loader {
     }
 
     /// The models that leave for this load, and are known to leave from now on.
-    fn choose(&self, need: Need<'_>, lack: &Lack) -> Result<Vec<Key>> {
+    fn choose(&self, need: Need<'_>, line: &Line, lack: &Lack) -> Result<Vec<Key>> {
         if lack.bytes.bytes.is_empty() {
             // So much is given back soon, or it is the turn of others.
             return Ok(Vec::new());
@@ -135,6 +135,8 @@ impl Loader {
             Verdict::Wait => Ok(Vec::new()),
             // Whoever comes first may need less in the end.
             Verdict::Never if lack.is_behind => Ok(Vec::new()),
+            // What was held then is less by now, or on its way.
+            Verdict::Never if line.lacking() != lack.bytes => Ok(Vec::new()),
             Verdict::Never => Err(Error::unavailable(format!("model '{}' {}", need.config.name, lack.why))),
         }
     }

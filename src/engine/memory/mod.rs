@@ -189,6 +189,11 @@ impl Line {
         Ok(ids.into_iter().zip(&self.parts).map(|(id, (holder, _))| Lease::new(&self.memory, id, holder)).collect())
     }
 
+    /// As [`Lack::bytes`], as it is now.
+    pub(super) fn lacking(&self) -> Footprint {
+        self.memory.read(|ledger| ledger.lacking(self.place))
+    }
+
     /// Blocks until something has changed, or may have.
     pub(super) fn wait(&self) {
         let mut books = self.memory.books.lock();
