@@ -16,7 +16,7 @@ use tokio::task::AbortHandle;
 use super::Scheduler;
 use super::instance::{Extras, Starting, start_with};
 use super::limiter::Limiter;
-use super::warm_up::Warmup;
+use super::warm_up::{Warmup, brief};
 use super::watch::{Charge, Sight, Watch};
 use crate::backend::Model;
 use crate::error::{Error, Kind, Result};
@@ -32,7 +32,7 @@ pub struct CrewSettings {
     pub scheduler: Arc<dyn Scheduler>,
     /// What they run.
     pub model: Arc<dyn Model>,
-    /// What each runs before it serves.
+    /// What the first on each device runs before it serves; the others run less.
     pub warmup: Arc<[Warmup]>,
     /// What they ask for resources; `None` if nothing is limited.
     pub limiter: Option<Arc<Limiter>>,
@@ -218,14 +218,21 @@ impl Crew {
         let free =
             |index: &usize| !state.burnt.contains(index) && state.members.iter().all(|member| member.index != *index);
         let index = (0..).find(free).unwrap_or_default();
-        let (member, ready) = self.member(index, seat)?;
+        let is_first = state.members.iter().all(|member| member.seat.device != seat.device);
+        let warmup = if is_first { self.settings.warmup.clone() } else { brief(&self.settings.warmup) };
+        let (member, ready) = self.member(index, seat, warmup)?;
         let watch = member.watch.clone();
         state.members.push(member);
         self.settings.metrics.joined();
         Ok((index, watch, ready))
     }
 
-    fn member(&self, index: usize, seat: Seat) -> Result<(Member, oneshot::Receiver<Result<()>>)> {
+    fn member(
+        &self,
+        index: usize,
+        seat: Seat,
+        warmup: Arc<[Warmup]>,
+    ) -> Result<(Member, oneshot::Receiver<Result<()>>)> {
         let settings = &self.settings;
         let claim = match &settings.limiter {
             Some(limiter) => limiter.claim(seat.device, &seat.rate_limit)?,
@@ -246,7 +253,7 @@ impl Crew {
             device: seat.device,
             index,
             thread_name: format!("{}/{index}", settings.name),
-            warmup: settings.warmup.clone(),
+            warmup,
         };
         let started = start_with(starting, extras)?;
         let member = Member { index, seat, watch: started.watch, thread: started.thread, ready: None, leaves: false };
@@ -339,7 +346,7 @@ impl Crew {
             return;
         }
         if lost <= settings.lost_max {
-            match self.member(index, member.seat) {
+            match self.member(index, member.seat, brief(&self.settings.warmup)) {
                 Ok((fresh, ready)) => {
                     settings.metrics.joined();
                     state.members.push(Member { ready: Some(ready), ..fresh });

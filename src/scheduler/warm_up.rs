@@ -28,6 +28,13 @@ pub struct Warmup {
 /// After this time what is not required of the warm-up is left out.
 const WARMUP_MAX: Duration = Duration::from_secs(5);
 
+/// What an instance runs where another one has run all: the configuration's samples, and one execution, which starts what
+/// belongs to its thread. The module, and what it has specialised on, is shared.
+pub(super) fn brief(all: &[Warmup]) -> Arc<[Warmup]> {
+    let (samples, automatic): (Vec<_>, Vec<_>) = all.iter().cloned().partition(|warmup| warmup.sample.is_some());
+    samples.into_iter().chain(automatic.into_iter().take(1)).collect()
+}
+
 /// Runs all of the warm-up; `watch` sees each execution.
 pub(super) fn warm_up(starting: &Starting, watch: Option<&Watch>, instance: &mut dyn Instance) -> Result<()> {
     let clock = Clock::start();
@@ -173,6 +180,15 @@ mod tests {
         let (usual, idle) = (policy().0, libc::SCHED_IDLE);
         assert_eq!(noted(false, false), (vec![(1, 1, usual), (1, 4, usual)], Ok(())));
         assert_eq!(noted(true, false), (vec![(1, 1, idle), (1, 4, idle), (2, 1, usual)], Ok(())));
+    }
+
+    #[test]
+    fn all_but_the_first_instance_run_samples_and_one_execution_more() {
+        let automatic = |rows| Warmup { sample: None, ..warmup(rows) };
+        let rows = |all: &[Warmup]| brief(all).iter().map(|each| each.batch.rows()).collect::<Vec<_>>();
+        assert_eq!(rows(&[warmup(3), automatic(1), automatic(2), automatic(4)]), [3, 1]);
+        assert_eq!(rows(&[automatic(2), automatic(4)]), [2]);
+        assert_eq!(rows(&[]), [0; 0]);
     }
 
     #[test]
