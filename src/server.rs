@@ -124,7 +124,7 @@ impl Server {
         let regions = Regions::new(config.client_regions_max, &metrics);
         let gateway = Arc::new(Gateway::new(engine.clone()).with_regions(regions).telling(tracer, log));
         let front_ends = FrontEnds::open(config, &gateway, &metrics)?;
-        let sample = |interval| tokio::spawn(host::sample_every(interval, metrics.clone()));
+        let sample = |interval| tokio::spawn(host::sample_every(interval, metrics.clone(), libtorch::cuda_allocated));
         let host = config.metrics.as_ref().and_then(|metrics| metrics.host_interval).map(sample);
         Ok(Self { engine, gateway, front_ends, host, traces })
     }

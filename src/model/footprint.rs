@@ -1,4 +1,4 @@
-//! The memory that a model version holds.
+//! The memory that a model version holds, and what an allocator has of a device.
 
 use std::collections::BTreeMap;
 
@@ -9,6 +9,17 @@ use super::Device;
 pub struct Footprint {
     /// Bytes by device; a device that holds nothing is absent.
     pub bytes: BTreeMap<Device, u64>,
+}
+
+/// What an allocator has of a device, whoever asked it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allocated {
+    /// The device.
+    pub device: Device,
+    /// Bytes that are in use.
+    pub used: u64,
+    /// Bytes that the allocator has, these included.
+    pub kept: u64,
 }
 
 impl Footprint {

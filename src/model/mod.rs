@@ -18,7 +18,7 @@ mod signature;
 
 pub use config::{Instances, LatencyBudget, ModelConfig, TensorSpec, WarmupData, WarmupInput, WarmupSample};
 pub use files::VersionFiles;
-pub use footprint::Footprint;
+pub use footprint::{Allocated, Footprint};
 pub use host_policy::{HostPolicies, HostPolicy, host_policy, parse_cores};
 pub use id::{Device, Version};
 pub use padding::{Padded, ServerPadding};

@@ -8,9 +8,11 @@ use std::time::Duration;
 use tokio::time::MissedTickBehavior;
 
 use super::metrics::{HostGauges, Metrics};
+use crate::model::Allocated;
 
 /// Sets the gauges of the host every `interval`; never returns. Reads a handful of small kernel files each time.
-pub async fn sample_every(interval: Duration, metrics: Metrics) {
+/// `allocated` says what allocators have of devices.
+pub async fn sample_every(interval: Duration, metrics: Metrics, allocated: fn() -> Vec<Allocated>) {
     let gauges = metrics.host();
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -18,6 +20,7 @@ pub async fn sample_every(interval: Duration, metrics: Metrics) {
     loop {
         ticks.tick().await;
         before = sample(&gauges, before);
+        allocated().iter().for_each(|each| metrics.allocated(each));
     }
 }
 

@@ -131,6 +131,10 @@ const DEMANDS: Family = Family(
 const DEMAND_LOADS: Family = Family("nereid_on_demand_loads_total", "Loads that requests have waited for, by result");
 const DEMAND_SECONDS: Family =
     Family("nereid_on_demand_wait_seconds", "Time that requests have waited for models to be loaded");
+const ALLOCATED: Family =
+    Family("nereid_allocator_used_bytes", "Bytes of a CUDA device that tensors have, by libtorch's own count");
+const ALLOCATOR_KEPT: Family =
+    Family("nereid_allocator_kept_bytes", "Bytes of a CUDA device that libtorch's allocator has, used or not");
 const DEVICE_USED: Family = Family("nereid_memory_used_bytes", "Bytes of a device that models hold");
 const RECEIVED: Family =
     Family("nereid_requests_received_total", "Inference requests that arrived, whatever became of them");
@@ -461,6 +465,7 @@ fn index(kind: Kind) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Allocated, Device};
 
     #[test]
     fn every_kind_is_at_its_index() {
@@ -528,6 +533,7 @@ mod tests {
         let _on_demand = metrics.on_demand();
         let _limiter = metrics.limiter().resource("r", "global");
         let _memory = (metrics.memory("cpu"), metrics.held(&ModelConfig::new("m", "identity"), 1, "cpu", 1));
+        metrics.allocated(&Allocated { device: Device::Cuda(0), used: 1, kept: 2 });
         let tags = BTreeMap::from([("_team".to_owned(), "search".to_owned())]);
         let _busy = metrics.instances("m", 1, &tags).busy(0, "cpu");
         let config = ModelConfig::new("m", "identity");
@@ -545,6 +551,7 @@ mod tests {
             assert!(described(name) || family.is_some_and(described), "{line}");
         }
         assert!(text.contains("_team=\"search\""));
+        assert!(text.contains("nereid_allocator_kept_bytes{device=\"cuda:0\"} 2"), "{text}");
         assert!(text.contains("nereid_grpc_responses_total{method=\"M\",code=\"OK\"} 1"), "{text}");
         assert!(text.contains("nereid_http_responses_total{route=\"/\",code=\"404\"} 1"), "{text}");
     }

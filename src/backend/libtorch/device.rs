@@ -2,7 +2,7 @@
 
 use super::ffi;
 use crate::error::{Error, Result};
-use crate::model::Device;
+use crate::model::{Allocated, Device};
 
 /// libtorch's number for a device, as the shim counts.
 pub(super) fn device_number(device: Device) -> i32 {
@@ -48,6 +48,20 @@ pub fn cuda_memory(index: u32) -> Result<(u64, u64)> {
     // SAFETY: both are written before the call returns.
     loaded.api.check(unsafe { (loaded.api.cuda_memory)(device, &raw mut free, &raw mut total) })?;
     Ok((free, total))
+}
+
+/// What libtorch's allocator has of each CUDA device that it has used; nothing while libtorch is not loaded.
+pub fn cuda_allocated() -> Vec<Allocated> {
+    let Some(loaded) = ffi::if_loaded().filter(|loaded| loaded.cuda) else { return Vec::new() };
+    let cuda = devices().unwrap_or_default().into_iter().filter(|device| *device != Device::Cpu);
+    let allocated = cuda.filter_map(|device| {
+        let (mut used, mut kept) = (0, 0);
+        // SAFETY: both are written when the call succeeds; the CUDA part was loaded before.
+        let asked = unsafe { (loaded.api.cuda_allocated)(device_number(device), &raw mut used, &raw mut kept) };
+        // It fails for a device on which nothing was allocated yet.
+        loaded.api.check(asked).ok().map(|()| Allocated { device, used, kept })
+    });
+    allocated.collect()
 }
 
 /// Gives unused memory of libtorch's CUDA allocator back.

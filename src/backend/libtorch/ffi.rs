@@ -43,6 +43,9 @@ pub struct RawModule(c_void);
 /// `nt_value`, opaque.
 #[repr(C)]
 pub struct RawValue(c_void);
+/// `nt_stream`, opaque.
+#[repr(C)]
+pub struct RawStream(c_void);
 
 /// `nt_text`.
 #[repr(C)]
@@ -123,8 +126,14 @@ pub struct Api {
     pub text_free: unsafe extern "C" fn(Failure),
     pub configure: unsafe extern "C" fn() -> Failure,
     pub thread_begin: unsafe extern "C" fn(i32, i32) -> Failure,
+    pub stream_of_thread: unsafe extern "C" fn(i32, *mut *mut RawStream) -> Failure,
+    pub stream_mark: unsafe extern "C" fn(*mut RawStream) -> Failure,
+    pub stream_passed: unsafe extern "C" fn(*const RawStream, *mut i32) -> Failure,
+    pub stream_wait: unsafe extern "C" fn(*const RawStream, i32) -> Failure,
+    pub stream_free: unsafe extern "C" fn(*mut RawStream),
     pub cuda_count: unsafe extern "C" fn(*mut i64) -> Failure,
     pub cuda_memory: unsafe extern "C" fn(i32, *mut u64, *mut u64) -> Failure,
+    pub cuda_allocated: unsafe extern "C" fn(i32, *mut u64, *mut u64) -> Failure,
     pub cuda_empty_cache: unsafe extern "C" fn() -> Failure,
     pub tensor_over: unsafe extern "C" fn(
         i32,
@@ -136,8 +145,10 @@ pub struct Api {
         *mut *mut RawTensor,
     ) -> Failure,
     pub tensor_empty: unsafe extern "C" fn(i32, *const i64, usize, i32, *mut *mut RawTensor, *mut *mut u8) -> Failure,
+    pub tensor_reuse:
+        unsafe extern "C" fn(*const RawTensor, i32, *const i64, usize, *mut *mut RawTensor, *mut *mut u8) -> Failure,
     pub tensor_to: unsafe extern "C" fn(*const RawTensor, i32, *mut *mut RawTensor) -> Failure,
-    pub tensor_host: unsafe extern "C" fn(*const RawTensor, i32, *mut *mut RawTensor) -> Failure,
+    pub tensor_host: unsafe extern "C" fn(*const RawTensor, i32, i32, *mut *mut RawTensor) -> Failure,
     pub tensor_keep: unsafe extern "C" fn(*const RawTensor, i32, i32, *mut *mut RawTensor) -> Failure,
     pub tensor_parts: unsafe extern "C" fn(*const RawTensor, *const i64, usize, i32, *mut *mut RawTensor) -> Failure,
     pub tensor_join: unsafe extern "C" fn(

@@ -1,9 +1,10 @@
 //! libtorch's tensors as safe Rust values, and the conversion to and from the server's tensors.
 //!
 //! Where memory is shared instead of copied: a [`Handle`] made by [`Handle::over`] keeps the request's [`Bytes`] alive
-//! until libtorch drops the last use; the [`Bytes`] made by [`Handle::into_tensor`] keep libtorch's tensor alive, and so
+//! until libtorch drops the last use; the [`Bytes`] made from [`Handle::into_host`] keep libtorch's tensor alive, and so
 //! does what [`Handle::into_resident`] makes. All ends only ever read such memory: a module that writes into its inputs
-//! gets copies, and one that writes into its own state has its outputs copied (see [`super::module::Effects`]).
+//! gets copies, and one that writes into its own state has its outputs copied (see [`super::module::Effects`]). Memory
+//! that batches are gathered in is written again only when nobody else holds it (see [`super::staging`]).
 
 use std::any::Any;
 use std::ffi::c_void;
@@ -16,9 +17,11 @@ use bytes::Bytes;
 
 use super::device::device_number;
 use super::ffi::{self, Api, RawTensor, View};
+use super::staging::{self, Staging};
+use super::stream::Arriving;
 use crate::error::{Error, Kind, Result};
 use crate::model::Device;
-use crate::tensor::{Batch, DataType, Resident, Shape, Sink, Tensor};
+use crate::tensor::{Batch, DataType, Resident, Shape, Sink as _, Tensor};
 
 /// The element types and libtorch's numbers for them.
 const TYPES: [(DataType, i32); 13] = [
@@ -93,7 +96,7 @@ impl Handle {
         let size = dtype.size().unwrap_or(1);
         assert_eq!(shape.elements().and_then(|n| n.checked_mul(size)), Some(data.len()), "checked by the signature");
         if data.as_ptr().align_offset(size) != 0 {
-            return Self::copied(dtype, shape, false, |room| room.bytes(data));
+            return staging::fresh(dtype, shape, |room| room.bytes(data));
         }
         let api = ffi::api()?;
         let mut raw = ptr::null_mut();
@@ -106,16 +109,17 @@ impl Handle {
         Ok(Self { raw, api })
     }
 
-    /// One input of all members in one tensor on `device`: in place if there is one member and `in_place` allows it, else
-    /// copied once, through page-locked memory if it goes from the host to a device.
-    pub fn gathered(batch: &Batch, index: usize, in_place: bool, device: Device) -> Result<Self> {
+    /// One input of all members in one tensor where `staging`'s instance runs: on the host in place if there is one member
+    /// and `in_place` allows it, else copied once into memory of `staging`, and from there to the device.
+    pub fn gathered(batch: &Batch, index: usize, in_place: bool, staging: &mut Staging) -> Result<Self> {
+        let device = staging.device();
         if batch.is_resident(index) {
             return Self::joined(batch, index, in_place, device);
         }
         let (dtype, shape) = (batch.dtype(index), batch.shape(index));
         let host = match batch.single(index) {
-            Some(data) if in_place => Self::over(dtype, &shape, data)?,
-            _ => Self::copied(dtype, &shape, device != Device::Cpu, |room| batch.gather(index, room))?,
+            Some(data) if in_place && device == Device::Cpu => Self::over(dtype, &shape, data)?,
+            _ => staging.fill(index, (dtype, &shape), |room| batch.gather(index, room))?,
         };
         if device == Device::Cpu { Ok(host) } else { host.to(device) }
     }
@@ -147,22 +151,6 @@ impl Handle {
         Ok(Self { raw, api })
     }
 
-    /// A new tensor with the bytes that `write` gives, which are as many as it has.
-    fn copied(dtype: DataType, shape: &Shape, pinned: bool, write: impl FnOnce(&mut Room)) -> Result<Self> {
-        let api = ffi::api()?;
-        let number = type_number(dtype)?;
-        let (mut raw, mut target) = (ptr::null_mut(), ptr::null_mut::<u8>());
-        // SAFETY: the dimensions are read during the call only; both results are written when it succeeds.
-        api.check(unsafe {
-            (api.tensor_empty)(number, shape.as_ptr(), shape.len(), i32::from(pinned), &raw mut raw, &raw mut target)
-        })?;
-        let handle = Self { raw, api };
-        let mut room = Room { target, left: handle.view()?.bytes };
-        write(&mut room);
-        assert_eq!(room.left, 0, "all of the tensor is written");
-        Ok(handle)
-    }
-
     fn view(&self) -> Result<View> {
         let mut view = std::mem::MaybeUninit::<View>::zeroed();
         // SAFETY: `raw` is live; all fields are written when the call succeeds, and zeros are valid values of them.
@@ -180,7 +168,7 @@ impl Handle {
         Ok(Self { raw, api: self.api })
     }
 
-    /// The same elements in another type.
+    /// The same elements in another type; on a device, in order with what follows on the same thread.
     pub fn cast(&self, dtype: DataType) -> Result<Self> {
         let number = type_number(dtype)?;
         let mut raw = ptr::null_mut();
@@ -194,32 +182,36 @@ impl Handle {
         Ok(data_type(self.view()?.dtype))
     }
 
-    /// The elements as a tensor of the server: a view of libtorch's memory if that is dense and on the host.
+    /// The elements as a tensor of the server: a view of libtorch's memory if that is dense and on the host. From a device
+    /// they come when this thread's stream is waited for.
     ///
     /// `copy`: never a view, for memory that a later execution may write to.
-    pub fn into_tensor(self, copy: bool) -> Result<Tensor> {
-        let host = self.host(copy)?;
+    pub fn into_host(self, copy: bool) -> Result<Arriving> {
+        let host = self.host(copy, true)?;
         let (dtype, shape) = host.kind()?;
-        Ok(Tensor::new(dtype, shape, host.into_bytes()?))
+        Ok(Arriving::new(Tensor::new(dtype, shape, Bytes::new()), Some(host)))
     }
 
-    /// The elements as a tensor of the server that stays where it is. `copy`: never in the same memory; `own`: in memory
-    /// that nothing else has a part of; `read`: its bytes are wanted, too.
-    pub fn into_resident(self, copy: bool, own: bool, read: bool) -> Result<Tensor> {
+    /// The elements as a tensor of the server that stays where it is, and is there when this thread's stream was waited
+    /// for. `copy`: never in the same memory; `own`: in memory that nothing else has a part of; `read`: its bytes are
+    /// wanted, too.
+    pub fn into_resident(self, copy: bool, own: bool, read: bool) -> Result<Arriving> {
         let mut raw = ptr::null_mut();
         // SAFETY: `self.raw` is live; `raw` is written when the call succeeds.
         self.api.check(unsafe { (self.api.tensor_keep)(self.raw, i32::from(copy), i32::from(own), &raw mut raw) })?;
         let kept = Kept::new(Self { raw, api: self.api })?;
         let (dtype, shape) = kept.handle.kind()?;
-        let data = if read { kept.to_host()? } else { Bytes::new() };
-        Ok(Tensor { resident: Some(Arc::new(kept)), ..Tensor::new(dtype, shape, data) })
+        let host = if read { Some(kept.handle.host(false, true)?) } else { None };
+        let tensor = Tensor { resident: Some(Arc::new(kept)), ..Tensor::new(dtype, shape, Bytes::new()) };
+        Ok(Arriving::new(tensor, host))
     }
 
-    /// The same elements, dense and in host memory; `copy`: not in the same memory.
-    fn host(&self, copy: bool) -> Result<Self> {
+    /// The same elements, dense and in host memory; `copy`: not in the same memory; `later`: a copy from a device may be
+    /// waited for later, with this thread's stream.
+    fn host(&self, copy: bool, later: bool) -> Result<Self> {
         let mut raw = ptr::null_mut();
         // SAFETY: `self.raw` is live; `raw` is written when the call succeeds.
-        self.api.check(unsafe { (self.api.tensor_host)(self.raw, i32::from(copy), &raw mut raw) })?;
+        self.api.check(unsafe { (self.api.tensor_host)(self.raw, i32::from(copy), i32::from(later), &raw mut raw) })?;
         Ok(Self { raw, api: self.api })
     }
 
@@ -238,8 +230,8 @@ impl Handle {
         Ok((dtype, shape))
     }
 
-    /// A view of the elements, which must be dense and in host memory.
-    fn into_bytes(self) -> Result<Bytes> {
+    /// A view of the elements, which must be dense, in host memory, and all there.
+    pub(super) fn into_bytes(self) -> Result<Bytes> {
         let view = self.view()?;
         assert_eq!(view.device, device_number(Device::Cpu), "only host memory can be read");
         Ok(match view.bytes {
@@ -274,7 +266,7 @@ impl Resident for Kept {
     }
 
     fn to_host(&self) -> Result<Bytes> {
-        self.handle.host(false)?.into_bytes()
+        self.handle.host(false, false)?.into_bytes()
     }
 
     fn parts(&self, elements: &[Range<usize>], own: bool) -> Result<Vec<Arc<dyn Resident>>> {
@@ -289,38 +281,6 @@ impl Resident for Kept {
         })?;
         let parts: Vec<Handle> = raw.into_iter().map(|raw| Handle { raw, api }).collect();
         parts.into_iter().map(|part| Ok(Arc::new(Self::new(part)?) as Arc<dyn Resident>)).collect()
-    }
-}
-
-/// The memory of a new tensor that is not written yet: `left` bytes from `target` on, which nobody else sees.
-struct Room {
-    target: *mut u8,
-    left: usize,
-}
-
-impl Sink for Room {
-    fn bytes(&mut self, bytes: &[u8]) {
-        self.left = self.left.checked_sub(bytes.len()).expect("the signature checked the sizes");
-        // SAFETY: `target` has room for `left` more bytes and these, by the subtraction; it is new memory, so the two do
-        // not overlap.
-        unsafe {
-            ptr::copy_nonoverlapping(bytes.as_ptr(), self.target, bytes.len());
-            self.target = self.target.add(bytes.len());
-        }
-    }
-
-    fn repeat(&mut self, element: &[u8], count: usize) {
-        let Some((&first, rest)) = element.split_first() else { return };
-        if rest.iter().any(|byte| *byte != first) {
-            return (0..count).for_each(|_| self.bytes(element));
-        }
-        let bytes = element.len() * count;
-        self.left = self.left.checked_sub(bytes).expect("the signature checked the sizes");
-        // SAFETY: as above.
-        unsafe {
-            ptr::write_bytes(self.target, first, bytes);
-            self.target = self.target.add(bytes);
-        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! One thread's executions of a module: gather, run, take the outputs apart, check them.
+//! One thread's executions of a module: gather, run, take the outputs apart, wait for them, check them.
 //!
 //! What a decoupled model returns is a list: each element is one response, in the form in which an ordinary model returns
 //! its only one. Knows the batch and the configuration; does not know how the module came to be, nor who asked.
@@ -12,6 +12,8 @@ use super::message;
 use super::module::{Effects, Input, Inputs, Module, Output, OutputValue, Returned, Run};
 use super::options::Options;
 use super::precision;
+use super::staging::Staging;
+use super::stream::{Arriving, Stream};
 use crate::backend::{Instance, Replies};
 use crate::error::{Error, Kind, Result};
 use crate::model::{Device, ModelConfig, TensorSpec};
@@ -34,39 +36,90 @@ pub struct TorchInstance {
     pub device: Device,
 }
 
-impl Instance for TorchInstance {
-    fn run(&mut self, batch: &Batch, replies: &mut dyn Replies) -> Result<()> {
-        let inputs = self.gather(batch)?;
+/// An instance on its own thread: how it executes, the memory that it uses again and again, and what it has started on its
+/// device.
+pub struct Worker {
+    torch: TorchInstance,
+    staging: Staging,
+    stream: Stream,
+}
+
+impl Worker {
+    /// One that has executed nothing yet, for the calling thread.
+    pub fn new(torch: TorchInstance) -> Result<Self> {
+        let (staging, stream) = (Staging::new(torch.device), Stream::of_thread(torch.device)?);
+        Ok(Self { torch, staging, stream })
+    }
+
+    fn execute(&mut self, batch: &Batch, replies: &mut dyn Replies) -> Result<()> {
+        let Self { torch, staging, stream } = self;
+        let failed = |error: Error| error.context("PyTorch execute failure");
+        let inputs = torch.gather(batch, staging)?;
         replies.inputs_ready();
-        let returned =
-            self.module.run(&self.how(), &inputs).map_err(|error| error.context("PyTorch execute failure"))?;
+        let returned = torch.module.run(&torch.how(), &inputs).map_err(failed)?;
         drop(inputs);
-        replies.outputs_ready();
-        if self.config.decoupled {
-            return self.respond(&returned, batch, replies);
+        stream.mark().map_err(failed)?;
+        let at_once = torch.config.decoupled || stream.is_past_mark().map_err(failed)?;
+        if at_once {
+            stream.wait_for_mark().map_err(failed)?;
+            replies.outputs_ready();
         }
-        let outputs = self.collect(returned.outputs()?, batch)?;
+        if torch.config.decoupled {
+            return torch.respond(&returned, batch, replies, stream);
+        }
+        // The outputs' copies are started while the computation goes on, so that the device need not wait for that.
+        let outputs = torch.collect(returned.outputs()?, batch)?;
         drop(returned);
-        self.clean()?;
+        if !at_once {
+            stream.wait_for_mark().map_err(failed)?;
+            replies.outputs_ready();
+        }
+        let outputs = torch.arrived(outputs, batch, stream)?;
+        torch.clean()?;
         replies.batch(outputs)
+    }
+}
+
+impl Instance for Worker {
+    fn run(&mut self, batch: &Batch, replies: &mut dyn Replies) -> Result<()> {
+        let outcome = self.execute(batch, replies);
+        if outcome.is_err()
+            && let Err(error) = self.stream.wait()
+        {
+            // What was started may still read this memory.
+            self.staging = Staging::new(self.torch.device);
+            if error.kind() == Kind::DeviceLost {
+                return Err(error);
+            }
+        }
+        outcome
     }
 }
 
 impl TorchInstance {
     /// Sends each element of the list that a decoupled model returned.
-    fn respond(&self, returned: &Returned, batch: &Batch, replies: &mut dyn Replies) -> Result<()> {
+    fn respond(&self, returned: &Returned, batch: &Batch, replies: &mut dyn Replies, stream: &Stream) -> Result<()> {
+        let outputs = |item: Returned| self.arrived(self.collect(item.outputs()?, batch)?, batch, stream);
         let mut items = returned.items()?;
         let last = items.pop();
         for item in items {
-            let outputs = self.collect(item.outputs()?, batch)?;
-            replies.send(0, outputs)?;
+            replies.send(0, outputs(item)?)?;
         }
-        let last = last.map(|item| self.collect(item.outputs()?, batch)).transpose()?;
+        let last = last.map(outputs).transpose()?;
         self.clean()?;
         if let Some(outputs) = last {
             replies.member(0, outputs)?;
         }
         Ok(())
+    }
+
+    /// The outputs once they are there, checked against the configuration.
+    fn arrived(&self, outputs: Vec<Arriving>, batch: &Batch, stream: &Stream) -> Result<Vec<Tensor>> {
+        let outputs = stream.arrived(outputs)?;
+        for (spec, output) in self.config.outputs.iter().zip(&outputs) {
+            self.check(spec, output, batch.rows())?;
+        }
+        Ok(outputs)
     }
 
     fn clean(&self) -> Result<()> {
@@ -89,7 +142,7 @@ impl TorchInstance {
 
     /// The batch as `forward`'s arguments. One that the requests left out has its default, else `None`; what follows a
     /// default is given by name.
-    pub fn gather<'a>(&'a self, batch: &'a Batch) -> Result<Inputs<'a>> {
+    pub fn gather<'a>(&'a self, batch: &'a Batch, staging: &mut Staging) -> Result<Inputs<'a>> {
         let mut inputs = Vec::with_capacity(self.binding.inputs.len());
         let mut in_order = None;
         for bound in &self.binding.inputs {
@@ -106,15 +159,15 @@ impl TorchInstance {
                 // The framing was checked when the request came in.
                 Input::Strings(batch.parts(index).flat_map(|part| strings::iter(part).flatten()).collect())
             } else {
-                Input::Tensor(Handle::gathered(batch, index, !self.effects.inputs, self.device)?)
+                Input::Tensor(Handle::gathered(batch, index, !self.effects.inputs, staging)?)
             };
             inputs.push((&*bound.name, input));
         }
         Ok(Inputs { in_order: in_order.unwrap_or(inputs.len()), list: inputs })
     }
 
-    /// The configured outputs among what was returned, checked against the configuration.
-    fn collect(&self, returned: Vec<Output>, batch: &Batch) -> Result<Vec<Tensor>> {
+    /// The configured outputs among what was returned, on their way.
+    fn collect(&self, returned: Vec<Output>, batch: &Batch) -> Result<Vec<Arriving>> {
         let names: Vec<String> = returned.iter().map(|output| output.name.clone()).collect();
         let mut values: Vec<Option<OutputValue>> = returned.into_iter().map(|output| Some(output.value)).collect();
         let specs = &self.config.outputs;
@@ -132,15 +185,13 @@ impl TorchInstance {
             let value = values[position].take().ok_or_else(|| {
                 Error::new(Kind::Backend, format!("output '{}' refers to the same value as another output", spec.name))
             })?;
-            let tensor = self.tensor(outputs.len(), position, value, batch)?;
-            self.check(spec, &tensor, batch.rows())?;
-            outputs.push(tensor);
+            outputs.push(self.tensor(outputs.len(), position, value, batch)?);
         }
         Ok(outputs)
     }
 
     /// A returned value as configured output `index`; it stays on the device if the batch wants that.
-    fn tensor(&self, index: usize, position: usize, value: OutputValue, batch: &Batch) -> Result<Tensor> {
+    fn tensor(&self, index: usize, position: usize, value: OutputValue, batch: &Batch) -> Result<Arriving> {
         let spec = &self.config.outputs[index];
         match value {
             OutputValue::Tensor(handle) => {
@@ -152,14 +203,15 @@ impl TorchInstance {
                         let own = batch.lasts(index) && batch.members.len() == 1;
                         handle.into_resident(copy, own, batch.reads(index))
                     }
-                    false => handle.into_tensor(copy),
+                    false => handle.into_host(copy),
                 };
                 tensor.map_err(|error| error.context(format_args!("output '{}'", spec.name)))
             }
             OutputValue::Strings(elements) => {
                 let rows = (self.config.max_batch_rows > 0).then(|| batch.rows());
                 let data = strings::encode(elements.iter().map(Vec::as_slice));
-                Ok(Tensor::new(DataType::Bytes, strings_shape(spec, elements.len(), rows), data))
+                let tensor = Tensor::new(DataType::Bytes, strings_shape(spec, elements.len(), rows), data);
+                Ok(Arriving::new(tensor, None))
             }
             OutputValue::Other(kind) => {
                 let message =

@@ -1,7 +1,8 @@
 //! The `pytorch` backend: TorchScript models on libtorch.
 //!
 //! From the bottom up: `shim.cpp` calls libtorch and catches what it throws, `ffi` finds and loads both, `failure` reads what it says; `device`, `handle`
-//! (tensors) and `module` make them safe; `binding` and `options` read the configuration; `model`, `shared`, `precision`,
+//! (tensors), `staging` (their memory), `stream`
+//! (what is under way) and `module` make them safe; `binding` and `options` read the configuration; `model`, `shared`, `precision`,
 //! `optimize` and `instance` load and run;
 //! [`script`] makes model files and [`inspect`] describes them. Nothing outside this folder knows libtorch.
 //!
@@ -23,13 +24,15 @@ mod options;
 mod precision;
 pub mod script;
 mod shared;
+mod staging;
+mod stream;
 #[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use device::{cuda_memory, devices};
+pub use device::{cuda_allocated, cuda_memory, devices};
 pub use ffi::use_mkl_fast_path;
 pub use inspect::inspect;
 pub use options::PRECISION;

@@ -9,12 +9,13 @@ use std::thread;
 
 use super::binding::Binding;
 use super::device;
-use super::instance::{TorchInstance, load_failure};
+use super::instance::{TorchInstance, Worker, load_failure};
 use super::module::{Effects, Module};
 use super::optimize;
 use super::options::{self, Options};
 use super::precision;
 use super::shared::{Form, Opened, Share, Table};
+use super::stream::Stream;
 use crate::backend::{Instance, Model};
 use crate::error::{Error, Kind, Result};
 use crate::model::{Device, Footprint, ModelConfig};
@@ -68,7 +69,10 @@ impl TorchModel {
         device::begin_thread(device, self.threads)?;
         let plain = TorchInstance { binding, effects, ..self.instance_of(Arc::new(module), device) };
         precision::check(&plain, path)?;
-        Ok(Opened { module: optimize::best(plain)?, schema, effects, bytes })
+        let module = optimize::best(plain)?;
+        // Instances have streams of their own, on which nobody waits for this one.
+        Stream::of_thread(device)?.wait()?;
+        Ok(Opened { module, schema, effects, bytes })
     }
 
     /// Says what costs memory or time because of what `forward` may write to.
@@ -123,7 +127,7 @@ impl Model for TorchModel {
             Error::new(Kind::Internal, format!("model '{}' was not loaded for device {device}", self.config.name))
         })?;
         let module = if self.effects.state { Arc::new(shared.module.copy()?) } else { Arc::clone(&shared.module) };
-        Ok(Box::new(self.instance_of(module, device)))
+        Ok(Box::new(Worker::new(self.instance_of(module, device))?))
     }
 }
 

@@ -269,7 +269,7 @@ impl Module {
         Ok(Effects { inputs: inputs != 0, state: state != 0 })
     }
 
-    /// Runs `forward` and waits for the device.
+    /// Runs `forward`; on a device, what it returns is there when this thread's stream was waited for.
     pub fn run(&self, how: &Run, inputs: &Inputs<'_>) -> Result<Returned> {
         let strings: Vec<Vec<Text>> = inputs
             .list

@@ -13,6 +13,8 @@ use super::device;
 use super::instance::TorchInstance;
 use super::module::{Module, OutputValue};
 use super::options::Optimize;
+use super::staging::Staging;
+use super::stream::Stream;
 use crate::error::{Error, Result};
 use crate::model::{Device, TensorSpec};
 use crate::tensor::{Batch, DataType, Member, Shape, Tensor};
@@ -91,18 +93,22 @@ fn faster(plain: TorchInstance) -> Result<Option<Arc<Module>>> {
 /// The tensors among the outputs, after two executions of which the first compiles the graph.
 fn outputs(instance: &TorchInstance, sample: &Batch) -> Result<Vec<Option<Tensor>>> {
     time(instance, sample)?;
-    let returned = instance.module.run(&instance.how(), &instance.gather(sample)?)?;
+    let inputs = instance.gather(sample, &mut Staging::new(instance.device))?;
+    let stream = Stream::of_thread(instance.device)?;
+    let returned = instance.module.run(&instance.how(), &inputs)?;
     let tensors = returned.outputs()?.into_iter().map(|output| match output.value {
-        OutputValue::Tensor(handle) => handle.into_tensor(true).map(Some),
+        OutputValue::Tensor(handle) => Ok(stream.arrived(vec![handle.into_host(true)?])?.pop()),
         _ => Ok(None),
     });
     tensors.collect()
 }
 
 fn time(instance: &TorchInstance, sample: &Batch) -> Result<Duration> {
-    let inputs = instance.gather(sample)?;
+    let inputs = instance.gather(sample, &mut Staging::new(instance.device))?;
+    let stream = Stream::of_thread(instance.device)?;
     let start = Instant::now();
     instance.module.run(&instance.how(), &inputs)?;
+    stream.wait()?;
     Ok(start.elapsed())
 }
 

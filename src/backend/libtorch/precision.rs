@@ -12,6 +12,8 @@ use super::model::weight_bytes;
 use super::module::Module;
 use super::optimize::sample;
 use super::options::Precision;
+use super::staging::Staging;
+use super::stream::Stream;
 use crate::error::{Error, Result};
 use crate::model::{Device, ModelConfig};
 use crate::tensor::DataType;
@@ -56,7 +58,11 @@ pub fn check(converted: &TorchInstance, path: &Path) -> Result<()> {
         return Ok(());
     }
     let Some(batch) = sample(&config.inputs, config.max_batch_rows > 0) else { return Ok(()) };
-    let run = |instance: &TorchInstance| instance.module.run(&instance.how(), &instance.gather(&batch)?).map(drop);
+    let run = |instance: &TorchInstance| {
+        let inputs = instance.gather(&batch, &mut Staging::new(instance.device))?;
+        instance.module.run(&instance.how(), &inputs)?;
+        Stream::of_thread(instance.device)?.wait()
+    };
     let mut tried = converted.clone();
     if converted.effects.state {
         tried.module = Arc::new(converted.module.copy()?);

@@ -5,17 +5,22 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include <ATen/DeviceAccelerator.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <c10/core/CPUAllocator.h>
+#include <c10/core/Event.h>
 #include <c10/core/InferenceMode.h>
+#include <c10/core/Stream.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/ir/alias_analysis.h>
@@ -37,6 +42,10 @@ struct nt_module {
 };
 struct nt_value {
   IValue value;
+};
+struct nt_stream {
+  std::optional<c10::Stream> stream;  // Empty on the host.
+  std::optional<c10::Event> mark;
 };
 
 namespace {
@@ -140,6 +149,40 @@ char* thread_begin(int32_t device, int32_t threads) {
   });
 }
 
+char* stream_of_thread(int32_t device, nt_stream** out) {
+  return guarded([&] {
+    auto made = std::make_unique<nt_stream>();
+    if (device >= 0) {
+      made->stream = c10::impl::VirtualGuardImpl(at::kCUDA).getStream(device_of(device));
+      made->mark.emplace(at::kCUDA);
+    }
+    *out = made.release();
+  });
+}
+
+char* stream_mark(nt_stream* self) {
+  return guarded([&] {
+    if (self->stream) self->mark->record(*self->stream);
+  });
+}
+
+char* stream_passed(const nt_stream* self, int32_t* passed) {
+  return guarded([&] { *passed = !self->stream || self->mark->query(); });
+}
+
+char* stream_wait(const nt_stream* self, int32_t to_mark) {
+  return guarded([&] {
+    if (!self->stream) return;
+    if (to_mark != 0) {
+      self->mark->synchronize();
+    } else {
+      self->stream->synchronize();
+    }
+  });
+}
+
+void stream_free(nt_stream* self) { delete self; }
+
 char* cuda_count(int64_t* count) {
   return guarded([&] { *count = torch::cuda::is_available() ? static_cast<int64_t>(torch::cuda::device_count()) : 0; });
 }
@@ -149,6 +192,15 @@ char* cuda_memory(int32_t device, uint64_t* free, uint64_t* total) {
     auto [unused, all] = at::accelerator::getMemoryInfo(static_cast<c10::DeviceIndex>(device));
     *free = unused;
     *total = all;
+  });
+}
+
+char* cuda_allocated(int32_t device, uint64_t* used, uint64_t* kept) {
+  return guarded([&] {
+    const auto stats = at::accelerator::getDeviceStats(static_cast<c10::DeviceIndex>(device));
+    constexpr auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    *used = static_cast<uint64_t>(stats.allocated_bytes[all].current);
+    *kept = static_cast<uint64_t>(stats.reserved_bytes[all].current);
   });
 }
 
@@ -178,6 +230,25 @@ char* tensor_empty(int32_t dtype, const int64_t* dims, size_t ndim, int32_t pinn
   });
 }
 
+char* tensor_reuse(const nt_tensor* buffer, int32_t dtype, const int64_t* dims, size_t ndim, nt_tensor** out,
+                   void** data) {
+  return guarded([&] {
+    *out = nullptr;
+    const auto& storage = buffer->tensor.storage();
+    const at::IntArrayRef shape(dims, ndim);
+    const auto type = c10::scalarTypeToTypeMeta(static_cast<at::ScalarType>(dtype));
+    const size_t bytes = at::detail::computeStorageNbytesContiguous(shape, type.itemsize());
+    if (storage.use_count() != 1 || storage.nbytes() < bytes) return;
+    // Whoever let go of the memory, on whichever thread, had read it before.
+    std::atomic_thread_fence(std::memory_order_acquire);
+    auto made = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(storage),
+                                                         c10::DispatchKeySet(c10::DispatchKey::CPU), type);
+    made.unsafeGetTensorImpl()->set_sizes_contiguous(shape);
+    *data = made.mutable_data_ptr();
+    *out = new nt_tensor{std::move(made)};
+  });
+}
+
 char* tensor_to(const nt_tensor* self, int32_t device, nt_tensor** out) {
   return guarded([&] { *out = new nt_tensor{self->tensor.to(device_of(device), /*non_blocking=*/true)}; });
 }
@@ -194,9 +265,17 @@ void finish(const at::Device& device) {
   if (device.is_cuda()) at::accelerator::getCurrentStream(device.index()).synchronize();
 }
 
-char* tensor_host(const nt_tensor* self, int32_t copy, nt_tensor** out) {
+char* tensor_host(const nt_tensor* self, int32_t copy, int32_t later, nt_tensor** out) {
   return guarded([&] {
     c10::InferenceMode guard;
+    if (later != 0 && self->tensor.is_cuda()) {
+      const auto there = dense(self->tensor);
+      auto pinned = at::empty(there.sizes(), there.options().device(at::kCPU).pinned_memory(true));
+      // The allocators take neither memory back before the copy has ended.
+      pinned.copy_(there, /*non_blocking=*/true);
+      *out = new nt_tensor{std::move(pinned)};
+      return;
+    }
     auto host = dense(self->tensor.to(at::kCPU));
     const bool shared = host.has_storage() && host.storage().is_alias_of(self->tensor.storage());
     *out = new nt_tensor{copy != 0 && shared ? host.clone() : host};
@@ -211,9 +290,7 @@ char* tensor_keep(const nt_tensor* self, int32_t copy, int32_t own, nt_tensor** 
     // Memory of a caller's has no allocator; a part of a larger tensor would keep all of it.
     const bool alone = storage.allocator() != nullptr && storage.nbytes() == kept.nbytes();
     const bool same = kept.is_alias_of(self->tensor);
-    const bool cloned = (own != 0 && !alone) || (copy != 0 && same);
-    if (cloned) kept = kept.clone();
-    if (cloned || !same) finish(kept.device());
+    if ((own != 0 && !alone) || (copy != 0 && same)) kept = kept.clone();
     *out = new nt_tensor{std::move(kept)};
   });
 }
@@ -296,7 +373,6 @@ char* tensor_cast(const nt_tensor* self, int32_t dtype, nt_tensor** out) {
   return guarded([&] {
     c10::InferenceMode guard;
     *out = new nt_tensor{self->tensor.to(static_cast<at::ScalarType>(dtype))};
-    finish(self->tensor.device());
   });
 }
 
@@ -541,9 +617,7 @@ char* run(const nt_module* self, const nt_run* how, const nt_input* inputs, size
         }
       }
     }
-    auto result = self->module.get_method("forward")(std::move(stack), named);
-    finish(device);
-    *out = new nt_value{std::move(result)};
+    *out = new nt_value{self->module.get_method("forward")(std::move(stack), named)};
   });
 }
 
@@ -607,8 +681,9 @@ void text_free(char* text) { std::free(text); }
 
 const nt_api* nereid_torch() {
   static const nt_api api{
-      sizeof(nt_api), text_free, configure, thread_begin, cuda_count, cuda_memory, cuda_empty_cache, tensor_over,
-      tensor_empty, tensor_to, tensor_host, tensor_keep, tensor_parts, tensor_join, tensor_cast, tensor_view,
+      sizeof(nt_api), text_free, configure, thread_begin, stream_of_thread, stream_mark, stream_passed, stream_wait,
+      stream_free, cuda_count, cuda_memory, cuda_allocated, cuda_empty_cache, tensor_over,
+      tensor_empty, tensor_reuse, tensor_to, tensor_host, tensor_keep, tensor_parts, tensor_join, tensor_cast, tensor_view,
       tensor_free, module_new, module_register, module_define, module_save, module_load, module_copy, module_freeze,
       module_optimize, module_convert, module_quantize, module_schema, module_weights, module_effects, module_free, run,
       value_outputs, value_items, value_free,

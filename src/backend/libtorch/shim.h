@@ -16,6 +16,8 @@ extern "C" {
 struct nt_tensor;
 struct nt_module;
 struct nt_value;
+// What one thread starts on a device, in order, with a mark in it. On the host there is nothing to wait for.
+struct nt_stream;
 
 // Bytes that belong to somebody else; not terminated, may hold NUL.
 struct nt_text {
@@ -86,8 +88,19 @@ struct nt_api {
   char* (*configure)();
   // Once for each thread that runs models, first of all: `threads` cores for one operation; on a CUDA device a stream.
   char* (*thread_begin)(int32_t device, int32_t threads);
+  // The stream of the calling thread, which has begun on that device.
+  char* (*stream_of_thread)(int32_t device, nt_stream** out);
+  // Moves the mark behind all that was started.
+  char* (*stream_mark)(nt_stream*);
+  // Whether all in front of the mark has ended.
+  char* (*stream_passed)(const nt_stream*, int32_t* passed);
+  // Waits for what is in front of the mark, or for everything.
+  char* (*stream_wait)(const nt_stream*, int32_t to_mark);
+  void (*stream_free)(nt_stream*);
   char* (*cuda_count)(int64_t* count);
   char* (*cuda_memory)(int32_t device, uint64_t* free, uint64_t* total);
+  // The bytes that tensors have of what libtorch's allocator has of a device, and all that it has.
+  char* (*cuda_allocated)(int32_t device, uint64_t* used, uint64_t* kept);
   char* (*cuda_empty_cache)();
 
   // A tensor over memory of the caller, given back by `release(context)` when the last use of it ends.
@@ -95,11 +108,16 @@ struct nt_api {
                        void (*release)(void*), nt_tensor** out);
   // Uninitialised host memory, page-locked if asked for; `data` is where to write.
   char* (*tensor_empty)(int32_t dtype, const int64_t* dims, size_t ndim, int32_t pinned, nt_tensor** out, void** data);
+  // A tensor over the beginning of a buffer's memory, not written to; `data` is where to write. Null if the buffer is too
+  // small, or others than this handle still hold its memory.
+  char* (*tensor_reuse)(const nt_tensor* buffer, int32_t dtype, const int64_t* dims, size_t ndim, nt_tensor** out,
+                        void** data);
   char* (*tensor_to)(const nt_tensor*, int32_t device, nt_tensor** out);
-  // The same elements, dense and in host memory; the same memory where it is that already.
-  char* (*tensor_host)(const nt_tensor*, int32_t copy, nt_tensor** out);
+  // The same elements, dense and in host memory; the same memory where it is that already. With `later`, those of a device
+  // go to page-locked memory and are there when the thread's stream was waited for.
+  char* (*tensor_host)(const nt_tensor*, int32_t copy, int32_t later, nt_tensor** out);
   // The same elements, dense, where they are; never the same memory with `copy`, and with `own` none of which others have a
-  // part.
+  // part. On a device they may come later.
   char* (*tensor_keep)(const nt_tensor*, int32_t copy, int32_t own, nt_tensor** out);
   // Ranges of a dense tensor's elements, as views or, with `own`, each in its own memory: `ranges` are pairs of the first
   // and how many. All of `out` is written, or nothing.
@@ -108,7 +126,7 @@ struct nt_api {
   // already, unless a copy is asked for.
   char* (*tensor_join)(const nt_tensor* const* parts, size_t count, int32_t device, int32_t copy, const int64_t* dims,
                        size_t ndim, nt_tensor** out);
-  // The same elements in another element type.
+  // The same elements in another element type; on a device they may come later.
   char* (*tensor_cast)(const nt_tensor*, int32_t dtype, nt_tensor** out);
   char* (*tensor_view)(const nt_tensor*, nt_view* out);
   void (*tensor_free)(nt_tensor*);
@@ -133,7 +151,7 @@ struct nt_api {
   char* (*module_effects)(const nt_module*, int32_t* inputs, int32_t* state);
   void (*module_free)(nt_module*);
 
-  // Runs forward() and waits for the device.
+  // Runs forward(); on a device its results may come later.
   char* (*run)(const nt_module*, const nt_run*, const nt_input*, size_t inputs, nt_value** out);
   // Flattens containers, two levels deep.
   char* (*value_outputs)(const nt_value*, void* context, void (*each)(void*, const nt_output*));

@@ -1,5 +1,6 @@
 //! The backend from its seam down, with models made from source text.
 
+mod buffers;
 mod decoupled;
 mod description;
 mod effects;

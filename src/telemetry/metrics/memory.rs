@@ -6,10 +6,10 @@ use metrics::{Counter, Gauge, Label};
 
 use super::histogram::Histogram;
 use super::{
-    DEMAND_LOADS, DEMAND_SECONDS, DEMANDS, DEVICE_LIMIT, DEVICE_RESERVED, DEVICE_USED, EVICTIONS, MODEL_MEMORY,
-    Metrics, SECONDS, version_labels,
+    ALLOCATED, ALLOCATOR_KEPT, DEMAND_LOADS, DEMAND_SECONDS, DEMANDS, DEVICE_LIMIT, DEVICE_RESERVED, DEVICE_USED,
+    EVICTIONS, MODEL_MEMORY, Metrics, SECONDS, version_labels,
 };
-use crate::model::{ModelConfig, Version};
+use crate::model::{Allocated, ModelConfig, Version};
 
 impl Metrics {
     /// The series of one device's memory.
@@ -20,6 +20,13 @@ impl Metrics {
             reserved: series.gauge(&DEVICE_RESERVED),
             used: series.gauge(&DEVICE_USED),
         }
+    }
+
+    /// Sets what an allocator has of a device.
+    pub(in crate::telemetry) fn allocated(&self, allocated: &Allocated) {
+        let series = self.series(vec![Label::new("device", allocated.device.to_string())]);
+        series.gauge(&ALLOCATED).set(allocated.used as f64);
+        series.gauge(&ALLOCATOR_KEPT).set(allocated.kept as f64);
     }
 
     /// The series of models that are loaded by requests, and of those that leave.
