@@ -405,7 +405,7 @@ fn settle(
     verdicts: Verdicts,
 ) -> Vec<(usize, Entry)> {
     let batch = run.times(rows.iter().sum());
-    let mut answered = Vec::with_capacity(entries.len());
+    let mut answered: SmallVec<[_; 2]> = SmallVec::with_capacity(entries.len());
     let mut again = Vec::new();
     let mut verdicts = verdicts.into_iter().peekable();
     for (index, (mut entry, &rows)) in entries.into_iter().zip(rows).enumerate() {

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use smallvec::{SmallVec, smallvec};
+
 use super::caller::{Caller, Callers};
 use super::entry::Entry;
 use super::reply::{Answer, Reply};
@@ -23,7 +25,7 @@ pub(super) struct Run {
     /// When the instance was done.
     pub(super) ended: Option<Instant>,
     /// The last outputs of each member.
-    outputs: Vec<Option<Vec<Tensor>>>,
+    outputs: SmallVec<[Option<Vec<Tensor>>; 4]>,
     /// What the members of a decoupled model were sent, and those that ran before; empty for an ordinary one.
     sent: Vec<Steps>,
 }
@@ -72,7 +74,7 @@ impl Run {
             inputs_ready: None,
             outputs_ready: None,
             ended: None,
-            outputs: vec![None; members],
+            outputs: smallvec![None; members],
             sent: Vec::new(),
         }
     }

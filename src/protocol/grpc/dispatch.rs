@@ -30,7 +30,7 @@ use super::health::HealthService;
 use super::health_wire::health_server::HealthServer;
 use super::service::InferenceService;
 use super::settings::Settings;
-use super::{encode, framing, methods, timeout};
+use super::{framing, methods, timeout};
 use crate::error::{Error, Kind, Result};
 use crate::gateway::Gateway;
 use crate::infer::Instant;
@@ -53,9 +53,6 @@ const MODEL_STREAM_INFER: &str = "/inference.GRPCInferenceService/ModelStreamInf
 
 /// The beginning of the paths of the reflection services, whose calls are streams.
 const REFLECTION: &str = "/grpc.reflection.";
-
-/// The number of the field `ModelInferResponse.raw_output_contents`.
-const RAW_OUTPUT_CONTENTS: u32 = 6;
 
 /// Answers every call of every connection.
 pub struct Dispatch {
@@ -244,8 +241,7 @@ impl Dispatch {
         let arrival = Arrival { at: Instant::now(), deadline, context: context.clone() };
         let response = infer::unary(&self.gateway, message, arrival).await.map_err(|error| status::grpc(&error))?;
         context.sending();
-        let (message, raw) = encode::split(response);
-        let body = framing::Body::new(&message, RAW_OUTPUT_CONTENTS, raw, self.response_bytes_max)?;
+        let body = framing::Body::new(response, self.response_bytes_max)?;
         Ok((body, inference))
     }
 }

@@ -1,11 +1,9 @@
-//! Makes the ModelInfer messages out of the server's own response.
+//! Makes the messages of ModelStreamInfer, and of what takes tonic's way, out of the server's own response.
 //!
 //! Clients read `raw_output_contents` by position without looking at its length, so there is exactly one entry for
 //! each output, in the same order, and typed contents are never filled. Tensor bytes are handed over, not copied.
 
 use std::collections::HashMap;
-
-use bytes::Bytes;
 
 use crate::error::Error;
 use crate::infer::{Output, ParameterValue, Response};
@@ -17,15 +15,8 @@ use crate::protocol::v2::wire::{InferParameter, ModelInferResponse, ModelStreamI
 /// The name of the stream parameter that marks the last response of a request.
 const FINAL_RESPONSE: &str = "triton_final_response";
 
-/// The message of `response` with its raw contents in place.
+/// The message of `response`.
 pub fn response(response: Response) -> ModelInferResponse {
-    let (mut message, raw) = split(response);
-    message.raw_output_contents = raw;
-    message
-}
-
-/// The message of `response` without raw contents, and the raw contents, one for each output in the same order.
-pub fn split(response: Response) -> (ModelInferResponse, Vec<Bytes>) {
     let mut outputs = Vec::with_capacity(response.outputs.len());
     let mut raw = Vec::with_capacity(response.outputs.len());
     for Output { name, tensor, .. } in response.outputs {
@@ -38,15 +29,14 @@ pub fn split(response: Response) -> (ModelInferResponse, Vec<Bytes>) {
         });
         raw.push(tensor.data);
     }
-    let message = ModelInferResponse {
+    ModelInferResponse {
         model_name: response.model.to_string(),
         model_version: response.version.to_string(),
         id: response.id,
         parameters: response.parameters.into_iter().map(|(key, value)| (key, parameter(value))).collect(),
         outputs,
-        raw_output_contents: Vec::new(),
-    };
-    (message, raw)
+        raw_output_contents: raw,
+    }
 }
 
 /// The message of one response on a stream; `last` if no other follows for its request.
@@ -70,7 +60,8 @@ fn mark(message: &mut ModelInferResponse, last: bool) {
     message.parameters.insert(FINAL_RESPONSE.to_owned(), parameter);
 }
 
-fn parameter(value: ParameterValue) -> InferParameter {
+/// A parameter as the message has it.
+pub fn parameter(value: ParameterValue) -> InferParameter {
     let choice = match value {
         ParameterValue::Bool(value) => ParameterChoice::BoolParam(value),
         ParameterValue::Int(value) => ParameterChoice::Int64Param(value),
@@ -83,6 +74,8 @@ fn parameter(value: ParameterValue) -> InferParameter {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+
+    use bytes::Bytes;
 
     use super::*;
     use crate::infer::Parameters;

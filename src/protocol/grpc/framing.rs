@@ -14,14 +14,20 @@ use http::{HeaderMap, HeaderValue};
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt as _;
 use prost::Message;
+use smallvec::SmallVec;
 use tonic::Status;
 
 use super::bounds;
+use super::head::Head;
+use crate::infer::Response;
 use crate::protocol::transport::{self, BodyError};
 use crate::protocol::v2::wire::ModelInferRequest;
 
 /// The flag byte and the length before each message.
 pub const HEADER_BYTES: usize = 5;
+
+/// The number of the field `ModelInferResponse.raw_output_contents`.
+const RAW_OUTPUT_CONTENTS: u32 = 6;
 
 /// Raw contents up to this size are copied behind the message, which is cheaper than a chunk of their own.
 const COPY_BYTES_MAX: usize = 16 << 10;
@@ -143,43 +149,46 @@ pub fn response_too_large(length: usize, bytes_max: usize) -> Status {
 /// One message to be sent and an OK status behind it.
 #[derive(Debug)]
 pub struct Body {
-    chunks: VecDeque<Bytes>,
+    chunks: smallvec::IntoIter<[Bytes; 1]>,
     done: bool,
 }
 
 impl Body {
-    /// Frames `message`, to which the entries of its bytes field number `tag` are added from `raw`.
+    /// Frames the message of `response`: its head, and one entry of raw contents for each output.
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` if the message is larger than `bytes_max`.
-    pub fn new<M: Message>(message: &M, tag: u32, raw: Vec<Bytes>, bytes_max: usize) -> Result<Self, Status> {
+    pub fn new(response: Response, bytes_max: usize) -> Result<Self, Status> {
+        let tag = RAW_OUTPUT_CONTENTS;
         let field_header = |data: &Bytes| prost::encoding::key_len(tag) + prost::length_delimiter_len(data.len());
-        let short = message.encoded_len();
-        let length = short + raw.iter().map(|data| field_header(data) + data.len()).sum::<usize>();
+        let head = Head::new(&response);
+        let short = head.encoded_len();
+        let raw = || response.outputs.iter().map(|output| &output.tensor.data);
+        let length = short + raw().map(|data| field_header(data) + data.len()).sum::<usize>();
         let Some(framed) = u32::try_from(length).ok().filter(|_| length <= bytes_max) else {
             return Err(response_too_large(length, bytes_max));
         };
         let copied: usize =
-            raw.iter().map(|data| field_header(data) + if data.len() <= COPY_BYTES_MAX { data.len() } else { 0 }).sum();
+            raw().map(|data| field_header(data) + if data.len() <= COPY_BYTES_MAX { data.len() } else { 0 }).sum();
         let mut buffer = BytesMut::with_capacity(HEADER_BYTES + short + copied);
         buffer.put_u8(0);
         buffer.put_u32(framed);
-        message.encode_raw(&mut buffer);
-        let mut chunks = VecDeque::with_capacity(1);
-        for data in raw {
+        head.encode(&mut buffer);
+        let mut chunks: SmallVec<[Bytes; 1]> = SmallVec::new();
+        for data in response.outputs.into_iter().map(|output| output.tensor.data) {
             prost::encoding::encode_key(tag, prost::encoding::WireType::LengthDelimited, &mut buffer);
             prost::encoding::encode_varint(data.len() as u64, &mut buffer);
             if data.len() <= COPY_BYTES_MAX {
                 buffer.put_slice(&data);
             } else {
-                chunks.push_back(buffer.split().freeze());
-                chunks.push_back(data);
+                chunks.push(buffer.split().freeze());
+                chunks.push(data);
             }
         }
         if !buffer.is_empty() {
-            chunks.push_back(buffer.freeze());
+            chunks.push(buffer.freeze());
         }
-        Ok(Self { chunks, done: false })
+        Ok(Self { chunks: chunks.into_iter(), done: false })
     }
 }
 
@@ -188,7 +197,7 @@ impl http_body::Body for Body {
     type Error = Infallible;
 
     fn poll_frame(mut self: Pin<&mut Self>, _ctx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        if let Some(chunk) = self.chunks.pop_front() {
+        if let Some(chunk) = self.chunks.next() {
             return Poll::Ready(Some(Ok(Frame::data(chunk))));
         }
         if std::mem::replace(&mut self.done, true) {
@@ -206,8 +215,24 @@ impl http_body::Body for Body {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use super::super::encode;
     use super::*;
+    use crate::infer::{Output, Parameters};
     use crate::protocol::v2::wire::ModelInferResponse;
+    use crate::tensor::{DataType, Shape, Tensor};
+
+    /// A response with these bytes as its outputs.
+    fn response(id: &str, raw: &[Bytes]) -> Response {
+        let output = |data: &Bytes| Output {
+            name: Arc::from("OUT"),
+            tensor: Tensor::new(DataType::Uint8, Shape::new(&[data.len() as i64]), data.clone()),
+            placed: false,
+        };
+        let (model, id, outputs) = (Arc::from("m"), id.to_owned(), raw.iter().map(output).collect());
+        Response { model, version: 1, id, outputs, parameters: Parameters::new(), last: true, times: None }
+    }
 
     fn chunked(data: &Bytes, size: usize) -> Chunks {
         let mut chunks = Chunks::default();
@@ -243,22 +268,26 @@ mod tests {
 
     #[test]
     fn a_written_message_reads_back_and_large_contents_are_not_copied() {
-        let short = ModelInferResponse { id: "7".into(), ..ModelInferResponse::default() };
         let large = Bytes::from(vec![3; COPY_BYTES_MAX + 1]);
         let raw = vec![Bytes::from_static(b"ab"), large.clone(), Bytes::new()];
-        let body = Body::new(&short, 6, raw.clone(), usize::MAX).expect("small enough");
-        assert!(body.chunks.iter().any(|chunk| chunk.as_ptr() == large.as_ptr()));
-        let mut all: Bytes = body.chunks.into_iter().flatten().collect();
+        let response = response("7", &raw);
+        let expected = encode::response(response.clone());
+        let body = Body::new(response, usize::MAX).expect("small enough");
+        assert!(body.chunks.as_slice().iter().any(|chunk| chunk.as_ptr() == large.as_ptr()));
+        let mut all: Bytes = body.chunks.flatten().collect();
         assert_eq!((all.get_u8(), all.get_u32() as usize), (0, all.remaining()));
         let message = ModelInferResponse::decode(all).expect("well formed");
-        assert_eq!((message.id, message.raw_output_contents), ("7".to_owned(), raw));
+        assert_eq!(message.raw_output_contents, raw);
+        assert_eq!(message, expected);
     }
 
     #[test]
     fn a_response_over_the_limit_is_refused() {
-        let short = ModelInferResponse::default();
-        let refused = Body::new(&short, 6, vec![Bytes::from(vec![0; 98])], 99).expect_err("100 bytes");
-        assert_eq!(refused.message(), "Response has byte size 100 which exceeds gRPC's byte size limit 99.");
-        assert!(Body::new(&short, 6, vec![Bytes::from(vec![0; 97])], 99).is_ok());
+        let response = response("", &[Bytes::from(vec![0; 98])]);
+        let length = encode::response(response.clone()).encoded_len();
+        let refused = Body::new(response.clone(), length - 1).expect_err("one byte too many");
+        let expected = format!("Response has byte size {length} which exceeds gRPC's byte size limit {}.", length - 1);
+        assert_eq!(refused.message(), expected);
+        assert!(Body::new(response, length).is_ok());
     }
 }

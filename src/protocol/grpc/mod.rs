@@ -1,8 +1,8 @@
 //! KServe v2 over gRPC, with Triton's extensions.
 //!
 //! [`Dispatch`] is what a [`Port`](super::transport::Port) serves; each call goes by its path to ModelInfer's short way
-//! (`framing`) or to the generated service (`service`, `stream`). What calls mean is `protocol::v2`'s affair; `encode`
-//! makes messages out of the server's own responses.
+//! (`framing`) or to the generated service (`service`, `stream`). What calls mean is `protocol::v2`'s affair; `head`
+//! and `encode` make messages out of the server's own responses.
 
 mod bounds;
 mod codec;
@@ -10,6 +10,7 @@ mod dispatch;
 mod encode;
 mod ending;
 mod framing;
+mod head;
 mod health;
 mod methods;
 mod service;
@@ -28,3 +29,6 @@ pub mod probe;
 pub mod health_wire {
     include!(concat!(env!("OUT_DIR"), "/grpc.health.v1.rs"));
 }
+
+#[cfg(test)]
+mod allocations_tests;
