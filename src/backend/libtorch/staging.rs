@@ -12,6 +12,10 @@ use crate::error::{Error, Result};
 use crate::model::Device;
 use crate::tensor::{DataType, Shape, Sink};
 
+/// The most bytes on the host that one input keeps. Larger memory goes back to the allocator, which has some of it ready
+/// for whoever is next: else each of many idle instances would hold the largest batch that it ever had.
+const HOST_BYTES_MAX: usize = 4 << 20;
+
 /// The buffers of one instance.
 pub struct Staging {
     device: Device,
@@ -49,6 +53,10 @@ impl Staging {
             self.buffers.resize_with(index + 1, || None);
         }
         let slot = &mut self.buffers[index];
+        if self.device == Device::Cpu && bytes > HOST_BYTES_MAX {
+            *slot = None;
+            return fresh(dtype, shape, write);
+        }
         if let Some(buffer) = slot
             && buffer.fit.takes(bytes)
             && let Some(room) = buffer.room(dtype, shape)?
@@ -218,6 +226,17 @@ mod tests {
         let (fifth, larger) = fill(&mut staging, 5, 101);
         assert_ne!(larger, other, "a larger one does not");
         assert_eq!(values(fifth), [5; 101]);
+    }
+
+    #[test]
+    fn the_host_keeps_no_memory_of_large_batches() {
+        let mut staging = Staging::new(Device::Cpu);
+        fill(&mut staging, 1, HOST_BYTES_MAX);
+        let shape = Shape::new(&[HOST_BYTES_MAX as i64 + 1]);
+        let large = (DataType::Uint8, &shape);
+        let filled = staging.fill(0, large, |room| room.repeat(&[2], HOST_BYTES_MAX + 1)).expect("it fits");
+        assert!(staging.buffers[0].is_none());
+        assert!(values(filled).into_iter().all(|value| value == 2));
     }
 
     #[test]
