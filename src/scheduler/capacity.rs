@@ -1,8 +1,8 @@
 //! Learns how many rows an execution has memory for, from those that ran out of it.
 //!
 //! Half of what was too much is tried first. After some executions that succeed at the limit it moves half the way
-//! towards the fewest rows that were too much, so that it ends just below. Larger rows never have a higher limit than
-//! smaller ones.
+//! towards the fewest rows that were too much, so that it ends just below. These are tried again, too, ever more seldom:
+//! others may have had the memory. Larger rows never have a higher limit than smaller ones.
 
 use std::collections::BTreeMap;
 
@@ -10,6 +10,8 @@ use super::estimate::SizeClass;
 
 /// After so many executions at the limit it grows.
 const GROWS_AFTER: u32 = 16;
+/// So often at most the wait for the next trial of what was too much doubles.
+const DOUBLED_MAX: u32 = 16;
 
 /// What is known about one size of rows.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +23,41 @@ struct Fit {
     failed: usize,
     /// Executions at the limit since it last changed.
     fitted: u32,
+    /// How often what was too much was tried again, and was too much still.
+    trials: u32,
+}
+
+impl Fit {
+    fn ran_out(&mut self, rows: usize) {
+        let half = (rows / 2).max(1);
+        self.failed = self.failed.min(rows);
+        self.fitted = 0;
+        if self.good >= rows {
+            self.good = 0;
+        }
+        self.rows_max = if self.good > 0 { self.good } else { self.rows_max.min(half) };
+    }
+
+    fn fitted(&mut self, rows: usize) {
+        self.good = self.good.max(rows);
+        self.fitted += 1;
+        let is_settled = self.good + 1 == self.failed;
+        if self.fitted < if is_settled { GROWS_AFTER << self.trials } else { GROWS_AFTER } {
+            return;
+        }
+        self.fitted = 0;
+        if is_settled {
+            self.rows_max = self.failed;
+            self.trials = (self.trials + 1).min(DOUBLED_MAX);
+            return;
+        }
+        if self.good >= self.failed {
+            // What was too much once is not any more.
+            self.failed = self.good.saturating_mul(2).max(self.good + 2);
+            self.trials = 0;
+        }
+        self.rows_max = self.good.midpoint(self.failed);
+    }
 }
 
 /// How many rows fit, for one model version.
@@ -32,27 +69,14 @@ pub struct Capacity {
 impl Capacity {
     /// So many rows were too much.
     pub fn ran_out(&mut self, class: SizeClass, rows: usize) {
-        let half = (rows / 2).max(1);
-        let fit = self.classes.entry(class).or_insert(Fit { rows_max: half, good: 0, failed: rows, fitted: 0 });
-        fit.failed = fit.failed.min(rows);
-        fit.fitted = 0;
-        if fit.good >= rows {
-            fit.good = 0;
-        }
-        fit.rows_max = if fit.good > 0 { fit.good } else { fit.rows_max.min(half) };
+        let unknown = Fit { rows_max: usize::MAX, good: 0, failed: rows, fitted: 0, trials: 0 };
+        self.classes.entry(class).or_insert(unknown).ran_out(rows);
     }
 
-    /// So many rows were not too much.
+    /// So many rows were not too much, and as many smaller ones would not have been.
     pub fn fitted(&mut self, class: SizeClass, rows: usize) {
-        let Some(fit) = self.classes.get_mut(&class).filter(|fit| rows >= fit.rows_max) else { return };
-        fit.good = fit.good.max(rows);
-        // What was too much once may not be any more.
-        fit.failed = fit.failed.max(rows + 1);
-        fit.fitted += 1;
-        if fit.fitted >= GROWS_AFTER {
-            fit.fitted = 0;
-            fit.rows_max = fit.good.midpoint(fit.failed);
-        }
+        let fits = self.classes.range_mut(..=class).map(|(_, fit)| fit);
+        fits.filter(|fit| rows >= fit.rows_max).for_each(|fit| fit.fitted(rows));
     }
 
     /// The most rows that should be tried; at least 1.
@@ -84,27 +108,68 @@ mod tests {
     fn a_single_row_is_always_tried() {
         let mut capacity = Capacity::default();
         capacity.ran_out(class(64), 1);
-        (0..100).for_each(|_| capacity.fitted(class(64), 1));
         assert_eq!(capacity.rows_max(class(64)), 1);
+    }
+
+    #[test]
+    fn what_was_too_much_is_tried_again_after_twice_as_many_executions_each_time() {
+        let (mut capacity, size) = (Capacity::default(), class(64));
+        capacity.ran_out(size, 2);
+        for trial in 0..4 {
+            for _ in 0..GROWS_AFTER << trial {
+                assert_eq!(capacity.rows_max(size), 1);
+                capacity.fitted(size, 1);
+            }
+            assert_eq!(capacity.rows_max(size), 2);
+            capacity.ran_out(size, 2);
+        }
+    }
+
+    #[test]
+    fn larger_rows_raise_the_limit_that_smaller_ones_have_set() {
+        let (mut capacity, small, large) = (Capacity::default(), class(64), class(4096));
+        capacity.ran_out(small, 32);
+        (0..GROWS_AFTER).for_each(|_| capacity.fitted(large, 16));
+        assert_eq!([small, large].map(|size| capacity.rows_max(size)), [24, 24]);
+        capacity.ran_out(large, 24);
+        assert_eq!([small, large].map(|size| capacity.rows_max(size)), [24, 12]);
+        (0..GROWS_AFTER).for_each(|_| capacity.fitted(small, 16));
+        assert_eq!(capacity.rows_max(small), 24, "that is below its limit");
+    }
+
+    /// Executes as many rows as the limit allows, at most `wanted`, where so many fit. Gives those that failed, and how
+    /// many rows fitted last.
+    fn steps(capacity: &mut Capacity, (steps, wanted, fits): (usize, usize, usize)) -> (usize, usize) {
+        let (mut failures, mut fitted) = (0, 0);
+        for _ in 0..steps {
+            let rows = capacity.rows_max(class(64)).min(wanted);
+            if rows > fits {
+                failures += 1;
+                capacity.ran_out(class(64), rows);
+            } else {
+                fitted = rows;
+                capacity.fitted(class(64), rows);
+            }
+        }
+        (failures, fitted)
     }
 
     proptest! {
         #[test]
-        fn the_limit_ends_at_what_fits(fits in 1usize..200, first in 1usize..400) {
-            let (mut capacity, size) = (Capacity::default(), class(64));
-            let mut failures = 0;
-            for step in 0..20_000 {
-                let rows = if step == 0 { first } else { capacity.rows_max(size).min(400) };
-                if rows > fits {
-                    failures += 1;
-                    capacity.ran_out(size, rows);
-                } else {
-                    capacity.fitted(size, rows);
-                }
-            }
-            let limit = capacity.rows_max(size);
-            prop_assert_eq!(limit.min(400), if first > fits { fits } else { 400.min(limit) });
-            prop_assert!(failures <= 20, "{}", failures);
+        fn the_limit_ends_at_what_fits(fits in 1usize..200, wanted in 1usize..400) {
+            let (failures, fitted) = steps(&mut Capacity::default(), (4_000, wanted, fits));
+            prop_assert_eq!(fitted, fits.min(wanted));
+            prop_assert!(failures <= 24, "{}", failures);
+        }
+
+        #[test]
+        fn a_shortage_that_is_over_is_made_up_for(low in 1usize..20, shortage in 1usize..1_000, fits in 20usize..400) {
+            let mut capacity = Capacity::default();
+            steps(&mut capacity, (shortage, 400, low));
+            // As long as the shortage again until the next trial, and a few steps from each double to the next.
+            let (failures, fitted) = steps(&mut capacity, (2 * shortage + 1_000, 400, fits));
+            prop_assert_eq!(fitted, fits);
+            prop_assert!(failures <= 30, "{}", failures);
         }
     }
 }

@@ -137,6 +137,6 @@ async fn a_model_that_asks_for_too_much_is_given_less() {
         let value = text.lines().find_map(|line| line.strip_prefix(begin)).expect("it is counted");
         value.parse().expect("a number")
     };
-    // Once at eight rows; then at most at seven and six, on the way from four to five.
-    assert!((1.0..=3.0).contains(&failed), "{failed}");
+    // Once at eight rows; then at most at seven and six, on the way from four to five, and at six again, ever more seldom.
+    assert!((1.0..=5.0).contains(&failed), "{failed}");
 }
