@@ -92,7 +92,7 @@ fn backend(backends: &[Arc<dyn Backend>], name: &str) -> Result<Arc<dyn Backend>
     found.cloned().ok_or_else(|| Error::invalid(format!("there is no backend '{name}' to compare with itself")))
 }
 
-/// All responses to the samples, in order.
+/// All responses to the samples, in order, with what the model file gives besides at their ends.
 fn outputs(
     backend: &dyn Backend,
     files: &VersionFiles,
@@ -100,7 +100,7 @@ fn outputs(
     samples: &[Batch],
 ) -> Result<Vec<Vec<Tensor>>> {
     let device = config.instances.first().map_or(Device::Cpu, |group| group.device);
-    let mut instance = backend.open(files, config)?.instance(device)?;
+    let mut instance = backend.open(files, &config.of_file())?.instance(device)?;
     let mut collected = Collected(Vec::new());
     samples.iter().try_for_each(|batch| instance.run(batch, &mut collected))?;
     Ok(collected.0)
@@ -162,21 +162,26 @@ mod tests {
         input { name: \"x\" data_type: TYPE_FP32 dims: [ 8 ] }\n\
         output [ { name: \"y\" data_type: TYPE_FP32 dims: [ 2 ] }, { name: \"x\" data_type: TYPE_FP32 dims: [ 8 ] } ]\n";
 
-    fn folder(config: &str) -> (tempfile::TempDir, PathBuf) {
+    const SOURCE: &str = "def forward(self, x):\n    return torch.matmul(x, self.w), x\n";
+
+    fn folder(config: &str, source: &str) -> (tempfile::TempDir, PathBuf) {
         let root = tempfile::tempdir().expect("there is room");
         let model = root.path().join("m");
         std::fs::create_dir_all(model.join("3")).expect("the folder is writable");
         std::fs::write(model.join("config.pbtxt"), config).expect("the folder is writable");
         let weights: Vec<u8> = (0..16).flat_map(|index| (index as f32 / 7.0).to_le_bytes()).collect();
         let weights = Tensor::new(DataType::Fp32, Shape::new(&[8, 2]), weights.into());
-        let script =
-            Script::new("def forward(self, x):\n    return torch.matmul(x, self.w), x\n").parameter("w", weights);
+        let script = Script::new(source).parameter("w", weights);
         script.save(&model.join("3/model.pt")).expect("it compiles");
         (root, model)
     }
 
     fn compared(config: &str) -> Result<Comparison> {
-        let (_root, model) = folder(config);
+        compared_of(config, SOURCE)
+    }
+
+    fn compared_of(config: &str, source: &str) -> Result<Comparison> {
+        let (_root, model) = folder(config, source);
         let backends: Vec<Arc<dyn Backend>> = vec![Arc::new(LibTorch::default()), Arc::new(Identity)];
         compare(&model, &backends, &engine::facts(&backends, Vec::new(), 1))
     }
@@ -204,6 +209,20 @@ mod tests {
         let text = compared.to_string();
         assert!(text.starts_with("m version 3: fp32 against fp32, on 1 samples\noutput "), "{text}");
         assert_eq!(text.lines().count(), 4, "{text}");
+    }
+
+    #[test]
+    fn a_model_of_sequences_is_given_its_controls_and_states() {
+        let config = "backend: \"pytorch\"\nmax_batch_size: 4\n\
+            input { name: \"x\" data_type: TYPE_FP32 dims: [ 8 ] }\noutput { name: \"y\" data_type: TYPE_FP32 dims: [ 2 ] }\n\
+            sequence_batching { control_input { name: \"start\" control { kind: CONTROL_SEQUENCE_START fp32_false_true: [ 0, 1 ] } } \
+            state { input_name: \"before\" output_name: \"after\" data_type: TYPE_FP32 dims: [ 2 ] } }\n\
+            parameters { key: \"torch.precision\" value { string_value: \"bf16\" } }\n";
+        let source = "def forward(self, x, start, before):\n    \
+            y = torch.matmul(x, self.w) + start + before\n    return y, y\n";
+        let compared = compared_of(config, source).expect("both run");
+        assert_eq!(compared.outputs.len(), 1, "what callers do not see is not compared");
+        assert!(compared.outputs[0].1.relative_max() > 0.0, "{compared}");
     }
 
     #[test]
