@@ -17,6 +17,9 @@ use crate::error::{Error, Kind, Result};
 /// The name by which the library is looked for: in the executable's search path (see `build.rs`) and the system's.
 const LIBRARY: &str = "libonnxruntime.so.1";
 
+/// What the library's arena and its other allocators say when there is no memory left.
+const MEMORY: [&str; 2] = ["Failed to allocate memory for requested buffer", "std::bad_alloc"];
+
 /// The one environment of the process; `None` until a library could be loaded.
 static ENVIRONMENT: Mutex<Option<Environment>> = Mutex::new(None);
 
@@ -71,6 +74,30 @@ fn unusable(why: &str) -> Error {
 /// What a call of the library says has failed.
 impl<R> From<ort::Error<R>> for Error {
     fn from(error: ort::Error<R>) -> Self {
-        Self::new(Kind::Backend, format!("onnx runtime error: {}", message::one_line(error.message())))
+        let text = error.message();
+        Self::new(kind(text), format!("onnx runtime error: {}", message::one_line(text)))
+    }
+}
+
+/// What kind of failure a text of the library tells of. Its error codes have none for a lack of memory.
+fn kind(text: &str) -> Kind {
+    if MEMORY.iter().any(|phrase| text.contains(phrase)) { Kind::OutOfMemory } else { Kind::Backend }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lack_of_memory_is_told_by_the_text() {
+        for text in [
+            "Non-zero status code returned while running Expand node. Name:'' Status Message: bfc_arena.cc:376 void* \
+             onnxruntime::BFCArena::AllocateRawInternal(size_t, bool) Failed to allocate memory for requested buffer of \
+             size 400000000000",
+            "Non-zero status code returned while running ConstantOfShape node. Name:'' Status Message: std::bad_alloc",
+        ] {
+            assert_eq!(kind(text), Kind::OutOfMemory, "{text}");
+        }
+        assert_eq!(kind("Got invalid dimensions for input: X"), Kind::Backend);
     }
 }
