@@ -57,6 +57,22 @@ fn finish_json(json: &str, facts: &Facts) -> Result<Finished, Mistakes> {
 }
 
 #[test]
+fn a_folder_in_the_place_of_the_model_file_stands_for_the_file_in_it() {
+    let root = tempfile::tempdir().expect("a folder for the test");
+    let model = ModelDir { path: root.path().to_owned(), ..model("m") };
+    let file = |name: &str| {
+        let config = format!("backend: \"pytorch\" default_model_filename: \"{name}\"");
+        let written = read(&model, Source::Text(config.as_bytes()), &facts()).expect("it is right");
+        let found = written.files(1, &facts()).expect("it is inside").model_file.expect("it has one");
+        found.strip_prefix(root.path()).expect("it is inside").to_str().expect("it is text").to_owned()
+    };
+    std::fs::create_dir_all(root.path().join("1/own")).expect("the folder is writable");
+    assert_eq!(file("own"), "1/own", "there is nothing in it yet");
+    std::fs::write(root.path().join("1/own/model.pt"), "").expect("the folder is writable");
+    assert_eq!([file("own"), file("other")], ["1/own/model.pt", "1/other"]);
+}
+
+#[test]
 fn every_form_of_the_text_format_is_read() {
     let config = schema(
         r#"

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use super::bind::{Dialect, bind};
 use super::files::is_inside;
 use super::mistakes::{Mistake, Mistakes, Positions};
+use super::roots::is_listed;
 use super::version_policy::{Selected, select};
 use super::{Facts, ModelDir, json, meant, normalise, pbtxt, validate};
 use crate::error::Result;
@@ -197,6 +198,13 @@ fn read_bounded(path: &Path) -> Result<Option<Vec<u8>>, String> {
     Ok(Some(text))
 }
 
+/// The model file at `path`: a directory there stands for the file in it that has the backend's `default` name, and
+/// holds what belongs to that, such as weights beside a model in ONNX.
+fn within(path: PathBuf, default: Option<&str>) -> PathBuf {
+    let inside = default.filter(|_| path.is_dir()).map(|name| path.join(name));
+    inside.filter(|inside| is_listed(inside)).unwrap_or(path)
+}
+
 impl Written {
     /// Whether it is made of other models, so that no backend has a part in it.
     pub fn is_ensemble(&self) -> bool {
@@ -227,11 +235,8 @@ impl Written {
             "" => default,
             name => Some(name),
         };
-        Ok(VersionFiles {
-            model_dir: self.directory.clone(),
-            model_file: name.map(|name| version_dir.join(name)),
-            version_dir,
-        })
+        let model_file = name.map(|name| version_dir.join(name)).map(|path| within(path, default));
+        Ok(VersionFiles { model_dir: self.directory.clone(), model_file, version_dir })
     }
 
     /// Fills in the defaults, checks everything, and gives what the server works with.

@@ -54,6 +54,12 @@ async fn a_model_without_a_configuration_is_completed_and_answers() {
     for call in calls.collect::<Vec<_>>() {
         support::within(call).await.expect("it has its answer");
     }
+    let folder = served.root.path().join("folder/1/model.onnx");
+    std::fs::create_dir_all(&folder).expect("the folder is writable");
+    std::fs::write(folder.join("model.onnx"), Graph::doubled().file()).expect("the folder is writable");
+    served.engine.load("folder", Overrides::default()).await.expect("a folder stands for the model in it");
+    let asked = request("folder", &[("X", "FP32", &[1, 1], &bytes(&[4.0]))]);
+    assert_eq!(client.model_infer(asked).await.expect("answered").into_inner().raw_output_contents[0], bytes(&[8.0]));
     let wrong = request("doubled", &[("X", "FP32", &[5, 3], &bytes(&[1.0; 15]))]);
     assert!(client.model_infer(wrong).await.is_err(), "a batch of at most 4 rows");
     drop(client);
