@@ -38,8 +38,6 @@ pub struct Member {
 /// A graph that fits its members, by numbers instead of names.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// How many tensors the graph has.
-    pub tensors: usize,
     /// The tensor that each input of the ensemble is, in the order of its configuration.
     pub inputs: Vec<usize>,
     /// The outputs of the ensemble, in the order of its configuration.
@@ -342,7 +340,6 @@ impl<'a> Look<'a> {
             dims: spec.reshape.clone().or_else(|| spec.dims.clone()),
         };
         Plan {
-            tensors: numbers.len(),
             inputs: config.inputs.iter().map(|spec| numbers[&*spec.name]).collect(),
             outputs: config.outputs.iter().map(output).collect(),
             steps,
