@@ -34,6 +34,8 @@ test: check simulate clients remote operator ## all that CI checks
 
 check: setup-run ## format, lints, house rules, unit and integration tests
 	@$(PYTHON) scripts/setup-onnxruntime
+	@# The Python that builds the package which tests serve.
+	@$(PYTHON) scripts/setup-aoti
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets $(cargo_jobs) -- -D warnings
 	$(CARGO) test $(cargo_jobs)
@@ -104,6 +106,7 @@ fuzz: setup-run ## the fuzz targets, ten minutes each
 
 setup: setup-run ## download everything that the other targets need
 	@$(PYTHON) scripts/setup-onnxruntime
+	@$(PYTHON) scripts/setup-aoti
 	@$(PYTHON) scripts/setup-clients
 	@$(PYTHON) scripts/setup-remote
 	@$(PYTHON) scripts/setup-operator

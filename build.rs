@@ -13,7 +13,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     generate_wire_types(&out)?;
     compile_shim(&out)?;
-    compile_mkl_fast_path(&out)?;
+    compile_alone(Path::new("src/backend/libtorch/mkl_fast_path.c"), &out, &[])?;
+    compile_alone(Path::new("src/backend/libtorch/aoti/libtorch.c"), &out, &["-Wl,-soname,libtorch.so"])?;
     run_time_search_paths();
     Ok(())
 }
@@ -46,7 +47,8 @@ fn top_level_names(file: &prost_types::FileDescriptorProto) -> Vec<String> {
 /// the binary itself needs libtorch, and one that is missing is an error message instead of a failure to start.
 fn compile_shim(out: &Path) -> Result<(), Box<dyn Error>> {
     let folder = Path::new("src/backend/libtorch");
-    for file in ["shim.cpp", "shim.h", "shim_precision.h"] {
+    let sources = ["shim.cpp", "shim_aoti.cpp"];
+    for file in sources.iter().chain(&["shim.h", "shim_aoti.h", "shim_base.h", "shim_precision.h"]) {
         println!("cargo:rerun-if-changed={}", folder.join(file).display());
     }
     println!("cargo:rerun-if-env-changed=LIBTORCH");
@@ -67,20 +69,20 @@ fn compile_shim(out: &Path) -> Result<(), Box<dyn Error>> {
     for include in ["include", "include/torch/csrc/api/include"] {
         command.arg("-isystem").arg(libtorch.join(include));
     }
-    command.arg(folder.join("shim.cpp")).args(["-shared", "-s", "-o"]).arg(out.join("shim.so"));
+    command.args(sources.map(|file| folder.join(file))).args(["-shared", "-s", "-o"]).arg(out.join("shim.so"));
     command.arg("-L").arg(libtorch.join("lib")).args(["-ltorch_cpu", "-lc10", "-Wl,-z,defs"]);
     let status = command.status()?;
     if status.success() { Ok(()) } else { Err(format!("the shim does not compile: {status}").into()) }
 }
 
-/// A library of one function, loaded before libtorch by who asks for MKL's fast path.
-fn compile_mkl_fast_path(out: &Path) -> Result<(), Box<dyn Error>> {
-    let source = Path::new("src/backend/libtorch/mkl_fast_path.c");
+/// A library of one source file that needs no other library.
+fn compile_alone(source: &Path, out: &Path, flags: &[&str]) -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed={}", source.display());
+    let library = out.join(source.with_extension("so").file_name().ok_or("a source file has a name")?);
     let mut command = cc::Build::new().opt_level(2).pic(true).debug(false).try_get_compiler()?.to_command();
-    command.arg(source).args(["-shared", "-s", "-o"]).arg(out.join("mkl_fast_path.so"));
+    command.arg(source).args(["-shared", "-s"]).args(flags).arg("-o").arg(library);
     let status = command.status()?;
-    if status.success() { Ok(()) } else { Err(format!("the library for MKL does not compile: {status}").into()) }
+    if status.success() { Ok(()) } else { Err(format!("{} does not compile: {status}", source.display()).into()) }
 }
 
 /// A binary looks for libtorch and ONNX Runtime beside itself when installed, and in `third_party/` when run from

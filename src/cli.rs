@@ -3,6 +3,7 @@
 //! Knows words and exit codes, not servers. The settings of `nereid serve` are read by [`Config`]; here they are only
 //! listed for the help. Exit codes: 0 done, 1 failed, 2 wrong words.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -128,9 +129,9 @@ fn command() -> Command {
         )
         .subcommand(
             Command::new("inspect")
-                .about("Say what a file in TorchScript or ONNX takes and gives, and a config.pbtxt to start from")
+                .about("Say what a file in TorchScript or ONNX, or a package of AOTInductor, takes and gives, and a config.pbtxt to start from")
                 .arg(
-                    path_arg("FILE", "Model file, such as model.pt or model.onnx")
+                    path_arg("FILE", "Model file, such as model.pt, model.pt2 or model.onnx")
                         .required(false)
                         .required_unless_present("compare"),
                 )
@@ -207,7 +208,7 @@ fn help_of(flag: &'static flags::Flag) -> Arg {
 }
 
 fn check(roots: &[PathBuf]) -> Result<()> {
-    let backends = server::backends(None);
+    let backends = server::backends(None, false);
     // The bound of the queues has no part in what is right or wrong.
     let facts = engine::facts(&backends, server::cuda_devices(), 1);
     let report = engine::check::check(roots, &backends, &facts)?;
@@ -220,13 +221,17 @@ fn check(roots: &[PathBuf]) -> Result<()> {
 }
 
 fn inspect(file: &Path) -> Result<()> {
-    let onnx = file.extension().is_some_and(|extension| extension == "onnx");
-    print!("{}", if onnx { onnx::inspect(file)? } else { libtorch::inspect(file)? });
+    let text = match file.extension().and_then(OsStr::to_str) {
+        Some("onnx") => onnx::inspect(file)?,
+        Some("pt2") => libtorch::aoti::inspect(file)?,
+        _ => libtorch::inspect(file)?,
+    };
+    print!("{text}");
     Ok(())
 }
 
 fn compare(model: &Path) -> Result<()> {
-    let backends = server::backends(None);
+    let backends = server::backends(None, false);
     let facts = engine::facts(&backends, server::cuda_devices(), 1);
     print!("{}", engine::compare::compare(model, &backends, &facts)?);
     Ok(())

@@ -45,6 +45,8 @@ pub struct Config {
     pub repository: Repository,
     /// The library of ONNX Runtime; `None` for where it usually is.
     pub onnxruntime: Option<PathBuf>,
+    /// Whether packages of AOTInductor, native code, may be loaded.
+    pub allow_aoti: bool,
     /// What instances may take and where they run.
     pub instances: crate::engine::InstanceSettings,
     /// Whether MKL uses all instructions of processors that are not Intel's, too.
@@ -199,6 +201,7 @@ impl Config {
             threads: threads(reader.number("threads")),
             repository: Repository::read(&mut reader),
             onnxruntime: reader.optional("onnxruntime").map(PathBuf::from),
+            allow_aoti: reader.truth("allow-aoti"),
             instances: instances::read(&mut reader),
             mkl_fast_path: reader.truth("mkl-fast-path"),
             cache: cache::read(&mut reader),

@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use self::front_ends::{FrontEnd, FrontEnds};
+use crate::backend::libtorch::aoti;
 use crate::backend::{Backend, identity, libtorch, onnx};
 use crate::config::{self, Config};
 use crate::engine::{self, Control, Engine};
@@ -30,9 +31,15 @@ use crate::telemetry::{host, logging};
 /// What traces may take to be written at the stop if its time is over.
 const FLUSH_TIME_MIN: Duration = Duration::from_secs(1);
 
-/// The kinds of model files that this server runs, with ONNX Runtime at this path or where it usually is.
-pub fn backends(onnxruntime: Option<PathBuf>) -> Vec<Arc<dyn Backend>> {
-    vec![Arc::new(identity::Identity), Arc::new(libtorch::LibTorch::default()), Arc::new(onnx::Onnx::new(onnxruntime))]
+/// The kinds of model files that this server runs, with ONNX Runtime at this path or where it usually is, and packages of
+/// native code if they are allowed.
+pub fn backends(onnxruntime: Option<PathBuf>, allow_aoti: bool) -> Vec<Arc<dyn Backend>> {
+    vec![
+        Arc::new(identity::Identity),
+        Arc::new(libtorch::LibTorch::default()),
+        Arc::new(aoti::Aoti::new(allow_aoti)),
+        Arc::new(onnx::Onnx::new(onnxruntime)),
+    ]
 }
 
 /// Serves until a signal asks to stop. Prints the addresses on standard output at once, and again when every model was
@@ -212,7 +219,7 @@ pub fn cuda_devices() -> Vec<u32> {
 }
 
 fn engine_settings(config: &Config) -> Result<engine::Settings> {
-    let backends = backends(config.onnxruntime.clone());
+    let backends = backends(config.onnxruntime.clone(), config.allow_aoti);
     let known = backends.clone();
     let repository = &config.repository;
     let roots = Roots::open(&repository.roots, &repository.remote, &tokio::runtime::Handle::current())?;

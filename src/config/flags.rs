@@ -86,6 +86,7 @@ pub const FLAGS: &[Flag] = &[
     flag(REPOSITORY, "model-load-timeout-secs", Value::Number(0, SECONDS_MAX), "3600", "Seconds until a load that does not end is given up, and its thread left alone; 0 for never"),
     flag(REPOSITORY, "model-load-gpu-limit", Value::List("DEVICE:FRACTION"), "", "Load nothing on a CUDA device of whose memory more than this fraction is used, such as 0:0.8; repeatable"),
     flag(REPOSITORY, "onnxruntime", Value::Text("FILE"), "", "The library that runs models in ONNX, ONNX Runtime for the CPU; libonnxruntime.so.1 beside the executable or of the system by default"),
+    flag(REPOSITORY, "allow-aoti", Value::Bool, "false", "Load packages of AOTInductor (model.pt2): a package is native code, which runs with all rights of the server"),
     flag(REPOSITORY, "memory-limit", Value::List("DEVICE:BYTES|FRACTION"), "", "How much memory models may hold on a device (host, or a GPU's number), such as host:8GB or 0:0.9; 0.8 of what there is by default; repeatable"),
     flag(REPOSITORY, "queue-size-default", Value::Number(1, 10_000_000), "4096", "Requests that wait per model whose max_queue_size is 0"),
     flag(REPOSITORY, "grpc-max-response-pool-size", Value::Number(1, i32::MAX as u64), "64", "Responses of one request to a decoupled model that wait for the client"),

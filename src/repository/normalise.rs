@@ -11,11 +11,14 @@ use crate::model::schema::model_sequence_batching::StrategyChoice;
 use crate::model::schema::model_version_policy::{Latest, PolicyChoice};
 use crate::model::schema::{ModelConfig, ModelInstanceGroup, ModelVersionPolicy};
 
+/// Packages of AOTInductor: the platform, and here a backend, too.
+const AOTI: &str = "torch_aoti";
+
 /// The platforms and the backends that serve them, the platform that a backend is given first.
 const PLATFORMS: &[(&str, &str)] = &[
     ("pytorch_libtorch", "pytorch"),
     ("libtorch", "pytorch"),
-    ("torch_aoti", "pytorch"),
+    (AOTI, AOTI),
     ("onnxruntime_onnx", "onnxruntime"),
     ("tensorrt_plan", "tensorrt"),
     ("openvino", "openvino"),
@@ -80,14 +83,12 @@ fn backend(
         },
         ("", backend) => backend.to_owned(),
         (platform, backend) => {
-            let known = PLATFORMS.iter().find(|(known, _)| *known == platform);
-            if known.is_none_or(|(_, serves)| *serves != backend) {
-                return Err(mistake(
-                    "platform",
-                    format!("unexpected 'platform' and 'backend' pair, got:{platform}, {backend}"),
-                ));
-            }
-            backend.to_owned()
+            let known = PLATFORMS.iter().find(|(known, _)| *known == platform).map(|(_, serves)| *serves);
+            // The reference server runs them by its backend for TorchScript.
+            let fits = |serves: &&str| *serves == backend || (*serves == AOTI && backend == "pytorch");
+            known.filter(fits).map(str::to_owned).ok_or_else(|| {
+                mistake("platform", format!("unexpected 'platform' and 'backend' pair, got:{platform}, {backend}"))
+            })?
         }
     };
     let Some(known) = facts.backend(&wanted) else {
@@ -97,9 +98,6 @@ fn backend(
         let suggestion = nearest(&wanted, facts.backends.iter().map(|backend| backend.name.as_str()));
         return Err(Box::new(Mistake { suggestion, ..*unknown }));
     };
-    if platform == "torch_aoti" {
-        return Err(mistake("platform", "platform 'torch_aoti' is not supported by this server version".to_owned()));
-    }
     if platform.is_empty() || platform == "libtorch" {
         let first = PLATFORMS.iter().find(|(_, serves)| *serves == known.name);
         config.platform = first.map_or_else(String::new, |(platform, _)| (*platform).to_owned());

@@ -61,7 +61,7 @@ pub async fn engine_with(
 
 /// An engine that is not started yet.
 pub fn new_engine(root: &Path, control: Control, change: impl FnOnce(&mut engine::Settings)) -> Engine {
-    let backends = nereid::server::backends(None);
+    let backends = nereid::server::backends(None, true);
     let known = backends.clone();
     let mut settings = engine::Settings {
         roots: vec![root.to_owned()].into(),

@@ -16,11 +16,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW};
 
+use super::aoti::ffi::AotiApi;
 use super::{failure, message};
 use crate::error::{Error, Result};
 
 /// The libtorch that the shim was compiled against: major, minor.
-const VERSION: (u64, u64) = (2, 11);
+pub(super) const VERSION: (u64, u64) = (2, 11);
 /// The shim, as built by build.rs.
 static SHIM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/shim.so"));
 
@@ -189,6 +190,8 @@ pub struct Api {
 pub struct Loaded {
     /// The shim's functions.
     pub api: &'static Api,
+    /// Those that run packages.
+    pub aoti: &'static AotiApi,
     /// Whether devices may be asked for. Asking without would break CUDA for the life of the process.
     pub cuda: bool,
 }
@@ -248,10 +251,15 @@ fn load() -> Result<Loaded> {
     let api = unsafe { shim.get::<unsafe extern "C" fn() -> *const Api>(b"nereid_torch\0").map(|table| &*table()) };
     let api = api.map_err(|error| unusable(&error.to_string()))?;
     assert_eq!(api.size, size_of::<Api>(), "ffi.rs mirrors shim.h");
+    // SAFETY: as above.
+    let aoti =
+        unsafe { shim.get::<unsafe extern "C" fn() -> *const AotiApi>(b"nereid_torch_aoti\0").map(|table| &*table()) };
+    let aoti = aoti.map_err(|error| unusable(&error.to_string()))?;
+    assert_eq!(aoti.size, size_of::<AotiApi>(), "aoti/ffi.rs mirrors shim_aoti.h");
     std::mem::forget(shim);
     // SAFETY: takes nothing, and is called once, before every other function.
     api.check(unsafe { (api.configure)() })?;
-    Ok(Loaded { api, cuda })
+    Ok(Loaded { api, aoti, cuda })
 }
 
 fn unusable(why: &str) -> Error {
@@ -295,7 +303,7 @@ fn load_cuda() -> bool {
 }
 
 /// Loads an embedded library through a file in memory, so that there is no second file to install or to mix up.
-fn open_embedded(library: &[u8], name: &CStr, flags: i32) -> Result<Library, String> {
+pub(super) fn open_embedded(library: &[u8], name: &CStr, flags: i32) -> Result<Library, String> {
     // SAFETY: the name is a terminated string.
     let mut descriptor = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
     if descriptor < 0 {

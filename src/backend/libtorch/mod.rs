@@ -4,11 +4,13 @@
 //! (tensors), `staging` (their memory), `stream`
 //! (what is under way) and `module` make them safe; `binding` and `options` read the configuration; `model`, `shared`, `precision`,
 //! `optimize` and `instance` load and run;
+//! [`aoti`] is a backend of its own, for models that torch has compiled to native code;
 //! [`script`] makes model files and [`inspect`] describes them. Nothing outside this folder knows libtorch.
 //!
 //! `forward` of a decoupled model returns a list whose elements are the responses: each a tensor, tuple or dictionary of
 //! the configured outputs. All of them are computed before the first is sent, because TorchScript has no generators.
 
+pub mod aoti;
 mod binding;
 mod device;
 mod failure;

@@ -7,6 +7,7 @@ mod effects;
 mod forms;
 mod mistakes;
 mod names;
+mod packages;
 mod precision;
 mod resident;
 mod shared;

@@ -1,6 +1,7 @@
 //! The gRPC front end, by the generated client over a real connection: a server over a repository of identity models.
 
 mod admin;
+mod aoti;
 mod deadline;
 mod decode;
 mod decoupled;

@@ -1,0 +1,1 @@
+/* Nothing: a library that is named libtorch.so and needs no other. */

@@ -1,0 +1,196 @@
+//! An open package, and one thread's executions of it: check, gather, run, take the outputs.
+//!
+//! Begin with [`AotiModel::open`]. All instances share one copy of the weights.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::super::device;
+use super::super::ffi::VERSION;
+use super::super::handle::Handle;
+use super::super::message;
+use super::archive::Archive;
+use super::binding::{Binding, Wanted};
+use super::description::{BUILD, Description};
+use super::package::Package;
+use super::processor;
+use crate::backend::{Instance, Model, Replies};
+use crate::error::{Error, Kind, Result};
+use crate::model::{Device, Footprint, ModelConfig, TensorSpec};
+use crate::tensor::{Batch, DataType, Shape, Tensor};
+
+/// Executions that may be under way besides one for each instance: those that were given up and do not end.
+const SPARE_RUNNERS: usize = 4;
+/// Threads of one operation. The code of a package that was built for more has no way to report an error from them.
+const THREADS: usize = 1;
+
+/// A package that is ready to run.
+#[derive(Clone)]
+pub struct AotiModel {
+    config: Arc<ModelConfig>,
+    description: Arc<Description>,
+    binding: Arc<Binding>,
+    package: Arc<Package>,
+    footprint: Footprint,
+}
+
+impl AotiModel {
+    /// Holds `config` against the package at `path`, and then loads its code.
+    pub fn open(path: &Path, config: &ModelConfig, footprint: Footprint) -> Result<Self> {
+        let named = |error: Error| error.context(format_args!("failed to load model '{}'", config.name));
+        only_what_a_package_can(config).map_err(named)?;
+        let mut archive = Archive::open(path).map_err(named)?;
+        let description = archive.metadata().and_then(|metadata| Description::read(&metadata)).map_err(named)?;
+        runs_here(&description).map_err(named)?;
+        let (inputs, outputs) = (config.inputs.iter(), config.outputs.iter());
+        let (inputs, outputs): (Vec<_>, Vec<_>) =
+            (inputs.map(|spec| wanted(config, spec)).collect(), outputs.map(|spec| wanted(config, spec)).collect());
+        let rows = i64::try_from(config.max_batch_rows).unwrap_or(i64::MAX);
+        let binding = Binding::new(&inputs, &outputs, rows, &description).map_err(named)?;
+        let runners = config.instances.iter().map(|group| group.count).sum::<usize>().max(1) + SPARE_RUNNERS;
+        let package = load(&mut archive, runners).map_err(named)?;
+        Ok(Self {
+            config: Arc::new(config.clone()),
+            description: Arc::new(description),
+            binding: Arc::new(binding),
+            package: Arc::new(package),
+            footprint,
+        })
+    }
+
+    fn run(&self, batch: &Batch, replies: &mut dyn Replies) -> Result<()> {
+        let given: Vec<(DataType, Shape)> =
+            self.binding.inputs.iter().map(|&index| (batch.dtype(index), batch.shape(index))).collect();
+        self.description.check(&given)?;
+        let inputs = self.binding.inputs.iter().map(|&index| Handle::gathered(batch, index, true, Device::Cpu));
+        let inputs = inputs.collect::<Result<Vec<_>>>()?;
+        replies.inputs_ready();
+        // SAFETY: `gathered` makes dense tensors in host memory of the batch's types and shapes, which were checked.
+        let outputs = unsafe { self.package.run(&inputs) }
+            .map_err(|error| error.context("AOTInductor execute failure, of which standard error tells more"))?;
+        drop(inputs);
+        replies.outputs_ready();
+        let mut outputs: Vec<Option<Handle>> = outputs.into_iter().map(Some).collect();
+        let specs = self.config.outputs.iter().zip(&self.binding.outputs);
+        let tensors = specs.map(|(spec, &number)| {
+            let output = outputs.get_mut(number).and_then(Option::take);
+            self.output(spec, number, output)
+        });
+        replies.batch(tensors.collect::<Result<_>>()?)
+    }
+
+    /// What the package gave as its output of this number, held against its description.
+    fn output(&self, spec: &TensorSpec, number: usize, output: Option<Handle>) -> Result<Tensor> {
+        let failed = |why: &str| Error::new(Kind::Backend, format!("output '{}' {why}", spec.name));
+        let output = output.ok_or_else(|| failed("was not computed"))?;
+        let tensor =
+            output.into_tensor(false).map_err(|error| error.context(format_args!("output '{}'", spec.name)))?;
+        let described = &self.description.outputs[number];
+        if tensor.dtype != described.dtype || tensor.shape.len() != described.dims.len() {
+            let (dtype, shape) = (tensor.dtype, &tensor.shape);
+            let shape_described = self.description.shape(described);
+            return Err(failed(&format!(
+                "is {dtype} of shape {shape}, the package describes it as {} of shape {shape_described}",
+                described.dtype
+            )));
+        }
+        Ok(tensor)
+    }
+}
+
+impl Model for AotiModel {
+    fn footprint(&self) -> Footprint {
+        self.footprint.clone()
+    }
+
+    fn instance(&self, device: Device) -> Result<Box<dyn Instance>> {
+        // What the package leaves to libtorch's own operators is not to use more threads than the package does.
+        device::begin_thread(device, THREADS)?;
+        Ok(Box::new(self.clone()))
+    }
+}
+
+impl Instance for AotiModel {
+    fn run(&mut self, batch: &Batch, replies: &mut dyn Replies) -> Result<()> {
+        AotiModel::run(self, batch, replies)
+    }
+}
+
+/// Loads the code, from files that are gone afterwards.
+fn load(archive: &mut Archive, runners: usize) -> Result<Package> {
+    let failed = |error| Error::internal(format!("no folder to unpack the package into: {error}"));
+    let folder = tempfile::Builder::new().prefix("nereid-aoti-").tempdir().map_err(failed)?;
+    let library = archive.unpack(folder.path())?;
+    Package::load(&library, runners).map_err(|error| Error::new(error.kind(), message::one_line(error.message())))
+}
+
+/// What the configuration asks for that no package does.
+fn only_what_a_package_can(config: &ModelConfig) -> Result<()> {
+    let wrong = |what: String| Err(Error::invalid(what));
+    if let Some(group) = config.instances.iter().find(|group| group.device != Device::Cpu) {
+        return wrong(format!("packages run on the CPU only in this server version, not on device {}", group.device));
+    }
+    if config.decoupled {
+        return wrong("it cannot be decoupled: a package gives one response".to_owned());
+    }
+    match config.inputs.iter().find(|spec| spec.optional) {
+        Some(spec) => wrong(format!("input '{}' cannot be optional: a package takes all of its inputs", spec.name)),
+        None => Ok(()),
+    }
+}
+
+/// Whether code that was built so can run in this process.
+fn runs_here(package: &Description) -> Result<()> {
+    let (major, minor) = VERSION;
+    if !package.torch.starts_with(&format!("{major}.{minor}.")) {
+        let message =
+            format!("the package was built by torch {}, this server has {major}.{minor}: {BUILD}", package.torch);
+        return Err(Error::invalid(message));
+    }
+    if package.device != "cpu" {
+        let message = format!("the package was built for device '{}': {BUILD}", package.device);
+        return Err(Error::invalid(message));
+    }
+    if package.threads != THREADS {
+        let threads = package.threads;
+        let why = "an error in one of them would end the server";
+        return Err(Error::invalid(format!("the package was built for {threads} threads, and {why}: {BUILD}")));
+    }
+    processor::check(&package.instructions)
+}
+
+/// What the configuration says of a tensor, as far as it is the same in each execution.
+fn wanted(config: &ModelConfig, spec: &TensorSpec) -> Wanted {
+    let by_batch = config.batch_outputs.iter().any(|output| output.targets.contains(&spec.name));
+    let dims = spec.model_dims().filter(|_| !spec.ragged && !by_batch);
+    Wanted { name: spec.name.to_string(), dtype: spec.dtype, dims: dims.map(|dims| dims.to_vec()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::description::tests::encoder;
+    use super::*;
+
+    #[test]
+    fn code_that_cannot_run_here_is_refused() {
+        assert!(runs_here(&encoder()).is_ok());
+        let refused = |package: Description| runs_here(&package).expect_err("it cannot").message().to_owned();
+        let other = Description { torch: "2.1.0".to_owned(), ..encoder() };
+        assert!(refused(other).starts_with("the package was built by torch 2.1.0, this server has 2.11: build it"));
+        assert!(refused(Description { torch: "2.110.0".to_owned(), ..encoder() }).contains("torch 2.110.0"));
+        assert!(refused(Description { device: "cuda".to_owned(), ..encoder() }).contains("for device 'cuda'"));
+        assert!(refused(Description { threads: 2, ..encoder() }).contains("for 2 threads"));
+        assert!(refused(Description { instructions: "AVX1024".to_owned(), ..encoder() }).contains("AVX1024"));
+    }
+
+    #[test]
+    fn what_no_package_does_is_refused() {
+        let mut config = ModelConfig::new("m", "torch_aoti");
+        config.inputs = vec![TensorSpec { optional: true, ..TensorSpec::new("x", None, None) }];
+        let refused =
+            |config: &ModelConfig| only_what_a_package_can(config).expect_err("it cannot").message().to_owned();
+        assert!(refused(&config).starts_with("input 'x' cannot be optional"));
+        config.decoupled = true;
+        assert!(refused(&config).starts_with("it cannot be decoupled"));
+    }
+}
