@@ -25,7 +25,7 @@ pub use self::port::Port;
 
 use self::flags::Value;
 use self::typed::{Environment, File, Given, Origin, Typed};
-use crate::engine::{CacheSettings, Cloud, Device, MemoryLimit, Place, RemoteSettings, Root};
+use crate::engine::{CacheSettings, Cloud, Device, MemoryLimit, Place, RemoteSettings, Root, SpillSettings};
 use crate::telemetry::{self, logging};
 
 /// Everything that `nereid serve` can be told.
@@ -96,6 +96,8 @@ pub struct Repository {
     pub gpu_limits: BTreeMap<u32, f64>,
     /// How much memory models may take on a device, where it is not the usual share.
     pub memory_limits: BTreeMap<Device, MemoryLimit>,
+    /// Where weights go that leave the host; `None` if they are dropped.
+    pub spill: Option<SpillSettings>,
     /// The most bytes of files that a load request may bring; 0 for none at all.
     pub override_bytes_max: usize,
     /// Requests that wait per model whose configuration gives no limit; at least one.
@@ -264,6 +266,7 @@ impl Repository {
             },
             gpu_limits: gpu_limits(reader),
             memory_limits: memory::read(reader),
+            spill: memory::spill(reader),
             override_bytes_max: reader.number("model-load-max-file-bytes") as usize,
             queue_size_default: reader.number("queue-size-default") as usize,
             responses_max: reader.number("grpc-max-response-pool-size") as usize,

@@ -241,6 +241,7 @@ fn engine_settings(config: &Config) -> Result<engine::Settings> {
         gpu_limits: repository.gpu_limits.clone(),
         demands_max: repository.queue_size_default,
         memory_limits: repository.memory_limits.clone(),
+        spill: repository.spill.clone(),
         override_bytes_max: repository.override_bytes_max,
         auto_complete: repository.auto_complete,
         config_name: repository.config_name.clone(),

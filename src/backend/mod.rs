@@ -8,11 +8,13 @@ pub mod identity;
 pub mod libtorch;
 mod message;
 pub mod onnx;
+pub mod spill;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::Result;
+pub use self::spill::Spill;
+use crate::error::{Error, Result};
 use crate::model::{Device, Footprint, ModelConfig, VersionFiles, schema};
 use crate::tensor::{Batch, Tensor};
 
@@ -59,6 +61,11 @@ pub trait Model: Send + Sync {
     /// The memory held, as measured. What equal models share is one's only, and another's when that one goes.
     fn footprint(&self) -> Footprint;
 
+    /// Whether each further instance takes memory of its own.
+    fn grows_with_instances(&self) -> bool {
+        false
+    }
+
     /// Whether executions with zeros before serving make the first requests faster.
     fn warms_up(&self) -> bool {
         true
@@ -70,11 +77,46 @@ pub trait Model: Send + Sync {
         false
     }
 
+    /// What it would hold while its weights are paged out; `None` if they cannot leave, or too little of them could.
+    /// Blocking: may look through the whole model.
+    fn paged(&self) -> Option<Paged> {
+        None
+    }
+
+    /// Moves the weights to a cheaper place: what is on the host to `spill`, what is on devices to host memory. Blocking.
+    /// The model has no instances, and gets none before [`Model::page_in`]. What equal models share leaves with the last
+    /// of them.
+    ///
+    /// # Errors
+    /// Why they could not leave; then they are where they were.
+    fn page_out(&self, _spill: Option<&Arc<Spill>>) -> Result<()> {
+        Err(Error::internal("models of this backend cannot be paged out"))
+    }
+
+    /// Brings the weights back to where they were, the same to the bit. Blocking.
+    ///
+    /// # Errors
+    /// Why they could not come back; then the model is of no use any more.
+    fn page_in(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// A new instance, for the calling thread.
     ///
     /// # Errors
     /// If the device cannot hold or run it.
     fn instance(&self, device: Device) -> Result<Box<dyn Instance>>;
+}
+
+/// A model while its weights are paged out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Paged {
+    /// The memory that it holds then, at most.
+    pub footprint: Footprint,
+    /// The bytes that it has in a spill then, at most.
+    pub spilled: u64,
+    /// What it holds when its weights are back, at most.
+    pub resident: Footprint,
 }
 
 /// One execution context; lives and dies on one thread.

@@ -1,9 +1,10 @@
-//! Reads `--memory-limit`: how much memory models may hold on each device.
+//! Reads `--memory-limit`, how much memory models may hold on each device, and where weights go that leave the host.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use super::Reader;
-use crate::engine::{Device, MemoryLimit};
+use crate::engine::{Device, MemoryLimit, SpillSettings};
 
 const FLAG: &str = "memory-limit";
 
@@ -21,6 +22,17 @@ pub(super) fn read(reader: &mut Reader) -> BTreeMap<Device, MemoryLimit> {
         }
     }
     limits
+}
+
+/// Where weights go that leave the host, if they may go anywhere.
+pub(super) fn spill(reader: &mut Reader) -> Option<SpillSettings> {
+    let bytes_max = reader.number("memory-spill-bytes");
+    let directory = reader.optional("memory-spill-directory").map(PathBuf::from)?;
+    if !directory.is_dir() {
+        let origin = reader.typed.origin("memory-spill-directory");
+        reader.mistake(&origin, format!("'{}' is not a directory", directory.display()));
+    }
+    Some(SpillSettings { directory, bytes_max })
 }
 
 /// `DEVICE:AMOUNT`; the device itself may have a colon in it.

@@ -47,6 +47,9 @@ pub const ASLEEP: &str = "on demand: not loaded";
 /// The reason of a version whose memory others needed; its next request loads it again.
 pub const EVICTED: &str = "evicted: others needed its memory";
 
+/// The reason of a version that was evicted and whose weights are kept in a cheaper place.
+pub const PAGED_OUT: &str = "paged out: others needed its memory";
+
 /// A version as readers see it; `S` is what serves it.
 #[derive(Clone, Debug)]
 pub struct VersionView<S> {

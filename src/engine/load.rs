@@ -61,6 +61,9 @@ impl Loader {
         if overrides.is_empty() && !job.again && is_served(job, &found.dir) {
             return Ok(Loaded::Unchanged);
         }
+        if let Some(loaded) = self.page_in((job, claim), &found.dir, &resolved)? {
+            return Ok(loaded);
+        }
         let Configured { mut config, positions, files, fetched } = self.configure_for(job, &found)?;
         if !overrides.is_empty() {
             // What the request has brought is nowhere else.
@@ -103,7 +106,7 @@ impl Loader {
     }
 
     /// Whether nobody needs this model yet, which its first request will load.
-    fn sleeps(&self, job: &Job<Serving>, config: &ModelConfig) -> bool {
+    pub(super) fn sleeps(&self, job: &Job<Serving>, config: &ModelConfig) -> bool {
         self.demand.configured(&job.key, config.residency);
         let is_served = || job.served.is_some() || self.catalog.is_ready(&job.key);
         config.residency == Residency::OnDemand && !is_served() && !self.demand.is_wanted(&job.key)
@@ -224,7 +227,7 @@ impl Loader {
     }
 
     /// Refuses to load on a device of which more is used than `--model-load-gpu-limit` allows.
-    fn check_devices(&self, config: &ModelConfig) -> Result<()> {
+    pub(super) fn check_devices(&self, config: &ModelConfig) -> Result<()> {
         for (&index, &fraction) in &self.gpu_limits {
             if !config.instances.iter().any(|group| group.device == Device::Cuda(index)) {
                 continue;

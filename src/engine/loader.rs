@@ -17,6 +17,8 @@ use super::handle::Served;
 use super::hanging::Hanging;
 use super::manager::Event;
 use super::memory::{Lease, Leased, Memory};
+use super::models::Job;
+use super::pages::Pages;
 use super::repositories::Repositories;
 use super::room::Need;
 use super::serving::{Serving, Shared};
@@ -29,7 +31,7 @@ use crate::model::{ModelConfig, Scheduling, Signature, TensorSpec, Version, Vers
 use crate::repository::{BackendFacts, Facts, Files};
 use crate::scheduler::{
     Crew, CrewSettings, Hold, Levels, Limits, Queue, QueueSettings, ResponseLimits, Scheduler, SequenceSettings,
-    Sequences,
+    Sequences, Warmup,
 };
 use crate::telemetry::metrics::{MODEL_HISTOGRAMS, Metrics};
 use crate::telemetry::stats::ModelStats;
@@ -85,6 +87,19 @@ pub(super) fn at_usual_priority<T: Send + 'static>(work: impl FnOnce() -> T + Se
     wait.blocking_recv().unwrap_or_else(|_| Err(stopped()))
 }
 
+/// A version whose weights are there.
+pub(super) struct Opened {
+    pub(super) config: Arc<ModelConfig>,
+    pub(super) model: Arc<dyn Model>,
+    pub(super) lease: Arc<Lease>,
+    /// Files that must stay in their cache while it is served.
+    pub(super) files: Arc<Files>,
+    /// Whether its instances run anything before they serve: all that this is good for may be done already.
+    pub(super) warms_up: bool,
+    /// When its load began.
+    pub(super) began: Instant,
+}
+
 /// Opens models; shared by all loader threads. What a load does, step by step, stands in `load.rs`.
 pub(super) struct Loader {
     pub(super) repositories: Arc<Repositories>,
@@ -99,6 +114,7 @@ pub(super) struct Loader {
     pub(super) config_name: Option<String>,
     pub(super) gpu_limits: BTreeMap<u32, f64>,
     pub(super) memory: Arc<Memory>,
+    pub(super) pages: Arc<Pages>,
     /// Held while a load chooses which models leave for it.
     pub(super) choosing: Mutex<()>,
     pub(super) retries: u32,
@@ -119,10 +135,11 @@ impl Loader {
     pub(super) fn new(
         settings: Settings,
         repositories: Arc<Repositories>,
-        (catalog, demand): (Arc<Catalog>, Arc<Demand>),
+        (catalog, demand, pages): (Arc<Catalog>, Arc<Demand>, Arc<Pages>),
         metrics: Metrics,
     ) -> Self {
         Self {
+            pages,
             repositories,
             catalog,
             demand,
@@ -165,26 +182,33 @@ impl Loader {
         let of_file = config.of_file();
         let model = self.backend(&config.backend)?.open(files, &of_file)?;
         let mut lease = self.commit(need, lease, &model.footprint())?;
-        lease.watch(&model);
+        lease.watch(&model, config);
         let lease = Arc::new(lease);
         let model: Arc<dyn Model> = Arc::new(Leased::new(model, lease.clone()));
-        let stats = Arc::new(ModelStats::new(&self.metrics, config, version));
-        let scheduler = self.scheduler(config, stats.clone())?;
-        let signature = Arc::new(Signature::new(config));
-        let settings = self.crew_settings(need, (config, version), &scheduler, &model)?;
+        let config = config.clone();
+        self.serve(need.job, version, Opened { config, model, lease, files: fetched, warms_up: true, began })
+    }
+
+    /// Starts the instances of a version whose weights are there, and waits until all can serve.
+    pub(super) fn serve(&self, job: &Job<Serving>, version: Version, opened: Opened) -> Result<Serving> {
+        let Opened { config, model, lease, files, warms_up, began } = opened;
+        let warmup = if warms_up { warmup::batches(&config, model.warms_up())? } else { Vec::new() };
+        let stats = Arc::new(ModelStats::new(&self.metrics, &config, version));
+        let scheduler = self.scheduler(&config, stats.clone())?;
+        let signature = Arc::new(Signature::new(&config));
+        let settings = self.crew_settings(job, (&config, version), (&scheduler, &model), warmup);
         let served = Served::Instances { scheduler, model };
-        let cache = ModelCache::new(self.cache.as_ref(), config, &stats);
+        let cache = ModelCache::new(self.cache.as_ref(), &config, &stats);
         let usage = Usage::new(began);
-        let handle = Handle { config: config.clone(), version, signature, stats, served, usage, cache };
-        let handle = Arc::new(handle);
         let groups = config.clone();
+        let handle = Arc::new(Handle { config, version, signature, stats, served, usage, cache });
         let crew = Some(at_usual_priority(move || Crew::start(settings, &groups.instances))??);
         let took = began.elapsed();
         handle.stats.loaded(took);
         handle.usage.loaded(took, began + took);
         self.metrics.version_loaded();
         tracing::info!(model = %handle.config.name, version, seconds = took.as_secs_f64(), "model version is loaded");
-        Ok(Serving { handle, crew, lease: Some(lease), _files: fetched })
+        Ok(Serving { handle, crew, lease: Some(lease), files })
     }
 
     /// These versions as they are known before they are opened.
@@ -204,29 +228,29 @@ impl Loader {
 
     fn crew_settings(
         &self,
-        need: Need<'_>,
+        job: &Job<Serving>,
         (config, version): (&Arc<ModelConfig>, Version),
-        scheduler: &Arc<dyn Scheduler>,
-        model: &Arc<dyn Model>,
-    ) -> Result<CrewSettings> {
-        let (lost, key) = (self.lost.clone(), need.job.key.clone());
+        (scheduler, model): (&Arc<dyn Scheduler>, &Arc<dyn Model>),
+        warmup: Vec<Warmup>,
+    ) -> CrewSettings {
+        let (lost, key) = (self.lost.clone(), job.key.clone());
         let failed = move |error: Error| {
             tracing::error!(model = %key, version, %error, "no instance of the model version is left");
             lost.notify_one();
         };
-        Ok(CrewSettings {
+        CrewSettings {
             name: format!("{}/{version}", config.name),
             scheduler: scheduler.clone(),
             model: model.clone(),
-            warmup: warmup::batches(config, model.warms_up())?.into(),
+            warmup: warmup.into(),
             limiter: self.instances.limiter.clone(),
             host_policies: self.instances.host_policies.clone(),
             execution_time_max: self.instances.execution_time_max(config),
             lost_max: self.instances.lost_max,
             metrics: self.metrics.instances(&config.name, version, &config.metric_tags),
-            in_background: need.job.is_reload(),
+            in_background: job.is_reload(),
             failed: Box::new(failed),
-        })
+        }
     }
 
     fn queue_settings(&self, config: &ModelConfig) -> QueueSettings {

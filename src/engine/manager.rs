@@ -16,6 +16,7 @@ use super::lifecycle::{ModelView, State};
 use super::loader::{Loader, on_thread};
 use super::models::{self, Effect, Models, Retired};
 use super::order::What;
+use super::pages::Pages;
 use super::poll::{self, End, Watched};
 use super::repositories::Repositories;
 use super::serving::Serving;
@@ -195,9 +196,10 @@ impl Task {
                     let (loader, permits, events) = (self.loader.clone(), self.permits.clone(), self.events.clone());
                     self.jobs.spawn(Attempt { loader, permits, events, job: Arc::new(job) }.run());
                 }
+                Effect::Stay(servings) => servings.iter().for_each(Serving::stay),
                 Effect::Retire(servings, retired) => {
                     servings.iter().for_each(Serving::leave);
-                    self.jobs.spawn(retire(servings, retired));
+                    self.jobs.spawn(retire(self.loader.pages.clone(), servings, retired));
                 }
             }
         }
@@ -214,12 +216,24 @@ fn release_leaving(view: &ModelView<Serving>) {
     }
 }
 
-/// Drains and drops what is not served any more.
-async fn retire(servings: Vec<Serving>, retired: Retired) -> Event {
-    if !servings.is_empty() {
+/// Drains and drops what is not served any more, or pages it out.
+async fn retire(pages: Arc<Pages>, servings: Vec<Serving>, mut retired: Retired) -> Event {
+    let evicted = retired.evicted.take();
+    let is_unload = retired.operation && evicted.is_none();
+    if !servings.is_empty() || is_unload && pages.has(&retired.key) {
         let began = tokio::time::Instant::now();
-        let ended = on_thread("nereid-unload", move || servings.into_iter().for_each(Serving::retire)).await;
-        if let Err(error) = ended {
+        let key = retired.key.clone();
+        let ended = on_thread("nereid-unload", move || {
+            // Who unloads a model wants nothing to be left of it.
+            if is_unload {
+                pages.forget(&key);
+            }
+            match evicted {
+                Some(origin) => pages.page_out(&key, origin, servings),
+                None => servings.into_iter().for_each(Serving::retire),
+            }
+        });
+        if let Err(error) = ended.await {
             tracing::error!(model = %retired.key, %error, "unload failed");
         }
         let seconds = began.elapsed().as_secs_f64();

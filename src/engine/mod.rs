@@ -25,6 +25,8 @@ pub mod models;
 mod on_demand;
 pub mod order;
 mod overrides;
+mod pages;
+mod paging;
 pub mod poll;
 pub mod progress;
 pub mod reconcile;
@@ -35,6 +37,7 @@ mod usage;
 mod warmup;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,13 +47,15 @@ use tokio::sync::{oneshot, watch};
 use self::catalog::Catalog;
 use self::demand::Demand;
 use self::entrance::Entrance;
+use self::lifecycle::{EVICTED, PAGED_OUT};
 use self::loader::Loader;
 use self::manager::Manager;
 use self::on_demand::OnDemand;
 use self::order::{Unload, What};
+use self::pages::Pages;
 use self::poll::Watched;
 use self::repositories::{Look, Repositories};
-use crate::backend::Backend;
+use crate::backend::{Backend, Spill};
 use crate::error::{Error, Kind, Result};
 use crate::infer::{Infer, Request, Responses};
 use crate::model::Version;
@@ -97,6 +102,15 @@ pub struct InstanceSettings {
     pub lost_max: usize,
 }
 
+/// Where weights go that leave the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpillSettings {
+    /// The directory of their files.
+    pub directory: PathBuf,
+    /// The most bytes of all files together.
+    pub bytes_max: u64,
+}
+
 /// Finds out what configurations are held against; called once, by the first load.
 pub type FindFacts = Box<dyn FnOnce() -> Facts + Send>;
 
@@ -118,6 +132,8 @@ pub struct Settings {
     pub gpu_limits: BTreeMap<u32, f64>,
     /// How much memory models may take on a device, where it is not the usual share.
     pub memory_limits: BTreeMap<Device, MemoryLimit>,
+    /// Where weights on the host go when others need their memory; `None` if they are dropped.
+    pub spill: Option<SpillSettings>,
     /// The most requests that wait for a model to be loaded on demand.
     pub demands_max: usize,
     /// The most bytes of files that a load request may bring.
@@ -147,6 +163,7 @@ pub struct Engine {
     entrance: Entrance,
     on_demand: OnDemand,
     demand: Arc<Demand>,
+    pages: Arc<Pages>,
     catalog: Arc<Catalog>,
     manager: Manager,
     metrics: Metrics,
@@ -166,7 +183,10 @@ impl Engine {
         let demand = Demand::new(settings.demands_max, &metrics);
         let catalog = Arc::new(Catalog::new(settings.strict_readiness, demand.clone()));
         let repositories = Arc::new(Repositories::new(&settings.roots, namespacing));
-        let loader = Loader::new(settings, repositories.clone(), (catalog.clone(), demand.clone()), metrics.clone());
+        let spill = settings.spill.clone().map(|spill| Spill::new(spill.directory, spill.bytes_max));
+        let pages = Pages::new(spill, &metrics);
+        let shared = (catalog.clone(), demand.clone(), pages.clone());
+        let loader = Loader::new(settings, repositories.clone(), shared, metrics.clone());
         let manager = Manager::start(Arc::new(loader), catalog.clone(), load_threads);
         let on_demand = OnDemand::new(catalog.clone(), demand.clone(), manager.events());
         let served = catalog.clone();
@@ -176,6 +196,7 @@ impl Engine {
             entrance,
             on_demand,
             demand,
+            pages,
             catalog,
             manager,
             metrics,
@@ -276,6 +297,8 @@ impl Engine {
     /// that lie in the repository and were never loaded.
     pub async fn index(&self, ready_only: bool) -> Vec<IndexEntry> {
         let mut index = self.catalog.index(ready_only);
+        let left = index.iter_mut().filter(|entry| entry.reason == EVICTED && self.pages.has(&entry.key));
+        left.for_each(|entry| PAGED_OUT.clone_into(&mut entry.reason));
         if matches!(self.control, Control::Explicit(_)) && !ready_only {
             let look = self.scan(INDEX_AGE_MAX).await.unwrap_or_default();
             for key in look.models.into_keys().filter(|key| !self.catalog.knows_key(key)) {

@@ -19,13 +19,18 @@ use std::sync::Arc;
 pub use self::event::{Effect, Event, Job, Loaded, Origin, Retired};
 use self::model::{Model, Operation, Running};
 use super::Key;
-use super::lifecycle::State;
+use super::lifecycle::{EVICTED, State};
 use super::order::{Turn, Unload, What, outdated, outdated_load, turn};
 use super::overrides::Overrides;
 use super::progress::Progress;
 use super::stopped;
 use crate::error::{Error, Kind, Result};
 use crate::model::Version;
+
+/// Whether a model is to leave for others' memory, which nobody has asked for.
+fn is_eviction(what: &What) -> bool {
+    matches!(what, What::Unload(unload) if unload.because.as_deref() == Some(EVICTED))
+}
 
 /// Callers that may wait for operations on one model.
 const CALLERS_MAX: usize = 64;
@@ -90,6 +95,10 @@ impl<S: Clone, C> Models<S, C> {
         if matches!(what, What::Unload(_)) && !self.models.contains_key(&key) {
             return self.answer(callers, &Ok(()));
         }
+        if is_eviction(&what) && self.is_busy(&key) {
+            // It was chosen when nobody did anything with it.
+            return self.answer(callers, &Ok(()));
+        }
         let model = self.models.entry(key.clone()).or_default();
         model.asked_for |= matches!(what, What::Load(_)) && !callers.is_empty();
         let running = model.running.as_ref().map(Running::runs);
@@ -111,6 +120,15 @@ impl<S: Clone, C> Models<S, C> {
             }
             Turn::Wait { cancel } => self.wait(key, Operation { what, callers }, cancel),
         }
+    }
+
+    /// Whether an operation on this model is under way. What serves it stays, unless that is an unload.
+    fn is_busy(&mut self, key: &Key) -> bool {
+        let Some(model) = self.models.get(key).filter(|model| model.running.is_some()) else { return false };
+        if !model.servings.is_empty() {
+            self.effects.push(Effect::Stay(model.servings.values().cloned().collect()));
+        }
+        true
     }
 
     /// Puts an operation behind the one that runs, in place of any that waits; `cancel` if what runs is pointless now.
@@ -291,12 +309,13 @@ impl<S: Clone, C> Models<S, C> {
         model.view.versions.values_mut().for_each(|view| view.serving = None);
         let leaving = std::mem::take(&mut model.leaving);
         let unloaded = leaving.keys().copied().collect();
-        let retired = Retired { operation: true, ..Retired::aside(key, unloaded) };
+        let evicted = model.evicted.take().filter(|_| !leaving.is_empty());
+        let retired = Retired { operation: true, evicted, ..Retired::aside(key, unloaded) };
         self.effects.push(Effect::Retire(leaving.into_values().collect(), retired));
         self.changed.insert(key.clone());
     }
 
-    fn retired(&mut self, Retired { key, unloaded, members, operation }: Retired) {
+    fn retired(&mut self, Retired { key, unloaded, members, operation, .. }: Retired) {
         let Some(model) = self.models.get_mut(&key) else { return };
         model.retired(&unloaded, &members);
         if operation {

@@ -13,7 +13,7 @@ use super::lifecycle::EVICTED;
 use super::loader::Loader;
 use super::manager::Event;
 use super::memory::ledger::{Holder, Ledger, excess};
-use super::memory::{Lack, Lease, Line};
+use super::memory::{Lack, Lease};
 use super::models::Job;
 use super::order::{Unload, What, outdated_load};
 use super::serving::Serving;
@@ -81,21 +81,25 @@ impl Loader {
     ///
     /// # Errors
     /// As of [`Loader::reserve`].
-    pub(super) fn commit(&self, need: Need<'_>, mut lease: Lease, measured: &Footprint) -> Result<Lease> {
-        if !lease.commit(measured, need.config) {
+    pub(super) fn commit(&self, need: Need<'_>, lease: Lease, measured: &Footprint) -> Result<Lease> {
+        if !lease.commit(measured) {
             let more = excess(measured, &lease.bytes());
             let version = lease.holder().version;
             for further in self.line_up(need, vec![(holder(need, version), more)])? {
                 lease.join(further);
             }
-            if !lease.commit(measured, need.config) {
+            if !lease.commit(measured) {
                 return Err(Error::internal("the memory that was reserved is not there"));
             }
         }
         Ok(lease)
     }
 
-    fn line_up(&self, need: Need<'_>, parts: Vec<(Holder, Footprint)>) -> Result<Vec<Lease>> {
+    /// Stands in line with these parts, and waits until all of them are reserved.
+    ///
+    /// # Errors
+    /// As of [`Loader::reserve`].
+    pub(super) fn line_up(&self, need: Need<'_>, parts: Vec<(Holder, Footprint)>) -> Result<Vec<Lease>> {
         let line = self.memory.line_up(parts);
         loop {
             let leaving = {
@@ -103,7 +107,7 @@ impl Loader {
                 let _choosing = self.choosing.lock();
                 match line.reserve() {
                     Ok(leases) => return Ok(leases),
-                    Err(lack) => self.choose(need, &line, &lack)?,
+                    Err(lack) => self.choose(need, &lack)?,
                 }
             };
             for key in leaving {
@@ -117,7 +121,7 @@ impl Loader {
     }
 
     /// The models that leave for this load, and are known to leave from now on.
-    fn choose(&self, need: Need<'_>, line: &Line, lack: &Lack) -> Result<Vec<Key>> {
+    fn choose(&self, need: Need<'_>, lack: &Lack) -> Result<Vec<Key>> {
         if lack.bytes.bytes.is_empty() {
             // So much is given back soon, or it is the turn of others.
             return Ok(Vec::new());
@@ -125,18 +129,22 @@ impl Loader {
         let present = self.present();
         let others = |key: &Key| *key != need.job.key;
         let mut candidates = self.candidates(&present);
-        candidates.extend(self.memory.read(|ledger| being_loaded(ledger, &present)));
+        let paged = self.paged();
+        candidates.extend(self.memory.read(|ledger| being_loaded(ledger, &present, &paged)));
+        candidates.extend(paged);
         candidates.retain(|candidate| others(&candidate.key));
         match evict(&lack.bytes, need.config.residency, &candidates) {
-            Verdict::Evict(keys) => {
+            Verdict::Evict(mut keys) => {
+                // What is paged out holds little and does nothing: it is dropped at once.
+                keys.retain(|key| !self.pages.forget(key));
                 keys.iter().for_each(|key| self.put_to_sleep(key, &present));
                 Ok(keys)
             }
             Verdict::Wait => Ok(Vec::new()),
             // Whoever comes first may need less in the end.
             Verdict::Never if lack.is_behind => Ok(Vec::new()),
-            // What was held then is less by now, or on its way.
-            Verdict::Never if line.lacking() != lack.bytes => Ok(Vec::new()),
+            // What is lacking and who holds it were not read in the same moment.
+            Verdict::Never if !self.memory.is_as_of(lack) => Ok(Vec::new()),
             Verdict::Never => Err(Error::unavailable(format!("model '{}' {}", need.config.name, lack.why))),
         }
     }
@@ -170,6 +178,13 @@ impl Loader {
         present.iter().map(candidate).filter(|candidate| !candidate.bytes.bytes.is_empty()).collect()
     }
 
+    /// The models that are paged out, of which something stays.
+    fn paged(&self) -> Vec<Candidate<Key>> {
+        let mut paged = self.pages.candidates(|key| self.memory.read(|ledger| ledger.held_by(key)), Instant::now());
+        paged.retain(|candidate| !self.demand.is_needed(&candidate.key));
+        paged
+    }
+
     /// A model is chosen to leave. Its next request has it loaded again, and what is made of it.
     fn put_to_sleep(&self, key: &Key, present: &[Present]) {
         let Some(model) = present.iter().find(|model| model.key == *key) else { return };
@@ -194,10 +209,12 @@ fn holder(need: Need<'_>, version: Version) -> Holder {
     Holder { key: need.job.key.clone(), version, residency: need.config.residency }
 }
 
-/// What is being loaded, or is loaded and not yet shown to readers: it may leave later.
-fn being_loaded(ledger: &Ledger, present: &[Present]) -> Vec<Candidate<Key>> {
-    let is_present = |key: &Key| present.iter().any(|model| model.key == *key);
-    let loading = ledger.staying().filter(|(holder, _, is_filled)| *is_filled || !is_present(&holder.key));
+/// What is being loaded, or is loaded and not yet shown to readers, or about to come back: it may leave later.
+fn being_loaded(ledger: &Ledger, present: &[Present], paged: &[Candidate<Key>]) -> Vec<Candidate<Key>> {
+    let is_known = |key: &Key| {
+        present.iter().any(|model| model.key == *key) || paged.iter().any(|candidate| candidate.key == *key)
+    };
+    let loading = ledger.staying().filter(|(holder, _, is_filled)| *is_filled || !is_known(&holder.key));
     let candidate = |(holder, bytes, _): (&Holder, &Footprint, bool)| Candidate {
         key: holder.key.clone(),
         residency: holder.residency,

@@ -22,19 +22,24 @@ pub(super) struct Serving {
     /// Its part of the memory; `None` for an ensemble, which takes none.
     pub(super) lease: Option<Arc<Lease>>,
     /// Fetched files, which stay in their cache as long as the version is served.
-    pub(super) _files: Arc<Files>,
+    pub(super) files: Arc<Files>,
 }
 
 impl Serving {
     /// Finishes what waits, ends the instances, drops the model, and gives its memory back to the system. Blocking.
     pub(super) fn retire(self) {
+        self.drain();
+        drop(self);
+        libtorch::release_unused();
+    }
+
+    /// Finishes what waits, and ends the instances. Blocking.
+    pub(super) fn drain(&self) {
         match (&self.crew, &self.handle.served) {
             (Some(crew), _) => crew.retire(),
             (None, Served::Ensemble(ensemble)) => ensemble.gate.drain(),
             (None, Served::Instances { .. } | Served::Nothing) => {}
         }
-        drop(self);
-        libtorch::release_unused();
     }
 
     /// It takes no more requests: its memory is given back soon.
@@ -42,13 +47,18 @@ impl Serving {
         self.lease.iter().for_each(|lease| lease.leave());
     }
 
+    /// It stays after all.
+    pub(super) fn stay(&self) {
+        self.lease.iter().for_each(|lease| lease.stay());
+    }
+
     /// Why it cannot serve any more, if it has lost its instances.
     pub(super) fn lost(&self) -> Option<Error> {
         self.crew.as_ref()?.lost()
     }
 
-    /// Whether the instances of this configuration can be had in place: on devices that have some already, and not for
-    /// sequences, which stay where their state is.
+    /// Whether the instances of this configuration can be had in place: on devices that have some already, in the memory
+    /// that the version has, and not for sequences, which stay where their state is.
     pub(super) fn can_resize(&self, config: &ModelConfig) -> bool {
         let own = &self.handle.config;
         if own.instances == config.instances {
@@ -61,7 +71,9 @@ impl Serving {
             devices
         };
         let wanted = devices(config);
-        matches!(config.scheduling, Scheduling::Single(_) | Scheduling::Dynamic(_))
+        let grows = matches!(&self.handle.served, Served::Instances { model, .. } if model.grows_with_instances());
+        !grows
+            && matches!(config.scheduling, Scheduling::Single(_) | Scheduling::Dynamic(_))
             && !wanted.is_empty()
             && wanted.iter().all(|device| devices(own).contains(device))
     }

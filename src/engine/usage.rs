@@ -57,8 +57,12 @@ impl Usage {
 
     /// How long nobody has asked for it.
     pub(super) fn unused(&self, now: Instant) -> Duration {
-        let last = self.began + Duration::from_micros(self.last_us.load(Ordering::Relaxed));
-        now.saturating_duration_since(last)
+        now.saturating_duration_since(self.last())
+    }
+
+    /// When somebody has asked for it last.
+    pub(super) fn last(&self) -> Instant {
+        self.began + Duration::from_micros(self.last_us.load(Ordering::Relaxed))
     }
 
     /// What its load took.

@@ -27,7 +27,7 @@ use crate::model::{ModelConfig, Version};
 
 pub use self::cache::{CacheMetrics, Evicted};
 pub use self::instances::{BusyTime, InstancesMetrics, LimiterMetrics, ResourceMetrics};
-pub use self::memory::{HeldBytes, MemoryMetrics, OnDemandMetrics};
+pub use self::memory::{HeldBytes, MemoryMetrics, OnDemandMetrics, PageMetrics};
 pub(super) use self::model::ModelMetrics;
 pub use self::model::{MODEL_HISTOGRAMS, Running};
 pub use self::regions::RegionMetrics;
@@ -124,6 +124,19 @@ const DEVICE_RESERVED: Family = Family(
 );
 const EVICTIONS: Family =
     Family("nereid_evictions_total", "Models that left because a load needed their memory; requests bring them back");
+const PAGED_MODELS: Family = Family(
+    "nereid_paged_models",
+    "Models that left with their weights in a cheaper place, from where they come back soon",
+);
+const PAGE_SECONDS: Family = Family(
+    "nereid_page_seconds",
+    "Time that it took to move the weights of a model out, or in and to serve it again, by direction; waits for memory \
+     do not count",
+);
+const PAGE_BYTES: Family = Family("nereid_page_bytes_total", "Bytes of weights that were moved, by direction");
+const PAGE_FAILURES: Family =
+    Family("nereid_page_failures_total", "Models whose weights could not be moved; they were dropped, or loaded anew");
+const SPILL_BYTES: Family = Family("nereid_spill_bytes", "Bytes of the files of weights that left the host");
 const DEMANDS: Family = Family(
     "nereid_on_demand_requests_total",
     "Requests to models on demand: those that found the model there (hit), and waits for a model to be loaded (miss)",

@@ -10,6 +10,7 @@ mod loading;
 mod memory;
 mod mkl;
 mod oracle;
+mod paging;
 mod process;
 mod resident;
 mod secure;

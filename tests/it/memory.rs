@@ -136,6 +136,36 @@ async fn a_reload_that_has_no_room_beside_the_old_copy_fails_and_the_old_copy_se
     engine.stop().await;
 }
 
+/// Each of its instances has a copy of what it writes to, and of all else.
+#[tokio::test]
+async fn more_instances_of_a_model_that_writes_to_its_state_are_counted_before_they_are_there() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let weight = Tensor::new(DataType::Fp32, Shape::new(&[NUMBERS as i64]), vec![0; WEIGHTS as usize].into());
+    let script = Script::new("def forward(self, x):\n    self.weight.add_(0)\n    return x + self.weight.sum()\n");
+    let script = script.buffer("weight", weight);
+    let write = |instances: usize| {
+        let config = format!(
+            "backend: \"pytorch\" max_batch_size: 4 instance_group {{ count: {instances} kind: KIND_CPU }}\n\
+             input {{ name: \"x\" data_type: TYPE_FP32 dims: [1] }}\n\
+             output {{ name: \"y\" data_type: TYPE_FP32 dims: [1] }}\n"
+        );
+        write_model(root.path(), "m", &config, &[1]);
+    };
+    write(1);
+    script.save(&root.path().join("m/1/model.pt")).expect("the script compiles");
+    let engine = engine_within(5 * WEIGHTS, root.path(), Control::Explicit(None)).await;
+    assert_eq!(metric(&engine, "nereid_memory_used_bytes"), WEIGHTS as f64);
+    write(3);
+    engine.load("m", Overrides::default()).await.expect("both copies have room");
+    until(|| metric(&engine, "nereid_memory_used_bytes") == 3.0 * WEIGHTS as f64).await;
+    answers(&engine, "m").await;
+    write(4);
+    let refused = engine.load("m", Overrides::default()).await.expect_err("there is no room for both copies");
+    assert!(refused.message().contains("'m' version 1 holds"), "{refused}");
+    answers(&engine, "m").await;
+    engine.stop().await;
+}
+
 /// Models on demand.
 const ON_DEMAND: &str = "parameters { key: \"memory.residency\" value { string_value: \"on_demand\" } }";
 const PINNED: &str = "parameters { key: \"memory.residency\" value { string_value: \"pinned\" } }";
@@ -308,12 +338,8 @@ async fn an_ensemble_on_demand_has_its_member_loaded_and_goes_with_it() {
     answers(&engine, "other").await;
     assert!(engine.versions_ready("member").is_empty() && engine.versions_ready("ensemble").is_empty());
     assert!(engine.ready(), "both come back");
-    within(async {
-        while infer::only(engine.infer(request("ensemble"))).await.is_err() {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    // Also while the member finishes its requests.
+    answers(&engine, "ensemble").await;
     assert!(engine.versions_ready("other").is_empty());
     engine.stop().await;
 }

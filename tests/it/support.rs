@@ -72,6 +72,7 @@ pub fn new_engine(root: &Path, control: Control, change: impl FnOnce(&mut engine
         load_time_max: None,
         gpu_limits: BTreeMap::new(),
         memory_limits: BTreeMap::new(),
+        spill: None,
         demands_max: 1000,
         cache: None,
         override_bytes_max: 1000,

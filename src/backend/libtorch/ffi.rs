@@ -48,6 +48,10 @@ pub struct RawValue(c_void);
 #[repr(C)]
 pub struct RawStream(c_void);
 
+/// `nt_storages`, opaque.
+#[repr(C)]
+pub struct RawStorages(c_void);
+
 /// `nt_text`.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -119,6 +123,8 @@ pub struct RawRun {
 
 type Failure = *mut c_char;
 type Visit<T> = extern "C" fn(*mut c_void, *const T);
+/// Moves so many bytes; 0 if it could.
+pub type Move = extern "C" fn(*mut c_void, *mut u8, u64) -> i32;
 
 /// `nt_api`: one field for each function, in the order of `shim.h`.
 #[repr(C)]
@@ -178,6 +184,10 @@ pub struct Api {
     pub module_weights: unsafe extern "C" fn(*const RawModule, *mut c_void, Visit<RawWeight>) -> Failure,
     pub module_effects: unsafe extern "C" fn(*const RawModule, *mut i32, *mut i32) -> Failure,
     pub module_free: unsafe extern "C" fn(*mut RawModule),
+    pub storages_of: unsafe extern "C" fn(*const RawModule, i32, *mut *mut RawStorages, *mut u64) -> Failure,
+    pub storages_out: unsafe extern "C" fn(*mut RawStorages, *mut c_void, Option<Move>) -> Failure,
+    pub storages_in: unsafe extern "C" fn(*mut RawStorages, *mut c_void, Option<Move>) -> Failure,
+    pub storages_free: unsafe extern "C" fn(*mut RawStorages),
     pub run:
         unsafe extern "C" fn(*const RawModule, *const RawRun, *const RawInput, usize, *mut *mut RawValue) -> Failure,
     pub value_outputs: unsafe extern "C" fn(*const RawValue, *mut c_void, Visit<RawOutput>) -> Failure,
@@ -339,4 +349,19 @@ pub fn purge() {
     if status != 0 {
         tracing::warn!(status, "the allocator keeps its unused memory");
     }
+}
+
+/// The bytes that the calling thread has allocated less those that it has given back, by the allocator's count, which may
+/// wrap; `None` if that does not count. Of meaning is the difference of two calls.
+pub fn thread_allocated() -> Option<u64> {
+    let read = |name: &CStr| {
+        let (mut value, mut size) = (0_u64, size_of::<u64>());
+        // SAFETY: these controls are read as numbers of 64 bits, whose room and size are given; nothing is written.
+        let status = unsafe {
+            let value = (&raw mut value).cast();
+            tikv_jemalloc_sys::mallctl(name.as_ptr(), value, &raw mut size, std::ptr::null_mut(), 0)
+        };
+        (status == 0).then_some(value)
+    };
+    Some(read(c"thread.allocated")?.wrapping_sub(read(c"thread.deallocated")?))
 }

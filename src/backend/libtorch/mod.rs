@@ -1,9 +1,8 @@
 //! The `pytorch` backend: TorchScript models on libtorch.
 //!
 //! From the bottom up: `shim.cpp` calls libtorch and catches what it throws, `ffi` finds and loads both, `failure` reads what it says; `device`, `handle`
-//! (tensors), `staging` (their memory), `stream`
-//! (what is under way) and `module` make them safe; `binding` and `options` read the configuration; `model`, `shared`, `precision`,
-//! `optimize` and `instance` load and run;
+//! (tensors), `staging` (their memory), `stream` (what is under way) and `module` make them safe; `binding` and `options`
+//! read the configuration; `model`, `shared`, `storages`, `precision`, `optimize` and `instance` load, page and run;
 //! [`aoti`] is a backend of its own, for models that torch has compiled to native code;
 //! [`script`] makes model files and [`inspect`] describes them. Nothing outside this folder knows libtorch.
 //!
@@ -27,6 +26,7 @@ mod precision;
 pub mod script;
 mod shared;
 mod staging;
+mod storages;
 mod stream;
 #[cfg(test)]
 mod tests;

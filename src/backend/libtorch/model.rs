@@ -8,15 +8,14 @@ use std::sync::Arc;
 use std::thread;
 
 use super::binding::Binding;
-use super::device;
 use super::instance::{TorchInstance, Worker, load_failure};
 use super::module::{Effects, Module};
-use super::optimize;
 use super::options::{self, Options};
 use super::precision;
 use super::shared::{Form, Opened, Share, Table};
 use super::stream::Stream;
-use crate::backend::{Instance, Model};
+use super::{device, ffi, optimize};
+use crate::backend::{Instance, Model, Paged, Spill};
 use crate::error::{Error, Kind, Result};
 use crate::model::{Device, Footprint, ModelConfig};
 
@@ -61,6 +60,7 @@ impl TorchModel {
 
     /// The file's module as it is to be served.
     fn load(&self, path: &Path, device: Device) -> Result<Opened> {
+        let before = ffi::thread_allocated();
         let module = Module::load(path, device).map_err(|error| load_failure(&self.config, &error))?;
         let schema = module.schema().map_err(|error| load_failure(&self.config, &error))?;
         let binding = Arc::new(Binding::new(&self.config, &schema)?);
@@ -72,7 +72,11 @@ impl TorchModel {
         let module = optimize::best(plain)?;
         // Instances have streams of their own, on which nobody waits for this one.
         Stream::of_thread(device)?.wait()?;
-        Ok(Opened { module, schema, effects, bytes })
+        // All of the load happens on this thread, and what it has given back again does not count.
+        let grown = before.zip(ffi::thread_allocated()).map_or(0, |(before, after)| after.wrapping_sub(before));
+        let of_host = if device == Device::Cpu { bytes } else { 0 };
+        let skeleton = u64::try_from(grown.cast_signed()).unwrap_or_default().saturating_sub(of_host);
+        Ok(Opened { module, schema, effects, bytes, skeleton })
     }
 
     /// Says what costs memory or time because of what `forward` may write to.
@@ -106,15 +110,46 @@ impl Model for TorchModel {
     fn footprint(&self) -> Footprint {
         let mut footprint = Footprint::default();
         for (&device, share) in &self.modules {
-            let held = match self.effects.state {
+            footprint.add(&match self.effects.state {
                 // A copy for each instance, so that no two threads write to one.
-                true => share.bytes * instances_on(&self.config, device) as u64,
-                false if share.is_charged() => share.bytes,
-                false => 0,
-            };
-            footprint.add(&Footprint::on(device, held));
+                true => Footprint::on(device, share.bytes * instances_on(&self.config, device) as u64),
+                false => share.footprint(),
+            });
         }
         footprint
+    }
+
+    fn grows_with_instances(&self) -> bool {
+        self.effects.state
+    }
+
+    fn paged(&self) -> Option<Paged> {
+        // What instances have written to their copies is lost with them, as by an unload; that is left to an unload.
+        if self.effects.state {
+            return None;
+        }
+        let mut paged = Paged::default();
+        for (&device, share) in &self.modules {
+            let (footprint, spilled) = share.paged()?;
+            paged.footprint.add(&footprint);
+            paged.spilled += spilled;
+            paged.resident.add(&Footprint::on(device, share.bytes));
+        }
+        Some(paged)
+    }
+
+    fn page_out(&self, spill: Option<&Arc<Spill>>) -> Result<()> {
+        for (at, share) in self.modules.values().enumerate() {
+            if let Err(error) = share.page_out(spill) {
+                self.modules.values().take(at).try_for_each(Share::page_in)?;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn page_in(&self) -> Result<()> {
+        self.modules.values().try_for_each(Share::page_in)
     }
 
     fn keeps_outputs(&self) -> bool {

@@ -152,6 +152,11 @@ impl Module {
         Ok(Self { raw, api })
     }
 
+    /// The shim's handle, for calls that end before this is dropped.
+    pub(super) fn raw(&self) -> *const RawModule {
+        self.raw
+    }
+
     /// An empty module.
     pub fn new(name: &str) -> Result<Self> {
         // SAFETY: the name is read during the call only.

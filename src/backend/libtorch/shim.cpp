@@ -2,6 +2,7 @@
 #include "shim.h"
 #include "shim_base.h"
 #include "shim_precision.h"
+#include "shim_storages.h"
 
 #include <unistd.h>
 
@@ -44,6 +45,9 @@ struct nt_value {
 struct nt_stream {
   std::optional<c10::Stream> stream;  // Empty on the host.
   std::optional<c10::Event> mark;
+};
+struct nt_storages {
+  storages::Storages storages;
 };
 
 namespace {
@@ -542,6 +546,27 @@ char* module_effects(const nt_module* self, int32_t* inputs, int32_t* state) {
 
 void module_free(nt_module* self) { delete self; }
 
+char* storages_of(const nt_module* self, int32_t device, nt_storages** out, uint64_t* bytes) {
+  return guarded([&] {
+    *out = nullptr;
+    *bytes = 0;
+    if (storages::returns_its_own(self->module)) return;
+    auto made = std::make_unique<nt_storages>(nt_storages{{self->module, device_of(device)}});
+    *bytes = made->storages.bytes();
+    *out = made.release();
+  });
+}
+
+char* storages_out(nt_storages* self, void* context, int32_t (*write)(void*, void*, uint64_t)) {
+  return guarded([&] { self->storages.out(context, write); });
+}
+
+char* storages_in(nt_storages* self, void* context, int32_t (*read)(void*, void*, uint64_t)) {
+  return guarded([&] { self->storages.in(context, read); });
+}
+
+void storages_free(nt_storages* self) { delete self; }
+
 // --- running --------------------------------------------------------------------------------------------------------
 
 IValue value_of(const nt_input& input, const at::Device& device, int32_t float_type) {
@@ -651,8 +676,8 @@ const nt_api* nereid_torch() {
       stream_free, cuda_count, cuda_memory, cuda_allocated, cuda_empty_cache, tensor_over,
       tensor_empty, tensor_reuse, tensor_to, tensor_host, tensor_keep, tensor_parts, tensor_join, tensor_cast, tensor_view,
       tensor_free, module_new, module_register, module_define, module_save, module_load, module_copy, module_freeze,
-      module_optimize, module_convert, module_quantize, module_schema, module_weights, module_effects, module_free, run,
-      value_outputs, value_items, value_free,
+      module_optimize, module_convert, module_quantize, module_schema, module_weights, module_effects, module_free,
+      storages_of, storages_out, storages_in, storages_free, run, value_outputs, value_items, value_free,
   };
   return &api;
 }

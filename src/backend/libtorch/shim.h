@@ -18,6 +18,7 @@ struct nt_module;
 struct nt_value;
 // What one thread starts on a device, in order, with a mark in it. On the host there is nothing to wait for.
 struct nt_stream;
+struct nt_storages;
 
 // Bytes that belong to somebody else; not terminated, may hold NUL.
 struct nt_text {
@@ -150,6 +151,16 @@ struct nt_api {
   // Whether forward() may write into its inputs, and into the module's own attributes. Errs on the side of yes.
   char* (*module_effects)(const nt_module*, int32_t* inputs, int32_t* state);
   void (*module_free)(nt_module*);
+
+  // The memory of a module's tensors on a device, as far as it can be moved, and its bytes; keeps the module. None, and
+  // null, if forward() may return such memory.
+  char* (*storages_of)(const nt_module*, int32_t device, nt_storages** out, uint64_t* bytes);
+  // Gives the memory back after `write` was given all of it in order; without `write`, after copying it to the host. What
+  // it has called fails by anything but 0. Nobody may use the module until `storages_in`.
+  char* (*storages_out)(nt_storages*, void* context, int32_t (*write)(void*, void*, uint64_t));
+  // Brings it back, by `read` in the same order, or from the host.
+  char* (*storages_in)(nt_storages*, void* context, int32_t (*read)(void*, void*, uint64_t));
+  void (*storages_free)(nt_storages*);
 
   // Runs forward(); on a device its results may come later.
   char* (*run)(const nt_module*, const nt_run*, const nt_input*, size_t inputs, nt_value** out);

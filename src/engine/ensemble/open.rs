@@ -65,6 +65,6 @@ impl Loader {
         let cache = ModelCache::new(self.cache.as_ref(), config, &stats);
         let usage = Usage::new(Instant::now());
         let handle = Arc::new(Handle { config: config.clone(), version, signature, stats, served, usage, cache });
-        Serving { handle, crew: None, lease: None, _files: Arc::default() }
+        Serving { handle, crew: None, lease: None, files: Arc::default() }
     }
 }

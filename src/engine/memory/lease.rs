@@ -1,15 +1,17 @@
 //! One version's part of the memory, and the version's model with it: nobody can hold the one and have dropped the other.
 
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
 use super::Memory;
 use super::ledger::{EntryId, Holder};
-use crate::backend::{Instance, Model, Replies};
+use crate::backend::{Instance, Model, Paged, Replies, Spill};
 use crate::error::Result;
-use crate::model::{Device, Footprint, ModelConfig};
-use crate::telemetry::metrics::HeldBytes;
+use crate::model::{Device, Footprint, ModelConfig, Version};
+use crate::telemetry::metrics::{HeldBytes, Metrics};
 use crate::tensor::Batch;
 
 /// A part of the memory; dropping it gives it back.
@@ -17,31 +19,36 @@ pub(in crate::engine) struct Lease {
     memory: Arc<Memory>,
     id: EntryId,
     holder: Holder,
-    /// What the version's metrics show, once it was measured.
-    told: Vec<(Device, HeldBytes)>,
     watch: Option<Arc<Watch>>,
+    /// How many instances use it.
+    instances: AtomicUsize,
 }
 
 /// A model whose memory may change without it: what it shares with another one is the other's until that is unloaded.
 pub(super) struct Watch {
     model: Weak<dyn Model>,
-    told: Mutex<Vec<(Device, HeldBytes)>>,
+    config: Arc<ModelConfig>,
+    version: Version,
+    /// What the version's metrics show.
+    told: Mutex<BTreeMap<Device, HeldBytes>>,
 }
 
 impl Watch {
     /// What the model holds now; `None` if it is gone. Its metrics show it.
-    pub(super) fn measure(&self) -> Option<Footprint> {
+    pub(super) fn measure(&self, metrics: &Metrics) -> Option<Footprint> {
         let measured = self.model.upgrade()?.footprint();
-        for (device, told) in self.told.lock().iter_mut() {
-            told.set(measured.of(*device));
+        let mut told = self.told.lock();
+        for &device in measured.bytes.keys() {
+            told.entry(device).or_insert_with(|| metrics.held(&self.config, self.version, &device.to_string(), 0));
         }
+        told.iter_mut().for_each(|(device, told)| told.set(measured.of(*device)));
         Some(measured)
     }
 }
 
 impl Lease {
     pub(super) fn new(memory: &Arc<Memory>, id: EntryId, holder: &Holder) -> Self {
-        Self { memory: memory.clone(), id, holder: holder.clone(), told: Vec::new(), watch: None }
+        Self { memory: memory.clone(), id, holder: holder.clone(), watch: None, instances: AtomicUsize::new(0) }
     }
 
     /// Who has it.
@@ -55,28 +62,21 @@ impl Lease {
     }
 
     /// Holds what was measured from now on. `false`, and nothing has changed, if that is more than there is.
-    pub(in crate::engine) fn commit(&mut self, measured: &Footprint, config: &ModelConfig) -> bool {
-        let committed = self.memory.commit(self.id, measured);
-        if committed {
-            let metrics = &self.memory.metrics;
-            let tell = |(device, bytes): (&Device, &u64)| {
-                (*device, metrics.held(config, self.holder.version, &device.to_string(), *bytes))
-            };
-            self.told = measured.bytes.iter().map(tell).collect();
-        }
-        committed
+    pub(in crate::engine) fn commit(&self, measured: &Footprint) -> bool {
+        self.memory.commit(self.id, measured)
     }
 
     /// From now on it is what this model holds, measured again whenever another lease is given back.
-    pub(in crate::engine) fn watch(&mut self, model: &Arc<dyn Model>) {
-        let told = Mutex::new(std::mem::take(&mut self.told));
-        let watch = Arc::new(Watch { model: Arc::downgrade(model), told });
+    pub(in crate::engine) fn watch(&mut self, model: &Arc<dyn Model>, config: &Arc<ModelConfig>) {
+        let (config, version) = (config.clone(), self.holder.version);
+        let watch = Arc::new(Watch { model: Arc::downgrade(model), config, version, told: Mutex::default() });
+        watch.measure(&self.memory.metrics);
         self.memory.books.lock().watches.insert(self.id, Arc::downgrade(&watch));
         self.watch = Some(watch);
     }
 
     /// Takes over another lease of the same load.
-    pub(in crate::engine) fn join(&mut self, other: Lease) {
+    pub(in crate::engine) fn join(&self, other: Lease) {
         // The other's entry is gone when it is dropped, and nothing is released.
         self.memory.write(|ledger| ledger.join(self.id, other.id));
     }
@@ -84,6 +84,26 @@ impl Lease {
     /// It is given back soon: the version takes no more requests.
     pub(in crate::engine) fn leave(&self) {
         self.memory.write(|ledger| ledger.leave(self.id));
+    }
+
+    /// It is not given back soon after all.
+    pub(in crate::engine) fn stay(&self) {
+        self.memory.write(|ledger| ledger.settle(self.id));
+    }
+
+    /// Whether an instance uses it, perhaps one that was given up.
+    pub(in crate::engine) fn is_in_use(&self) -> bool {
+        self.instances.load(Ordering::Acquire) > 0
+    }
+
+    /// Makes room for what its model will hold in another place. `false`, and nothing has changed, if there is none.
+    pub(in crate::engine) fn grow(&self, measured: &Footprint) -> bool {
+        self.memory.grow(self.id, measured)
+    }
+
+    /// Its model has changed places: everybody who shares with it is measured again. It does not leave any more.
+    pub(in crate::engine) fn settle(&self) {
+        self.memory.settle(self.id);
     }
 }
 
@@ -110,6 +130,10 @@ impl Model for Leased {
         self.model.footprint()
     }
 
+    fn grows_with_instances(&self) -> bool {
+        self.model.grows_with_instances()
+    }
+
     fn warms_up(&self) -> bool {
         self.model.warms_up()
     }
@@ -118,15 +142,44 @@ impl Model for Leased {
         self.model.keeps_outputs()
     }
 
+    fn paged(&self) -> Option<Paged> {
+        self.model.paged()
+    }
+
+    fn page_out(&self, spill: Option<&Arc<Spill>>) -> Result<()> {
+        self.model.page_out(spill)
+    }
+
+    fn page_in(&self) -> Result<()> {
+        self.model.page_in()
+    }
+
     fn instance(&self, device: Device) -> Result<Box<dyn Instance>> {
         let instance = self.model.instance(device)?;
-        Ok(Box::new(LeasedInstance { instance, _lease: self.lease.clone() }))
+        Ok(Box::new(LeasedInstance { instance, _used: Used::of(&self.lease) }))
     }
 }
 
 struct LeasedInstance {
+    // Dropped first, as above.
     instance: Box<dyn Instance>,
-    _lease: Arc<Lease>,
+    _used: Used,
+}
+
+/// A lease that an instance uses.
+struct Used(Arc<Lease>);
+
+impl Used {
+    fn of(lease: &Arc<Lease>) -> Self {
+        lease.instances.fetch_add(1, Ordering::AcqRel);
+        Self(lease.clone())
+    }
+}
+
+impl Drop for Used {
+    fn drop(&mut self) {
+        self.0.instances.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Instance for LeasedInstance {

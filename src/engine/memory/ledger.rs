@@ -42,6 +42,9 @@ struct Entry {
     holder: Holder,
     bytes: Footprint,
     phase: Phase,
+    /// Whether its model is about to change places: until that is settled, it holds what was made room for, and not what
+    /// somebody measures meanwhile.
+    moves: bool,
 }
 
 /// The books of all devices, in bytes.
@@ -87,7 +90,7 @@ impl Ledger {
         }
         self.give_up(place);
         let entry = |(holder, bytes): &(Holder, Footprint)| {
-            let entry = Entry { holder: holder.clone(), bytes: bytes.clone(), phase: Phase::Reserved };
+            let entry = Entry { holder: holder.clone(), bytes: bytes.clone(), phase: Phase::Reserved, moves: false };
             let id = self.number();
             self.entries.insert(id, entry);
             id
@@ -105,22 +108,41 @@ impl Ledger {
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.bytes = measured.clone();
             entry.phase = Phase::Held;
+            entry.moves = false;
         }
         true
     }
 
-    /// The entry holds so much, whatever there is.
+    /// The entry holds so much, whatever there is, unless it is about to change.
     pub fn correct(&mut self, id: EntryId, measured: &Footprint) {
-        if let Some(entry) = self.entries.get_mut(&id) {
+        if let Some(entry) = self.entries.get_mut(&id).filter(|entry| !entry.moves) {
             entry.bytes = measured.clone();
         }
     }
 
-    /// One entry takes over what another one holds.
+    /// The entry will hold so much more beside what it holds; `false`, and as before, if there is not as much.
+    pub fn grow(&mut self, id: EntryId, more: &Footprint) -> bool {
+        let fits = self.fits(more);
+        if let Some(entry) = self.entries.get_mut(&id).filter(|_| fits) {
+            entry.bytes.add(more);
+            entry.moves = true;
+        }
+        fits
+    }
+
+    /// The entry has changed, and does not leave any more; what it holds can be corrected again.
+    pub fn settle(&mut self, id: EntryId) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            (entry.phase, entry.moves) = (Phase::Held, false);
+        }
+    }
+
+    /// One entry takes over what another one holds, and is about to fill it.
     pub fn join(&mut self, id: EntryId, other: EntryId) {
         let Some(other) = self.entries.remove(&other) else { return };
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.bytes.add(&other.bytes);
+            entry.moves = true;
         }
     }
 

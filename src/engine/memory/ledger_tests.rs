@@ -93,6 +93,26 @@ fn who_came_first_is_served_first_on_the_same_device_only() {
 }
 
 #[test]
+fn what_is_paged_out_has_room_in_both_places_first_and_stays_in_the_other() {
+    let mut ledger = ledger(100);
+    ledger.limit(GPU, 100);
+    let place = ledger.wait(Footprint::on(GPU, 80));
+    let id = ledger.reserve(place, &[(holder("m"), Footprint::on(GPU, 80))]).expect("it fits")[0];
+    ledger.leave(id);
+    let blocker = reserve(&mut ledger, "blocker", 50).expect("it fits");
+    assert!(!ledger.grow(id, &Footprint::on(CPU, 51)));
+    assert!(ledger.grow(id, &Footprint::on(CPU, 50)));
+    assert_eq!((ledger.of(id).of(GPU), ledger.of(id).of(CPU)), (80, 50));
+    ledger.correct(id, &Footprint::on(GPU, 80));
+    assert_eq!(ledger.of(id).of(CPU), 50, "what is measured meanwhile takes no room away");
+    ledger.settle(id);
+    ledger.correct(id, &Footprint::on(CPU, 45));
+    assert_eq!((ledger.bytes(GPU, Phase::Leaving), ledger.bytes(CPU, Phase::Held)), (0, 45));
+    ledger.release(blocker);
+    assert_eq!(ledger.held_by(&Key::of("m")), Footprint::on(CPU, 45));
+}
+
+#[test]
 fn the_parts_of_a_load_are_reserved_together_or_not_at_all() {
     let mut ledger = ledger(100);
     let parts = [(holder("m"), Footprint::on(CPU, 60)), (holder("m"), Footprint::on(CPU, 60))];
@@ -109,6 +129,7 @@ enum Step {
     GiveUp(usize),
     Commit(usize, u64, u64),
     Leave(usize),
+    Page(usize, u64, u64),
     Release(usize),
 }
 
@@ -119,6 +140,7 @@ fn step() -> impl Strategy<Value = Step> {
         (0..8_usize).prop_map(Step::GiveUp),
         (0..8_usize, 0..80_u64, 0..80_u64).prop_map(|(at, cpu, gpu)| Step::Commit(at, cpu, gpu)),
         (0..8_usize).prop_map(Step::Leave),
+        (0..8_usize, 0..80_u64, 0..80_u64).prop_map(|(at, cpu, gpu)| Step::Page(at, cpu, gpu)),
         (0..8_usize).prop_map(Step::Release),
     ]
 }
@@ -153,6 +175,17 @@ proptest! {
                     prop_assert!(done || before == after);
                 }
                 Step::Leave(at) if at < entries.len() => ledger.leave(entries[at]),
+                Step::Page(at, cpu, gpu) if at < entries.len() => {
+                    // Room for the other place first, and what was there before is given back.
+                    let (before, after) = (ledger.of(entries[at]), both(cpu, gpu));
+                    match ledger.grow(entries[at], &excess(&after, &before)) {
+                        true => {
+                            ledger.settle(entries[at]);
+                            ledger.correct(entries[at], &after);
+                        }
+                        false => prop_assert_eq!(ledger.of(entries[at]), before),
+                    }
+                }
                 Step::Release(at) if at < entries.len() => ledger.release(entries.remove(at)),
                 _ => {}
             }

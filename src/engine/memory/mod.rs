@@ -51,6 +51,8 @@ pub(super) struct Memory {
 #[derive(Default)]
 struct Books {
     ledger: Ledger,
+    /// How often they were written to.
+    changes: u64,
     /// One for each device that was asked for; what its series show is what the ledger says.
     told: BTreeMap<Device, MemoryMetrics>,
     /// The models behind the entries.
@@ -96,6 +98,7 @@ impl Memory {
     fn write<T>(&self, write: impl FnOnce(&mut Ledger) -> T) -> T {
         let mut books = self.books.lock();
         let result = write(&mut books.ledger);
+        books.changes += 1;
         books.tell();
         self.changed.notify_all();
         result
@@ -103,21 +106,47 @@ impl Memory {
 
     /// An entry is given back; what its model shared with others is theirs from the same moment on.
     fn release(&self, id: EntryId) {
-        let others: Vec<(EntryId, Arc<Watch>)> = {
-            let mut books = self.books.lock();
-            books.watches.remove(&id);
-            books.watches.iter().filter_map(|(id, watch)| Some((*id, watch.upgrade()?))).collect()
-        };
-        let measured: Vec<_> = others.iter().filter_map(|(id, watch)| Some((*id, watch.measure()?))).collect();
+        self.books.lock().watches.remove(&id);
+        let measured = self.measure();
         self.write(|ledger| {
             ledger.release(id);
             measured.iter().for_each(|(id, measured)| ledger.correct(*id, measured));
         });
     }
 
+    /// A model has changed places, which may be no more than that it leaves to others what it shares with them.
+    fn settle(&self, id: EntryId) {
+        let measured = self.measure();
+        self.write(|ledger| {
+            ledger.settle(id);
+            measured.iter().for_each(|(id, measured)| ledger.correct(*id, measured));
+        });
+    }
+
+    /// What all models hold now.
+    fn measure(&self) -> Vec<(EntryId, Footprint)> {
+        let watched = self.books.lock().watches.clone();
+        let watched = watched.into_iter().filter_map(|(id, watch)| Some((id, watch.upgrade()?)));
+        watched.filter_map(|(id, watch)| Some((id, watch.measure(&self.metrics)?))).collect()
+    }
+
+    /// Makes room for what an entry will hold in another place, beside what it holds.
+    fn grow(&self, id: EntryId, measured: &Footprint) -> bool {
+        measured.bytes.keys().for_each(|device| self.find_out(*device));
+        self.write(|ledger| {
+            let more = ledger::excess(measured, &ledger.of(id));
+            ledger.grow(id, &more)
+        })
+    }
+
     /// Writes down that a model leaves.
     pub(super) fn leave(&self, key: &Key) {
         self.write(|ledger| ledger.leave_all(key));
+    }
+
+    /// Whether the books say what they said when memory was lacking.
+    pub(super) fn is_as_of(&self, lack: &Lack) -> bool {
+        self.books.lock().changes == lack.changes
     }
 
     /// Reads the books.
@@ -166,6 +195,7 @@ pub(super) struct Lack {
     pub(super) is_behind: bool,
     /// Who holds it, for people.
     pub(super) why: String,
+    changes: u64,
 }
 
 impl Line {
@@ -174,24 +204,16 @@ impl Line {
     /// # Errors
     /// What is in the way.
     pub(super) fn reserve(&self) -> Result<Vec<Lease>, Lack> {
-        let reserve = |ledger: &mut Ledger| {
-            let refusal = |ledger: &Ledger| Lack {
-                bytes: ledger.lacking(self.place),
-                is_behind: ledger.is_behind(self.place),
-                why: ledger.describe(&self.need),
-            };
-            ledger.reserve(self.place, &self.parts).ok_or_else(|| refusal(ledger))
-        };
         // Whoever waits gains nothing by this, and is not woken.
         let mut books = self.memory.books.lock();
-        let ids = reserve(&mut books.ledger)?;
+        let Some(ids) = books.ledger.reserve(self.place, &self.parts) else {
+            let ledger = &books.ledger;
+            let (bytes, is_behind) = (ledger.lacking(self.place), ledger.is_behind(self.place));
+            return Err(Lack { bytes, is_behind, why: ledger.describe(&self.need), changes: books.changes });
+        };
+        books.changes += 1;
         books.tell();
         Ok(ids.into_iter().zip(&self.parts).map(|(id, (holder, _))| Lease::new(&self.memory, id, holder)).collect())
-    }
-
-    /// As [`Lack::bytes`], as it is now.
-    pub(super) fn lacking(&self) -> Footprint {
-        self.memory.read(|ledger| ledger.lacking(self.place))
     }
 
     /// Blocks until something has changed, or may have.

@@ -103,6 +103,8 @@ pub struct Retired {
     pub members: Vec<Key>,
     /// Whether this was an unload, after which the model's next operation may begin.
     pub operation: bool,
+    /// Where they came from, if they leave only because others need their memory, and may come back as they are.
+    pub evicted: Option<Origin>,
 }
 
 /// What is to be done.
@@ -116,6 +118,8 @@ pub enum Effect<S, C> {
     Answer(C, Result<()>),
     /// Load a model, and tell of the end by [`Event::Loaded`].
     Load(Job<S>),
+    /// These stay after all, although their memory was promised to somebody.
+    Stay(Vec<S>),
     /// Drain and drop these, and tell of the end by [`Event::Retired`].
     Retire(Vec<S>, Retired),
 }

@@ -21,7 +21,8 @@ impl<S: Clone, C> Models<S, C> {
                 continue;
             }
             let model = self.models.entry(need.clone()).or_default();
-            if model.running.is_none() {
+            // One that is leaving just now, such as for others' memory, comes back, unless something else is asked of it.
+            if model.running.is_none() || model.leaves() && model.waiting.is_none() {
                 self.ask(need.clone(), What::Load(Overrides::default()), Vec::new());
             }
             waits_for.insert(need.clone());

@@ -28,6 +28,23 @@ fn a_model_made_of_others_waits_until_they_were_loaded() {
 }
 
 #[test]
+fn a_member_that_is_leaving_comes_back_for_what_needs_it() {
+    let mut bench = Bench::default();
+    bench.ensemble();
+    bench.evict("a");
+    // What is made of it goes first.
+    bench.retired();
+    let caller = bench.load("e");
+    bench.needs("e", &["a"]);
+    assert!(bench.jobs.is_empty(), "the member finishes its requests");
+    bench.retired();
+    bench.loaded("a", &[]);
+    assert!(bench.jobs[0].members_tried);
+    bench.loaded("e", &["a"]);
+    assert_eq!((bench.answer(caller), bench.serving("e").is_some()), (Some(Ok(())), true));
+}
+
+#[test]
 fn a_reload_that_nobody_asked_for_overtakes_nothing_that_somebody_did() {
     for asked in [with_config(Some("{}".to_owned())), What::Unload(Unload::default())] {
         let mut bench = Bench::default();

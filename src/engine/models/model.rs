@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::event::{Loaded, Origin, Retired};
 use crate::engine::Key;
-use crate::engine::lifecycle::{ASLEEP, ModelView, State, UNLOADED, VersionView};
+use crate::engine::lifecycle::{ASLEEP, EVICTED, ModelView, State, UNLOADED, VersionView};
 use crate::engine::order::{Running as Runs, What};
 use crate::engine::overrides::Overrides;
 use crate::engine::progress::Progress;
@@ -22,6 +22,8 @@ pub(super) struct Model<S, C> {
     pub(super) leaving: BTreeMap<Version, S>,
     /// Where it comes from; `None` also if the next load is to open everything anew.
     pub(super) origin: Option<Origin>,
+    /// Where that comes from which leaves because others need its memory.
+    pub(super) evicted: Option<Origin>,
     /// The last overrides of the configuration, for a reload that nobody asked for.
     pub(super) overrides: Overrides,
     /// What serves it is made of these.
@@ -95,6 +97,7 @@ impl<S, C> Default for Model<S, C> {
             servings: BTreeMap::new(),
             leaving: BTreeMap::new(),
             origin: None,
+            evicted: None,
             overrides: Overrides::default(),
             members: Vec::new(),
             sought: Vec::new(),
@@ -182,7 +185,7 @@ impl<S: Clone, C> Model<S, C> {
     /// Takes it out of service, for this reason if it is still wanted.
     pub(super) fn unload(&mut self, because: Option<&str>) {
         self.leaving = std::mem::take(&mut self.servings);
-        self.origin = None;
+        self.evicted = self.origin.take().filter(|_| because == Some(EVICTED) && !self.stale);
         self.stale = false;
         self.asked_for &= because.is_some();
         self.view.wanted = because.is_some();
@@ -236,6 +239,6 @@ impl<S: Clone, C> Model<S, C> {
 impl Retired {
     /// The end of versions that a newer copy replaces, or nothing does, while their model goes on.
     pub(super) fn aside(key: &Key, unloaded: Vec<Version>) -> Self {
-        Self { key: key.clone(), unloaded, members: Vec::new(), operation: false }
+        Self { key: key.clone(), unloaded, members: Vec::new(), operation: false, evicted: None }
     }
 }

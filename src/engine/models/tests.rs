@@ -2,16 +2,18 @@
 //! Those that are made of others have `members_tests`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::{Effect, Event, Job, Loaded, Models, Retired};
+use super::{Effect, Event, Job, Loaded, Models, Origin, Retired};
 use crate::engine::Key;
-use crate::engine::lifecycle::{ModelView, State};
+use crate::engine::lifecycle::{EVICTED, ModelView, State};
 use crate::engine::order::{Unload, What, outdated_load};
 use crate::engine::overrides::Overrides;
 use crate::error::Error;
-use crate::model::Version;
+use crate::model::{ModelConfig, Version};
+use crate::repository::Stamp;
 
 /// A caller is a number; what serves a version is the number of the load that opened it.
 type Caller = u32;
@@ -27,6 +29,8 @@ pub(super) struct Bench {
     pub(super) retiring: Vec<(Vec<Serving>, Retired)>,
     /// Those whose earlier answers are not to be given any more.
     pub(super) outdated: Vec<Serving>,
+    /// Those whose memory others are not to count on.
+    pub(super) staying: Vec<Serving>,
     callers: Caller,
     loads: Serving,
 }
@@ -44,6 +48,7 @@ impl Bench {
                 }
                 Effect::Outdate(servings) => self.outdated.extend(servings),
                 Effect::Load(job) => self.jobs.push(job),
+                Effect::Stay(servings) => self.staying.extend(servings),
                 Effect::Retire(servings, retired) => {
                     let shown = self.views.values().flat_map(|view| view.versions.values());
                     let shown: Vec<_> = shown.filter_map(|version| version.serving).collect();
@@ -66,6 +71,11 @@ impl Bench {
 
     pub(super) fn unload(&mut self, name: &str) -> Caller {
         self.ask(name, What::Unload(Unload::default()))
+    }
+
+    /// Others need its memory.
+    pub(super) fn evict(&mut self, name: &str) -> Caller {
+        self.ask(name, What::Unload(Unload { dependents: false, because: Some(EVICTED.to_owned()) }))
     }
 
     pub(super) fn unload_with_members(&mut self, name: &str) -> Caller {
@@ -174,6 +184,47 @@ fn equal_loads_share_one_answer_and_one_job() {
     bench.loaded("m", &[]);
     assert!(bench.jobs.is_empty());
     assert!(callers.iter().all(|caller| bench.answer(*caller) == Some(Ok(()))));
+}
+
+#[test]
+fn what_leaves_for_the_memory_of_others_may_come_back_as_it_was_and_what_is_unloaded_may_not() {
+    for evicted in [true, false] {
+        let mut bench = Bench::default();
+        bench.load("m");
+        let config = Arc::new(ModelConfig::new("m", "identity"));
+        let origin = Origin { stamp: Stamp::default(), config, config_overridden: false, files_overridden: false };
+        let (versions, kept, members) = ([(1, 1)].into(), BTreeSet::new(), Vec::new());
+        bench.loaded_as("m", Loaded::New { origin: Some(origin), versions, kept, members });
+        if evicted {
+            bench.evict("m")
+        } else {
+            bench.unload("m")
+        };
+        let (servings, retired) = &bench.retiring[0];
+        assert_eq!((servings.as_slice(), retired.operation, retired.evicted.is_some()), (&[1][..], true, evicted));
+        bench.retired();
+        // There is nothing more to be had of it, and whoever unloads it now wants nothing to be kept.
+        bench.unload("m");
+        assert!(bench.retiring.iter().all(|(servings, retired)| servings.is_empty() && retired.evicted.is_none()));
+    }
+}
+
+#[test]
+fn an_eviction_stops_nothing_that_somebody_has_asked_for_meanwhile() {
+    let mut bench = Bench::default();
+    bench.load("m");
+    bench.loaded("m", &[]);
+    let reload = bench.load("m");
+    bench.jobs[0].progress.begin();
+    let newest = bench.load("m");
+    bench.evict("m");
+    assert!(!bench.jobs[0].progress.overtaken.is_cancelled());
+    assert_eq!(bench.staying, [1], "nobody may count on its memory");
+    for caller in [reload, newest] {
+        bench.loaded("m", &[]);
+        assert_eq!(bench.answer(caller), Some(Ok(())));
+    }
+    assert_eq!(bench.serving("m"), Some(3));
 }
 
 #[test]

@@ -140,6 +140,7 @@ fn engine(root: &Path) -> Engine {
         load_time_max: None,
         gpu_limits: BTreeMap::new(),
         memory_limits: BTreeMap::new(),
+        spill: None,
         demands_max: 1000,
         cache: None,
         override_bytes_max: 1000,

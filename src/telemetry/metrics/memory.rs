@@ -7,7 +7,8 @@ use metrics::{Counter, Gauge, Label};
 use super::histogram::Histogram;
 use super::{
     ALLOCATED, ALLOCATOR_KEPT, DEMAND_LOADS, DEMAND_SECONDS, DEMANDS, DEVICE_LIMIT, DEVICE_RESERVED, DEVICE_USED,
-    EVICTIONS, MODEL_MEMORY, Metrics, SECONDS, version_labels,
+    EVICTIONS, MODEL_MEMORY, Metrics, PAGE_BYTES, PAGE_FAILURES, PAGE_SECONDS, PAGED_MODELS, SECONDS, SPILL_BYTES,
+    version_labels,
 };
 use crate::model::{Allocated, ModelConfig, Version};
 
@@ -41,6 +42,22 @@ impl Metrics {
             failures: loads("failure"),
             waited: series.histogram(&DEMAND_SECONDS, &SECONDS),
             evictions: series.counter(&EVICTIONS),
+        }
+    }
+
+    /// The series of models whose weights leave and come back.
+    pub fn pages(&self) -> PageMetrics {
+        let series = self.series(Vec::new());
+        let way = |direction| {
+            let series = series.with("direction", direction);
+            (series.histogram(&PAGE_SECONDS, &SECONDS), series.counter(&PAGE_BYTES))
+        };
+        PageMetrics {
+            models: series.gauge(&PAGED_MODELS),
+            spilled: series.gauge(&SPILL_BYTES),
+            out: way("out"),
+            back: way("in"),
+            failures: series.counter(&PAGE_FAILURES),
         }
     }
 
@@ -107,6 +124,41 @@ impl OnDemandMetrics {
     /// Counts a model that leaves.
     pub fn evicted(&self) {
         self.evictions.increment(1);
+    }
+}
+
+/// What is told of models whose weights leave and come back.
+#[derive(Debug)]
+pub struct PageMetrics {
+    models: Gauge,
+    spilled: Gauge,
+    out: (Histogram, Counter),
+    back: (Histogram, Counter),
+    failures: Counter,
+}
+
+impl PageMetrics {
+    /// Sets how many models are out, and the bytes of their files.
+    pub fn holds(&self, models: usize, spilled: u64) {
+        self.models.set(models as f64);
+        self.spilled.set(spilled as f64);
+    }
+
+    /// Counts a model whose so many bytes have left.
+    pub fn paged_out(&self, took: Duration, bytes: u64) {
+        self.out.0.record(took.as_secs_f64());
+        self.out.1.increment(bytes);
+    }
+
+    /// Counts a model whose so many bytes have come back.
+    pub fn paged_in(&self, took: Duration, bytes: u64) {
+        self.back.0.record(took.as_secs_f64());
+        self.back.1.increment(bytes);
+    }
+
+    /// Counts a model whose weights could not be moved.
+    pub fn failed(&self) {
+        self.failures.increment(1);
     }
 }
 

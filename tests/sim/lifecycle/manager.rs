@@ -103,6 +103,8 @@ fn act(world: &Rc<World>, effects: Vec<Effect<Serving, Caller>>, alone: bool) {
             Effect::Outdate(_) => {}
             Effect::Answer(caller, result) => answer(world, caller, &result, alone),
             Effect::Load(job) => begin_load(world, job),
+            // The simulation keeps no books.
+            Effect::Stay(_) => {}
             Effect::Retire(servings, retired) => begin_retire(world, servings, retired),
         }
     }

@@ -9,6 +9,8 @@ use super::super::device;
 use super::super::ffi::VERSION;
 use super::super::handle::Handle;
 use super::super::message;
+use super::super::staging::Staging;
+use super::super::stream::Stream;
 use super::archive::Archive;
 use super::binding::{Binding, Wanted};
 use super::description::{BUILD, Description};
@@ -34,6 +36,13 @@ pub struct AotiModel {
     footprint: Footprint,
 }
 
+/// An instance on its own thread, with the memory that it gathers inputs in.
+struct Worker {
+    model: AotiModel,
+    staging: Staging,
+    stream: Stream,
+}
+
 impl AotiModel {
     /// Holds `config` against the package at `path`, and then loads its code.
     pub fn open(path: &Path, config: &ModelConfig, footprint: Footprint) -> Result<Self> {
@@ -57,34 +66,40 @@ impl AotiModel {
             footprint,
         })
     }
+}
 
-    fn run(&self, batch: &Batch, replies: &mut dyn Replies) -> Result<()> {
+impl Instance for Worker {
+    fn run(&mut self, batch: &Batch, replies: &mut dyn Replies) -> Result<()> {
+        let Self { model, staging, stream } = self;
         let given: Vec<(DataType, Shape)> =
-            self.binding.inputs.iter().map(|&index| (batch.dtype(index), batch.shape(index))).collect();
-        self.description.check(&given)?;
-        let inputs = self.binding.inputs.iter().map(|&index| Handle::gathered(batch, index, true, Device::Cpu));
+            model.binding.inputs.iter().map(|&index| (batch.dtype(index), batch.shape(index))).collect();
+        model.description.check(&given)?;
+        let inputs = model.binding.inputs.iter().map(|&index| Handle::gathered(batch, index, true, staging));
         let inputs = inputs.collect::<Result<Vec<_>>>()?;
         replies.inputs_ready();
         // SAFETY: `gathered` makes dense tensors in host memory of the batch's types and shapes, which were checked.
-        let outputs = unsafe { self.package.run(&inputs) }
+        let outputs = unsafe { model.package.run(&inputs) }
             .map_err(|error| error.context("AOTInductor execute failure, of which standard error tells more"))?;
         drop(inputs);
         replies.outputs_ready();
         let mut outputs: Vec<Option<Handle>> = outputs.into_iter().map(Some).collect();
-        let specs = self.config.outputs.iter().zip(&self.binding.outputs);
+        let specs = model.config.outputs.iter().zip(&model.binding.outputs);
         let tensors = specs.map(|(spec, &number)| {
             let output = outputs.get_mut(number).and_then(Option::take);
-            self.output(spec, number, output)
+            model.output(spec, number, output, stream)
         });
         replies.batch(tensors.collect::<Result<_>>()?)
     }
+}
 
+impl AotiModel {
     /// What the package gave as its output of this number, held against its description.
-    fn output(&self, spec: &TensorSpec, number: usize, output: Option<Handle>) -> Result<Tensor> {
+    fn output(&self, spec: &TensorSpec, number: usize, output: Option<Handle>, stream: &Stream) -> Result<Tensor> {
         let failed = |why: &str| Error::new(Kind::Backend, format!("output '{}' {why}", spec.name));
         let output = output.ok_or_else(|| failed("was not computed"))?;
-        let tensor =
-            output.into_tensor(false).map_err(|error| error.context(format_args!("output '{}'", spec.name)))?;
+        let tensor = output.into_host(false).and_then(|output| stream.arrived(vec![output]));
+        let tensor = tensor.map_err(|error| error.context(format_args!("output '{}'", spec.name)))?.pop();
+        let tensor = tensor.ok_or_else(|| failed("was not computed"))?;
         let described = &self.description.outputs[number];
         if tensor.dtype != described.dtype || tensor.shape.len() != described.dims.len() {
             let (dtype, shape) = (tensor.dtype, &tensor.shape);
@@ -106,13 +121,8 @@ impl Model for AotiModel {
     fn instance(&self, device: Device) -> Result<Box<dyn Instance>> {
         // What the package leaves to libtorch's own operators is not to use more threads than the package does.
         device::begin_thread(device, THREADS)?;
-        Ok(Box::new(self.clone()))
-    }
-}
-
-impl Instance for AotiModel {
-    fn run(&mut self, batch: &Batch, replies: &mut dyn Replies) -> Result<()> {
-        AotiModel::run(self, batch, replies)
+        let (staging, stream) = (Staging::new(device), Stream::of_thread(device)?);
+        Ok(Box::new(Worker { model: self.clone(), staging, stream }))
     }
 }
 
