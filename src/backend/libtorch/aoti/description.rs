@@ -146,12 +146,21 @@ impl Description {
                     Size::Computed => false,
                 });
             if !fits {
-                let taken = self.shape(outlet);
-                let message = format!("input '{}' has shape {shape}, the package takes {taken}", outlet.name);
+                let (name, taken, bound) = (&outlet.name, self.shape(outlet), self.bound(outlet, shape, &chosen));
+                let message = format!("input '{name}' has shape {shape}, the package takes {taken}{bound}");
                 return Err(Error::invalid(message));
             }
         }
         Ok(())
+    }
+
+    /// Which size of an input is another than before, for a message; empty if none is.
+    fn bound(&self, outlet: &Outlet, shape: &Shape, chosen: &[Option<i64>]) -> String {
+        let other = outlet.dims.iter().zip(shape.iter()).find_map(|(size, given)| match *size {
+            Size::Free(number) => Some(number).zip(chosen[number].filter(|before| before != given)),
+            Size::Fixed(_) | Size::Computed => None,
+        });
+        other.map_or_else(String::new, |(number, before)| format!(", with {before} as its {}", self.sizes[number].name))
     }
 
     /// An outlet's dimensions with the ranges of those that are free, for people.

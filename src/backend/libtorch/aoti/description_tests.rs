@@ -76,7 +76,10 @@ fn a_wrong_input_is_named_with_what_the_package_takes() {
     assert_eq!(refused(&given(&[17, 2], &[17, 2, 3])), format!("input 'ids' has shape [17,2], {ids}"));
     assert_eq!(refused(&given(&[2], &[2, 2, 3])), format!("input 'ids' has shape [2], {ids}"));
     let mask = "the package takes [batch from 1 to 16, length from 2 to 128, 3]";
-    assert_eq!(refused(&given(&[4, 5], &[4, 6, 3])), format!("input 'mask' has shape [4,6,3], {mask}"));
+    assert_eq!(
+        refused(&given(&[4, 5], &[4, 6, 3])),
+        format!("input 'mask' has shape [4,6,3], {mask}, with 5 as its length")
+    );
     assert_eq!(refused(&given(&[4, 5], &[4, 5, 4])), format!("input 'mask' has shape [4,5,4], {mask}"));
     let mut wrong = given(&[4, 5], &[4, 5, 3]);
     wrong[0].0 = DataType::Int32;

@@ -78,8 +78,7 @@ impl Instance for Worker {
         let inputs = inputs.collect::<Result<Vec<_>>>()?;
         replies.inputs_ready();
         // SAFETY: `gathered` makes dense tensors in host memory of the batch's types and shapes, which were checked.
-        let outputs = unsafe { model.package.run(&inputs) }
-            .map_err(|error| error.context("AOTInductor execute failure, of which standard error tells more"))?;
+        let outputs = unsafe { model.package.run(&inputs) }.map_err(execute_failure)?;
         drop(inputs);
         replies.outputs_ready();
         let mut outputs: Vec<Option<Handle>> = outputs.into_iter().map(Some).collect();
@@ -123,6 +122,17 @@ impl Model for AotiModel {
         device::begin_thread(device, THREADS)?;
         let (staging, stream) = (Staging::new(device), Stream::of_thread(device)?);
         Ok(Box::new(Worker { model: self.clone(), staging, stream }))
+    }
+}
+
+/// The error of an execution. A package writes its own reasons to standard error, and libtorch then tells only where.
+fn execute_failure(error: Error) -> Error {
+    let what = "AOTInductor execute failure";
+    match error.message().contains("API call failed") {
+        true => {
+            Error::new(error.kind(), format!("{what}: the package's code reports an error, and why on standard error"))
+        }
+        false => error.context(what),
     }
 }
 
@@ -191,6 +201,17 @@ mod tests {
         assert!(refused(Description { device: "cuda".to_owned(), ..encoder() }).contains("for device 'cuda'"));
         assert!(refused(Description { threads: 2, ..encoder() }).contains("for 2 threads"));
         assert!(refused(Description { instructions: "AVX1024".to_owned(), ..encoder() }).contains("AVX1024"));
+    }
+
+    #[test]
+    fn an_error_of_the_packages_code_is_told_without_libtorchs_source() {
+        let told = |text: &'static str| execute_failure(Error::new(Kind::Backend, text)).message().to_owned();
+        let expected = "AOTInductor execute failure: the package's code reports an error, and why on standard error";
+        assert_eq!(told("run_func_( container_handle_, x ) API call failed at runner.cpp, line 164"), expected);
+        assert_eq!(
+            told("expected inputs vector size to be 1"),
+            "AOTInductor execute failure: expected inputs vector size to be 1"
+        );
     }
 
     #[test]
