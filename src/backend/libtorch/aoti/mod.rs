@@ -74,6 +74,7 @@ impl Backend for Aoti {
     }
 
     fn estimate(&self, files: &VersionFiles, config: &ModelConfig) -> Result<Footprint> {
+        // The library copies the weights; the pages of its file, which stays mapped, the system takes back when it wants.
         let path = model_file(files, &config.name)?;
         let bytes = fs::metadata(path).map_err(|_| unreadable(path, &config.name))?.len();
         Ok(Footprint::on(Device::Cpu, bytes))
