@@ -95,9 +95,12 @@ async fn each_byte_is_counted_where_it_is_and_given_back_by_an_unload() {
         }
     }
     assert_eq!(metric(&engine, "nereid_memory_limit_bytes{device=\"cpu\"}"), limit as f64);
-    until(|| metric(&engine, "nereid_memory_reserved_bytes{device=\"cpu\"}") == 0.0).await;
-    assert_eq!(metric(&engine, "nereid_memory_used_bytes"), 0.0);
-    assert_eq!(metric(&engine, "nereid_model_memory_bytes"), 0.0);
+    // The books are written a moment before what stands for a model is gone.
+    for name in
+        ["nereid_memory_reserved_bytes{device=\"cpu\"}", "nereid_memory_used_bytes", "nereid_model_memory_bytes"]
+    {
+        until(|| metric(&engine, name) == 0.0).await;
+    }
     engine.stop().await;
 }
 
