@@ -104,7 +104,7 @@ pub struct Repository {
     pub queue_size_default: usize,
     /// Responses of one request to a decoupled model that wait for the client; at least one.
     pub responses_max: usize,
-    /// The longest that a decoupled model waits for the client to take a response.
+    /// The longest that a decoupled model or an ensemble waits for the client to take a response.
     pub response_stall: Duration,
     /// How many requests must wait before a batching scheduler begins (`TRITONSERVER_DELAY_SCHEDULER`).
     pub delay_scheduler: usize,

@@ -92,7 +92,7 @@ pub const FLAGS: &[Flag] = &[
     flag(REPOSITORY, "memory-spill-bytes", Value::Number(0, i64::MAX as u64), "17179869184", "The most bytes of weights there; what was not used for longest goes first"),
     flag(REPOSITORY, "queue-size-default", Value::Number(1, 10_000_000), "4096", "Requests that wait per model whose max_queue_size is 0"),
     flag(REPOSITORY, "grpc-max-response-pool-size", Value::Number(1, i32::MAX as u64), "64", "Responses of one request to a decoupled model that wait for the client"),
-    flag(REPOSITORY, "response-stall-secs", Value::Number(1, SECONDS_MAX), "60", "The longest that a decoupled model waits for a client to take a response"),
+    flag(REPOSITORY, "response-stall-secs", Value::Number(1, SECONDS_MAX), "60", "The longest that a decoupled model or an ensemble waits for a client to take a response"),
 
     flag(INSTANCES, "rate-limit", Value::Choice(&["off", "execution_count"]), "off", "Whether instances execute only while they hold what their rate_limiter asks for"),
     flag(INSTANCES, "rate-limit-resource", Value::Phrases("NAME:COUNT[:DEVICE]"), "", "How much there is of a resource, on each device or on one (a GPU's number, or cpu), repeatable; the most that any instance asks for by default"),

@@ -43,7 +43,7 @@ pub use look::{Look, Want};
 pub use plan::{Curve, Limits, Plan, Waiting, plan};
 pub use queue::Queue;
 pub use reply::{Answer, Receiver};
-pub use responses::ResponseLimits;
+pub use responses::{ResponseLimits, stalled};
 pub use sequence::{SequenceSettings, Sequences};
 pub use settings::{Hold, QueueSettings};
 pub use underway::{Finished, Underway};

@@ -212,7 +212,7 @@ impl Drop for Receiver {
 }
 
 /// Why a caller that took no response for so long gets no more.
-pub(super) fn stalled(time: Duration) -> Error {
+pub fn stalled(time: Duration) -> Error {
     Error::new(Kind::Cancelled, format!("the caller has taken no response for {} s", time.as_secs_f64()))
 }
 

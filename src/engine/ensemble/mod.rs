@@ -1,8 +1,9 @@
 //! Ensembles: models that execute nothing and pass tensors from model to model.
 //!
 //! [`graph`] is what an ensemble's configuration means together with its members' (pure), `run` is one request's way
-//! through it, `gate` bounds how many there are; `connect` puts them together. Members are reached through [`crate::infer::Infer`] and found anew for
-//! each step, so that a member may be an ensemble itself, and may be reloaded at any time.
+//! through it and `seat` lets others end it, `gate` bounds how many there are; `connect` puts them together. Members are
+//! reached through [`crate::infer::Infer`] and found anew for each step, so that a member may be an ensemble itself, and
+//! may be reloaded at any time.
 
 mod account;
 mod connect;
@@ -12,6 +13,9 @@ mod open;
 #[cfg(test)]
 mod puppet;
 mod run;
+mod seat;
+#[cfg(test)]
+mod seat_tests;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -25,8 +29,10 @@ pub(super) use self::gate::Gate;
 use self::gate::Pass;
 use self::graph::Plan;
 use self::run::Run;
+use self::seat::Caller;
 use crate::infer::{Infer, Request, Responses};
 use crate::model::{Checked, ModelConfig, Version};
+use crate::scheduler::ResponseLimits;
 use crate::telemetry::metrics::InFlight;
 use crate::telemetry::stats::ModelStats;
 
@@ -57,10 +63,10 @@ impl Ensemble {
         version: Version,
         plan: Plan,
         members: Arc<dyn Infer>,
-        responses_max: usize,
+        responses: ResponseLimits,
     ) -> Self {
-        let gate = Gate::new(plan.requests_max, plan.step_requests_max, plan.steps.len());
-        Self { name: config.name.clone(), version, plan, members, gate, responses_max }
+        let gate = Gate::new(plan.requests_max, plan.step_requests_max, plan.steps.len(), responses.stall_max);
+        Self { name: config.name.clone(), version, plan, members, gate, responses_max: responses.waiting_max }
     }
 
     /// How many ensembles are within each other, this one included.
@@ -77,6 +83,7 @@ impl Ensemble {
     ) -> Responses {
         let account = Account::new(stats.clone(), request.arrived, checked.rows, in_flight);
         let account = if self.plan.decoupled { account.of_many() } else { account };
-        Box::pin(Run::new(self.clone(), Accepted { request, checked, pass, account }))
+        let run = Run::new(self.clone(), Accepted { request, checked, pass, account });
+        Box::pin(Caller::new(run, self.gate.stall_max))
     }
 }

@@ -57,7 +57,7 @@ impl Loader {
             let catalog = catalog.upgrade().ok_or_else(stopping)?;
             catalog.find_member(&namespace, &request.model, request.version)
         });
-        let ensemble = Ensemble::new(config, version, plan.clone(), Arc::new(members), self.responses.waiting_max);
+        let ensemble = Ensemble::new(config, version, plan.clone(), Arc::new(members), self.responses);
         stats.loaded(Duration::ZERO);
         self.metrics.version_loaded();
         tracing::info!(model = %config.name, version, "ensemble is connected");

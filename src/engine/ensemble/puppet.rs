@@ -213,9 +213,10 @@ impl Bench {
         let plan = Plan::new(&config, &graph, &members).expect("the graph fits");
         let puppet = Arc::new(Puppet { acts, outputs: outputs_of, seen: Arc::default() });
         let members: Arc<dyn Infer> = puppet.clone();
+        let responses = ResponseLimits { waiting_max: responses_max, ..ResponseLimits::default() };
         Self {
             puppet,
-            ensemble: Arc::new(Ensemble::new(&config, 1, plan, members, responses_max)),
+            ensemble: Arc::new(Ensemble::new(&config, 1, plan, members, responses)),
             stats: Arc::default(),
             signature: Signature::new(&config),
             metrics: Metrics::off(),

@@ -1,16 +1,16 @@
 //! One request's way through an ensemble: a step starts as soon as its inputs are there.
 //!
-//! A [`Run`] is the stream of the request's responses. It goes on when it is polled, holds everything that is under way
-//! for the request, and so cancels all of it when it is dropped. Tensors go from step to step as views.
+//! A [`Run`] gives the request's responses. It goes on when it is polled, holds everything that is under way for the
+//! request, and so cancels all of it when it is dropped. Tensors go from step to step as views.
 
 use std::collections::BTreeSet;
+use std::future::Future as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_core::Stream;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{OwnedSemaphorePermit, TryAcquireError};
@@ -46,13 +46,14 @@ pub(super) struct Run {
     given: Vec<u64>,
     /// The number of the next response: they leave in the order in which the decoupled step gave what they come of.
     next: u64,
-    /// Fires at the caller's deadline, for starts that wait: what runs has a deadline of its own.
+    /// For starts that wait, fires at the caller's deadline, as what runs has one of its own, and when it is time to see
+    /// whether those before them have callers.
     timer: Option<Pin<Box<Sleep>>>,
     account: Account,
     /// Why it cannot even begin.
     failed: Option<Error>,
     over: bool,
-    _pass: Pass,
+    pass: Pass,
 }
 
 impl Run {
@@ -80,7 +81,7 @@ impl Run {
             account,
             failed: None,
             over: false,
-            _pass: pass,
+            pass,
             ensemble,
         };
         let rows = run.ensemble.plan.batches.then_some(checked.rows);
@@ -93,6 +94,16 @@ impl Run {
         let tensors = run.ensemble.plan.inputs.clone();
         run.failed = run.put(0, tensors.into_iter().zip(checked.inputs.into_iter().map(value))).err();
         run
+    }
+
+    /// What lets it in.
+    pub(super) fn pass(&self) -> &Pass {
+        &self.pass
+    }
+
+    /// Whether it has given its last response.
+    pub(super) fn is_over(&self) -> bool {
+        self.over
     }
 
     fn plan(&self) -> &Plan {
@@ -155,8 +166,9 @@ impl Run {
             Err(TryAcquireError::NoPermits) => {
                 self.blocked[start.step] += 1;
                 self.tasks.push(Task::wait(start, step));
-                let deadline = self.request.deadline;
-                self.timer = self.timer.take().or_else(|| Some(Box::pin(tokio::time::sleep_until(deadline?))));
+                if self.timer.is_none() {
+                    self.set_timer(Instant::now() + self.ensemble.gate.stall_max);
+                }
             }
         }
         Ok(())
@@ -334,7 +346,8 @@ impl Run {
         self.account.settle(outcome);
     }
 
-    fn fail(&mut self, error: &Error) -> Error {
+    /// Ends the request with this error; as the caller hears it.
+    pub(super) fn fail(&mut self, error: &Error) -> Error {
         let kind = match error.kind() {
             // The caller knows the ensemble only, and that is there.
             Kind::NotFound => Kind::Unavailable,
@@ -354,38 +367,50 @@ impl Run {
         Some(Err(self.fail(&Error::invalid(message))))
     }
 
+    /// Whether the deadline has passed while a start waits for its place.
     fn is_late(&mut self, ctx: &mut Context<'_>) -> bool {
-        let fired = self.timer.as_mut().is_some_and(|timer| timer.as_mut().poll(ctx).is_ready());
-        if fired {
+        while self.timer.as_mut().is_some_and(|timer| timer.as_mut().poll(ctx).is_ready()) {
             self.timer = None;
+            if self.blocked.iter().all(|&waiting| waiting == 0) {
+                return false;
+            }
+            let now = Instant::now();
+            if self.request.deadline.is_some_and(|deadline| deadline <= now) {
+                return true;
+            }
+            let gate = &self.ensemble.gate;
+            let next = gate.give_up(now).unwrap_or(now + gate.stall_max);
+            self.set_timer(next);
         }
-        fired && self.blocked.iter().any(|&waiting| waiting > 0)
+        false
     }
-}
 
-impl Stream for Run {
-    type Item = Result<Response>;
+    /// Has the timer fire at `next`, or at the deadline if that is earlier.
+    fn set_timer(&mut self, next: Instant) {
+        let at = self.request.deadline.map_or(next, |deadline| deadline.min(next));
+        self.timer = Some(Box::pin(tokio::time::sleep_until(at)));
+    }
 
-    fn poll_next(mut self: Pin<&mut Self>, ctx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = &mut *self;
-        if let Some(error) = this.failed.take() {
-            return Poll::Ready(Some(Err(this.fail(&error))));
+    /// Goes on as far as it can, to the next response; `None` once there are no more. Not called again after that.
+    pub(super) fn poll(&mut self, ctx: &mut Context<'_>) -> Poll<Option<Result<Response>>> {
+        if let Some(error) = self.failed.take() {
+            return Poll::Ready(Some(Err(self.fail(&error))));
         }
-        while !this.over {
-            if let Some(response) = this.give() {
+        while !self.over {
+            if let Some(response) = self.give() {
                 return Poll::Ready(Some(Ok(response)));
             }
-            this.resume();
-            match this.tasks.poll_next_unpin(ctx) {
+            self.resume();
+            match self.tasks.poll_next_unpin(ctx) {
                 Poll::Ready(Some(event)) => {
-                    if let Err(error) = this.happened(event) {
-                        return Poll::Ready(Some(Err(this.fail(&error))));
+                    if let Err(error) = self.happened(event) {
+                        return Poll::Ready(Some(Err(self.fail(&error))));
                     }
                 }
-                Poll::Ready(None) => return Poll::Ready(this.finish()),
-                Poll::Pending if this.is_late(ctx) => {
+                Poll::Ready(None) => return Poll::Ready(self.finish()),
+                Poll::Pending if self.is_late(ctx) => {
                     let error = Error::new(Kind::DeadlineExceeded, "the deadline passed before the next step had room");
-                    return Poll::Ready(Some(Err(this.fail(&error))));
+                    return Poll::Ready(Some(Err(self.fail(&error))));
                 }
                 Poll::Pending => return Poll::Pending,
             }
