@@ -90,7 +90,7 @@ impl Handle {
     /// Whether it has no requests, and nothing that later ones need.
     pub(super) fn is_idle(&self) -> bool {
         match &self.served {
-            Served::Instances { scheduler, .. } => self.usage.is_idle() && scheduler.is_idle(),
+            Served::Instances { scheduler, .. } => scheduler.is_idle(),
             Served::Ensemble(ensemble) => ensemble.gate.is_idle(),
             Served::Nothing => true,
         }
@@ -199,10 +199,9 @@ impl Handle {
         };
         let (model, version, signature) = (self.config.name.clone(), self.version, self.signature.clone());
         let (mut id, selected) = (request.id, checked.outputs);
-        let using = self.usage.enter();
         let respond = move |Answer { outputs, times, last }: Answer| {
             // Kept as long as another response may be made.
-            let _under_way = (&in_flight, &using);
+            let _under_way = &in_flight;
             let outputs = select(&signature, selected.as_deref(), outputs);
             let (model, parameters) = (model.clone(), Parameters::new());
             let id = if last { std::mem::take(&mut id) } else { id.clone() };

@@ -1,35 +1,25 @@
-//! Whether a version is used, since when it is not, and what it costs to have it back.
+//! Since when nobody has asked for a version, and what it costs to have it back.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::infer::Instant;
 
-/// The use of one version. Requests write it with two additions; whoever needs memory reads it.
+/// The use of one version. Requests write it with one atomic operation; whoever needs memory reads it.
 #[derive(Debug)]
 pub(super) struct Usage {
     began: Instant,
-    under_way: AtomicUsize,
     /// When it was last used, in microseconds since it began.
     last_us: AtomicU64,
     /// What its load took, in microseconds.
     load_us: AtomicU64,
 }
 
-/// A request that is under way until this is dropped.
-#[derive(Debug)]
-pub(super) struct Using(Arc<Usage>);
-
 impl Usage {
     /// Of a version that is loaded now.
     pub(super) fn new(now: Instant) -> Arc<Self> {
-        Arc::new(Self {
-            began: now,
-            under_way: AtomicUsize::new(0),
-            last_us: AtomicU64::new(0),
-            load_us: AtomicU64::new(0),
-        })
+        Arc::new(Self { began: now, last_us: AtomicU64::new(0), load_us: AtomicU64::new(0) })
     }
 
     /// Says what the load took, which ended now.
@@ -42,17 +32,6 @@ impl Usage {
     pub(super) fn used(&self, now: Instant) {
         let micros = now.saturating_duration_since(self.began).as_micros() as u64;
         self.last_us.fetch_max(micros, Ordering::Relaxed);
-    }
-
-    /// A request is under way.
-    pub(super) fn enter(self: &Arc<Self>) -> Using {
-        self.under_way.fetch_add(1, Ordering::AcqRel);
-        Using(self.clone())
-    }
-
-    /// Whether no request is under way.
-    pub(super) fn is_idle(&self) -> bool {
-        self.under_way.load(Ordering::Acquire) == 0
     }
 
     /// How long nobody has asked for it.
@@ -71,29 +50,18 @@ impl Usage {
     }
 }
 
-impl Drop for Using {
-    fn drop(&mut self) {
-        self.0.under_way.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_version_is_idle_without_requests_and_unused_since_the_last_began() {
+    async fn a_version_is_unused_since_its_last_request_began() {
         let usage = Usage::new(Instant::now());
         tokio::time::advance(Duration::from_secs(2)).await;
         usage.loaded(Duration::from_secs(2), Instant::now());
         tokio::time::advance(Duration::from_secs(3)).await;
         assert_eq!(usage.unused(Instant::now()), Duration::from_secs(3));
-        let (one, other) = (usage.enter(), usage.enter());
         usage.used(Instant::now());
-        drop(one);
-        assert!(!usage.is_idle());
-        drop(other);
-        assert!(usage.is_idle());
         tokio::time::advance(Duration::from_secs(1)).await;
         assert_eq!((usage.unused(Instant::now()), usage.load_time()), (Duration::from_secs(1), Duration::from_secs(2)));
     }

@@ -150,10 +150,9 @@ pub trait Scheduler: fmt::Debug + Send + Sync {
     /// How many requests wait.
     fn waiting(&self) -> usize;
 
-    /// Whether nothing waits, and nothing is kept for requests to come.
-    fn is_idle(&self) -> bool {
-        self.waiting() == 0
-    }
+    /// Whether nothing waits or runs, and nothing is kept for requests to come. What callers have not read yet does not
+    /// count.
+    fn is_idle(&self) -> bool;
 
     /// The statistics that outcomes are recorded in.
     fn stats(&self) -> &Arc<ModelStats>;

@@ -165,12 +165,6 @@ impl Queue {
         }
     }
 
-    /// Whether no instance runs anything.
-    #[cfg(test)]
-    pub(super) fn is_idle(&self) -> bool {
-        self.state.lock().running.is_empty()
-    }
-
     /// Whether an instance sleeps until something is pushed.
     #[cfg(test)]
     pub(super) fn has_sleepers(&self) -> bool {
@@ -486,6 +480,11 @@ impl Scheduler for Queue {
 
     fn waiting(&self) -> usize {
         self.state.lock().lanes.requests()
+    }
+
+    fn is_idle(&self) -> bool {
+        let state = self.state.lock();
+        state.lanes.requests() == 0 && state.running.is_empty()
     }
 
     fn forms(&self) -> Option<&Arc<Forms>> {

@@ -252,6 +252,18 @@ fn what_is_ahead_of_a_request_is_what_stands_in_its_level_and_above() {
 }
 
 #[test]
+fn a_queue_is_idle_once_its_requests_have_run_whoever_reads_the_answers() {
+    let bench = Bench::new(settings(1));
+    let unread = bench.push(level(0), Duration::ZERO).expect("accepted");
+    assert!(!bench.queue.is_idle(), "it waits");
+    let pulled = bench.pull(0, MS).expect("it is alone");
+    assert!(!bench.queue.is_idle(), "it runs");
+    bench.finish(0, pulled, false);
+    assert!(bench.pull(0, 2 * MS).is_none() && bench.queue.is_idle());
+    drop(unread);
+}
+
+#[test]
 fn an_instance_that_is_gone_is_not_busy_for_ever() {
     let bench = Bench::new(settings(1));
     let _asked = bench.push(level(0), Duration::ZERO);

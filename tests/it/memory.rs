@@ -105,6 +105,19 @@ async fn each_byte_is_counted_where_it_is_and_given_back_by_an_unload() {
 }
 
 #[tokio::test]
+async fn a_client_that_does_not_read_its_answer_does_not_keep_the_model_in_memory() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    write_heavy(root.path(), &["first", "second"], ON_DEMAND);
+    let engine = engine_within(file_bytes(root.path(), "second"), root.path(), Control::None).await;
+    answers(&engine, "first").await;
+    let unread = engine.infer(request("first"));
+    answers(&engine, "second").await;
+    assert!(engine.versions_ready("first").is_empty());
+    within(infer::only(unread)).await.expect("it was answered before");
+    engine.stop().await;
+}
+
+#[tokio::test]
 async fn what_equal_models_share_is_counted_once_and_passed_on() {
     let root = tempfile::tempdir().expect("a temporary directory");
     for model in ["first", "second"] {

@@ -490,7 +490,8 @@ impl Scheduler for Sequences {
     }
 
     fn is_idle(&self) -> bool {
-        self.state.lock().table.is_empty()
+        let state = self.state.lock();
+        state.table.is_empty() && state.running.is_empty()
     }
 
     fn stats(&self) -> &Arc<ModelStats> {
