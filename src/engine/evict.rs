@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::model::{Footprint, Residency};
+use crate::model::{Device, Footprint, Residency};
 
 /// A model that is there.
 #[derive(Clone, Debug, PartialEq)]
@@ -72,6 +72,27 @@ pub fn evict<K: Clone + Ord>(lacking: &Footprint, by: Residency, candidates: &[C
     }
     Verdict::Evict(leaving.into_iter().map(|candidate| candidate.key.clone()).collect())
 }
+
+/// The same where some models are `paged` out already, and hold little each. They go only if nothing else is enough, or
+/// together they hold too much of what is lacking: one quarter of a device's `limit`.
+pub fn evict_with_paged<K: Clone + Ord>(
+    (lacking, by): (&Footprint, Residency),
+    candidates: &[Candidate<K>],
+    paged: &[Candidate<K>],
+    limit: impl Fn(Device) -> u64,
+) -> Verdict<K> {
+    let held = |device: Device| paged.iter().map(|candidate| candidate.bytes.of(device)).sum::<u64>();
+    if lacking.bytes.keys().all(|device| held(*device) <= limit(*device) / PAGED_PART) {
+        let verdict = evict(lacking, by, candidates);
+        if verdict != Verdict::Never {
+            return verdict;
+        }
+    }
+    evict(lacking, by, &[candidates, paged].concat())
+}
+
+/// The part of a device that models may hold that are paged out, before they go like those that are there.
+const PAGED_PART: u64 = 4;
 
 /// What a byte that it frees is worth.
 fn worth<K>(candidate: &Candidate<K>, freed: u64) -> f64 {

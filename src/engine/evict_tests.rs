@@ -3,7 +3,6 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::Device;
 
 const CPU: Device = Device::Cpu;
 const GPU: Device = Device::Cuda(0);
@@ -29,6 +28,19 @@ fn of_equal_models_the_least_recently_used_leaves() {
     assert_eq!(evicted(10, &models), Verdict::Evict(vec![2]));
     assert_eq!(evicted(11, &models), Verdict::Evict(vec![2, 3]));
     assert_eq!(evicted(31, &models), Verdict::Never);
+}
+
+#[test]
+fn what_is_paged_out_goes_only_if_nothing_else_is_enough_or_it_holds_too_much() {
+    let (there, paged) = ([model(1, 90, 5), model(2, 90, 6)], [model(3, 2, 500), model(4, 2, 50)]);
+    let evicted = |bytes, limit| {
+        let lacking = Footprint::on(CPU, bytes);
+        evict_with_paged((&lacking, Residency::OnDemand), &there, &paged, |_| limit)
+    };
+    assert_eq!(evicted(2, 200), Verdict::Evict(vec![2]), "however long it was not used");
+    assert_eq!(evicted(182, 200), Verdict::Evict(vec![3, 2, 1]));
+    assert_eq!(evicted(185, 200), Verdict::Never);
+    assert_eq!(evicted(2, 15), Verdict::Evict(vec![3]), "a quarter is less than they hold");
 }
 
 #[test]

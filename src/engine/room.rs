@@ -1,13 +1,13 @@
 //! Makes room for a load: reserves what it will take, before anything is opened; has idle models leave if that is what it
 //! takes, and waits for memory that is given back.
 //!
-//! Runs on loader threads, and blocks. Begin with [`Loader::reserve`]; what leaves is decided by [`evict`].
+//! Runs on loader threads, and blocks. Begin with [`Loader::reserve`]; what leaves is decided in `evict.rs`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::evict::{Candidate, Verdict, evict};
+use super::evict::{Candidate, Verdict, evict_with_paged};
 use super::hanging::Claim;
 use super::lifecycle::EVICTED;
 use super::loader::Loader;
@@ -131,9 +131,9 @@ impl Loader {
         let mut candidates = self.candidates(&present);
         let paged = self.paged();
         candidates.extend(self.memory.read(|ledger| being_loaded(ledger, &present, &paged)));
-        candidates.extend(paged);
         candidates.retain(|candidate| others(&candidate.key));
-        match evict(&lack.bytes, need.config.residency, &candidates) {
+        let limit = |device| self.memory.read(|ledger| ledger.limit_of(device));
+        match evict_with_paged((&lack.bytes, need.config.residency), &candidates, &paged, limit) {
             Verdict::Evict(mut keys) => {
                 // What is paged out holds little and does nothing: it is dropped at once.
                 keys.retain(|key| !self.pages.forget(key));

@@ -63,6 +63,11 @@ impl Ledger {
         self.limits.insert(device, bytes);
     }
 
+    /// How much there is on a device, as far as that is known.
+    pub fn limit_of(&self, device: Device) -> u64 {
+        self.limits.get(&device).copied().unwrap_or(u64::MAX)
+    }
+
     /// Stands in line for so much.
     pub fn wait(&mut self, need: Footprint) -> Place {
         let place = self.number();
