@@ -180,8 +180,8 @@ impl Loader {
         let began = Instant::now();
         let version = lease.holder().version;
         let of_file = config.of_file();
-        let model = self.backend(&config.backend)?.open(files, &of_file)?;
-        let mut lease = self.commit(need, lease, &model.footprint())?;
+        let backend = self.backend(&config.backend)?;
+        let (model, mut lease) = self.open_within(need, lease, || backend.open(files, &of_file))?;
         lease.watch(&model, config);
         let lease = Arc::new(lease);
         let model: Arc<dyn Model> = Arc::new(Leased::new(model, lease.clone()));

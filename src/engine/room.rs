@@ -12,12 +12,13 @@ use super::hanging::Claim;
 use super::lifecycle::EVICTED;
 use super::loader::Loader;
 use super::manager::Event;
-use super::memory::ledger::{Holder, Ledger, excess};
+use super::memory::ledger::{Holder, Ledger};
 use super::memory::{Lack, Lease};
 use super::models::Job;
 use super::order::{Unload, What, outdated_load};
 use super::serving::Serving;
 use super::{Handle, Key};
+use crate::backend::Model;
 use crate::error::{Error, Result};
 use crate::infer::Instant;
 use crate::model::{Footprint, ModelConfig, Scheduling, Version, VersionFiles};
@@ -77,22 +78,30 @@ impl Loader {
         Ok(leases.into_iter().map(|lease| (lease.holder().version, lease)).collect())
     }
 
-    /// Corrects a reservation by what was measured, which may be more than was expected.
+    /// Opens a model in the memory that is reserved for it, and corrects that by what was measured. What takes more than
+    /// was expected, and than is free, is closed, and opened again once there is room for all of it: two loads that kept
+    /// what they have while they wait for more could wait for each other.
     ///
     /// # Errors
-    /// As of [`Loader::reserve`].
-    pub(super) fn commit(&self, need: Need<'_>, lease: Lease, measured: &Footprint) -> Result<Lease> {
-        if !lease.commit(measured) {
-            let more = excess(measured, &lease.bytes());
-            let version = lease.holder().version;
-            for further in self.line_up(need, vec![(holder(need, version), more)])? {
-                lease.join(further);
-            }
-            if !lease.commit(measured) {
-                return Err(Error::internal("the memory that was reserved is not there"));
-            }
+    /// As of [`Loader::reserve`], and those of `open`.
+    pub(super) fn open_within(
+        &self,
+        need: Need<'_>,
+        lease: Lease,
+        open: impl Fn() -> Result<Arc<dyn Model>>,
+    ) -> Result<(Arc<dyn Model>, Lease)> {
+        let model = open()?;
+        let measured = model.footprint();
+        if lease.commit(&measured) {
+            return Ok((model, lease));
         }
-        Ok(lease)
+        let holder = lease.holder().clone();
+        drop(model);
+        drop(lease);
+        let lease = self.line_up(need, vec![(holder, measured)])?.pop();
+        let model = open()?;
+        let lease = lease.filter(|lease| lease.commit(&model.footprint()));
+        Ok((model, lease.ok_or_else(|| Error::internal("the memory that was reserved is not there"))?))
     }
 
     /// Stands in line with these parts, and waits until all of them are reserved.

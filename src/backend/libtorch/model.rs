@@ -62,6 +62,11 @@ impl TorchModel {
     fn load(&self, path: &Path, device: Device) -> Result<Opened> {
         let before = ffi::thread_allocated();
         let module = Module::load(path, device).map_err(|error| load_failure(&self.config, &error))?;
+        // This thread has read all of it, and what it has given back again does not count. What executions leave in
+        // libtorch's libraries later, which they keep for each thread, is not the module's.
+        let grown = before.zip(ffi::thread_allocated()).map_or(0, |(before, after)| after.wrapping_sub(before));
+        let of_host = if device == Device::Cpu { weight_bytes(&module)? } else { 0 };
+        let skeleton = u64::try_from(grown.cast_signed()).unwrap_or_default().saturating_sub(of_host);
         let schema = module.schema().map_err(|error| load_failure(&self.config, &error))?;
         let binding = Arc::new(Binding::new(&self.config, &schema)?);
         let effects = module.effects().unwrap_or(self.effects);
@@ -72,10 +77,6 @@ impl TorchModel {
         let module = optimize::best(plain)?;
         // Instances have streams of their own, on which nobody waits for this one.
         Stream::of_thread(device)?.wait()?;
-        // All of the load happens on this thread, and what it has given back again does not count.
-        let grown = before.zip(ffi::thread_allocated()).map_or(0, |(before, after)| after.wrapping_sub(before));
-        let of_host = if device == Device::Cpu { bytes } else { 0 };
-        let skeleton = u64::try_from(grown.cast_signed()).unwrap_or_default().saturating_sub(of_host);
         Ok(Opened { module, schema, effects, bytes, skeleton })
     }
 
@@ -110,11 +111,11 @@ impl Model for TorchModel {
     fn footprint(&self) -> Footprint {
         let mut footprint = Footprint::default();
         for (&device, share) in &self.modules {
-            footprint.add(&match self.effects.state {
-                // A copy for each instance, so that no two threads write to one.
-                true => Footprint::on(device, share.bytes * instances_on(&self.config, device) as u64),
-                false => share.footprint(),
-            });
+            footprint.add(&share.footprint());
+            if self.effects.state {
+                // A copy for each instance besides, so that no two threads write to one.
+                footprint.add(&Footprint::on(device, share.bytes * instances_on(&self.config, device) as u64));
+            }
         }
         footprint
     }

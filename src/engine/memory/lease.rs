@@ -70,8 +70,7 @@ impl Lease {
     pub(in crate::engine) fn watch(&mut self, model: &Arc<dyn Model>, config: &Arc<ModelConfig>) {
         let (config, version) = (config.clone(), self.holder.version);
         let watch = Arc::new(Watch { model: Arc::downgrade(model), config, version, told: Mutex::default() });
-        watch.measure(&self.memory.metrics);
-        self.memory.books.lock().watches.insert(self.id, Arc::downgrade(&watch));
+        self.memory.watch(self.id, &watch);
         self.watch = Some(watch);
     }
 

@@ -46,6 +46,8 @@ pub(super) struct Memory {
     /// Held for a few additions, by loader threads and by whoever drops a lease.
     books: Mutex<Books>,
     changed: Condvar,
+    /// Held from a measurement until it is in the books, so that none is written over a newer one.
+    measuring: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -61,8 +63,8 @@ struct Books {
 
 impl Memory {
     pub(super) fn new(limits: BTreeMap<Device, MemoryLimit>, metrics: &Metrics) -> Arc<Self> {
-        let (books, changed) = (Mutex::default(), Condvar::new());
-        Arc::new(Self { limits, metrics: metrics.clone(), books, changed })
+        let (books, changed, measuring) = (Mutex::default(), Condvar::new(), Mutex::default());
+        Arc::new(Self { limits, metrics: metrics.clone(), books, changed, measuring })
     }
 
     /// Stands in line with all that a load needs, one part for each version.
@@ -107,18 +109,27 @@ impl Memory {
     /// An entry is given back; what its model shared with others is theirs from the same moment on.
     fn release(&self, id: EntryId) {
         self.books.lock().watches.remove(&id);
-        let measured = self.measure();
-        self.write(|ledger| {
-            ledger.release(id);
-            measured.iter().for_each(|(id, measured)| ledger.correct(*id, measured));
-        });
+        self.write_measured(|ledger| ledger.release(id));
+    }
+
+    /// From now on an entry is what this model holds.
+    fn watch(&self, id: EntryId, watch: &Arc<Watch>) {
+        self.books.lock().watches.insert(id, Arc::downgrade(watch));
+        // Who had what it shares with others may have gone since it was measured.
+        self.write_measured(|_| {});
     }
 
     /// A model has changed places, which may be no more than that it leaves to others what it shares with them.
     fn settle(&self, id: EntryId) {
+        self.write_measured(|ledger| ledger.settle(id));
+    }
+
+    /// Writes into the books, and what all models hold then.
+    fn write_measured(&self, write: impl FnOnce(&mut Ledger)) {
+        let _measuring = self.measuring.lock();
         let measured = self.measure();
         self.write(|ledger| {
-            ledger.settle(id);
+            write(ledger);
             measured.iter().for_each(|(id, measured)| ledger.correct(*id, measured));
         });
     }
