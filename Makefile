@@ -51,8 +51,13 @@ clients: setup-run ## Triton's own clients, new and old, against the server, and
 	@# Not `cargo build`: without the features that tests turn on it would compile most dependencies a second time.
 	$(CARGO) test --no-run --test tidy $(cargo_jobs)
 	@scripts/prepare-minilm target/debug/nereid
-	.venv/bin/python -m pytest tests/clients -q $(PYTEST_ARGS)
-	@if [ -x .venv-2.50/bin/python ]; then set -x; .venv-2.50/bin/python -m pytest tests/clients -q $(PYTEST_ARGS); fi
+	@# Both at the same time: most of it is waiting.
+	@status=0; old=; if [ -x .venv-2.50/bin/python ]; then \
+		.venv-2.50/bin/python -m pytest tests/clients -q $(PYTEST_ARGS) > target/clients-2.50.log 2>&1 & old=$$!; \
+	fi; \
+	.venv/bin/python -m pytest tests/clients -q $(PYTEST_ARGS) || status=$$?; \
+	if [ -n "$$old" ]; then wait $$old || status=$$?; echo "with the old client:"; cat target/clients-2.50.log; fi; \
+	exit $$status
 
 remote: setup-run ## model repositories in an object store, against a real server that speaks S3
 	@$(PYTHON) scripts/setup-clients
