@@ -74,7 +74,13 @@ impl TorchModel {
         device::begin_thread(device, self.threads)?;
         let plain = TorchInstance { binding, effects, ..self.instance_of(Arc::new(module), device) };
         precision::check(&plain, path)?;
-        let module = optimize::best(plain)?;
+        let module = match optimize::best(plain)? {
+            Some(module) => module,
+            None => {
+                let module = Module::load(path, device).map_err(|error| load_failure(&self.config, &error))?;
+                Arc::new(precision::converted(module, self.options.precision, device, &self.config)?.0)
+            }
+        };
         // Instances have streams of their own, on which nobody waits for this one.
         Stream::of_thread(device)?.wait()?;
         Ok(Opened { module, schema, effects, bytes, skeleton })

@@ -32,29 +32,23 @@ const RUN_MAX: Duration = Duration::from_secs(2);
 /// noise would let the choice differ from load to load.
 const WORTH_IT: f64 = 0.85;
 
-/// The form of `plain`'s module to serve with.
+/// The form of `plain`'s module to serve with; `None` for the plain one, loaded anew: what was tried stays in memory as
+/// long as the module on which it was tried.
 ///
 /// # Errors
 /// Only where the configuration asks for an optimisation that fails; `auto` falls back to the plain module.
-pub fn best(plain: TorchInstance) -> Result<Arc<Module>> {
+pub fn best(plain: TorchInstance) -> Result<Option<Arc<Module>>> {
     let model = Arc::clone(&plain.config);
     match plain.options.optimize {
-        Optimize::Off => Ok(plain.module),
-        Optimize::Freeze => plain.module.frozen().map(Arc::new).map_err(|error| failed(&model.name, error)),
-        Optimize::Full => plain.module.optimized().map(Arc::new).map_err(|error| failed(&model.name, error)),
+        Optimize::Off => Ok(Some(plain.module)),
+        Optimize::Freeze => plain.module.frozen().map(Arc::new).map(Some).map_err(|error| failed(&model.name, error)),
+        Optimize::Full => plain.module.optimized().map(Arc::new).map(Some).map_err(|error| failed(&model.name, error)),
         // On devices it is not known to help, and with state of its own a module must stay as it is.
-        Optimize::Auto if plain.device != Device::Cpu || plain.effects.state => Ok(plain.module),
-        Optimize::Auto => {
-            let module = Arc::clone(&plain.module);
-            match faster(plain) {
-                Ok(Some(optimized)) => Ok(optimized),
-                Ok(None) => Ok(module),
-                Err(error) => {
-                    tracing::debug!(model = &*model.name, %error, "not optimized");
-                    Ok(module)
-                }
-            }
-        }
+        Optimize::Auto if plain.device != Device::Cpu || plain.effects.state => Ok(Some(plain.module)),
+        Optimize::Auto => Ok(faster(plain).unwrap_or_else(|error| {
+            tracing::debug!(model = &*model.name, %error, "not optimized");
+            None
+        })),
     }
 }
 
