@@ -2,6 +2,7 @@
 
 import json
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -254,10 +255,12 @@ def test_the_cache_stays_within_its_bytes(client, server):
 
 def test_inputs_in_shared_memory_are_what_they_were_when_they_came(server):
     array = unseen()
-    region = shared_memory.create_shared_memory_region("in", "/nereid_cache_in", array.nbytes)
+    # The keys are the machine's: another run of these tests may be beside this one.
+    key = f"/nereid_cache_{uuid.uuid4().hex}"
+    region = shared_memory.create_shared_memory_region("in", key, array.nbytes)
     try:
         with connect("grpc", server) as client:
-            client.register_system_shared_memory("in", "/nereid_cache_in", array.nbytes)
+            client.register_system_shared_memory("in", key, array.nbytes)
             place = client.tensor("INPUT0", "FP32", array)
             place.set_shared_memory("in", array.nbytes)
 
