@@ -4,6 +4,7 @@
 //! [`Instance`]s. An instance belongs to one OS thread and runs one [`Batch`] at a time, blocking.
 //! Backends see checked tensors, never a request, a queue or a protocol.
 
+mod completed;
 pub mod identity;
 pub mod libtorch;
 mod message;

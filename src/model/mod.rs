@@ -15,6 +15,7 @@ mod residency;
 mod scheduling;
 pub mod schema;
 mod signature;
+mod written_type;
 
 pub use config::{Instances, LatencyBudget, ModelConfig, TensorSpec, WarmupData, WarmupInput, WarmupSample};
 pub use files::VersionFiles;
@@ -30,3 +31,4 @@ pub use scheduling::{
     SequenceBatching, SequenceControl, SequenceControlKind, SequenceState, SequenceStrategy, TimeoutAction,
 };
 pub use signature::{Checked, Signature};
+pub use written_type::{data_type, written_type};

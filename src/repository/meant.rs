@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use super::facts::{CACHE_TTL, EXECUTION_TIMEOUT, LATENCY_BUDGET, RESIDENCY};
 use super::{Facts, files, padding};
-use crate::model::Device;
 use crate::model::schema::model_instance_group::Kind;
 use crate::model::schema::model_metrics::metric_control::MetricOptions;
 use crate::model::schema::model_warmup::input::InputDataType;
 use crate::model::schema::{self, ModelRateLimiter, ModelTensorReshape, model_rate_limiter};
+use crate::model::{Device, data_type};
 use crate::model::{
     Instances, LatencyBudget, ModelConfig, RateLimit, Residency, Resource, TensorSpec, WarmupData, WarmupInput,
     WarmupSample,
@@ -59,27 +59,6 @@ pub(super) fn config(
         response_cache_ttl: cache_ttl(schema),
         warmup: warmup(schema, directory),
         schema: Arc::new(schema.clone()),
-    })
-}
-
-/// The element type; `None` for `TYPE_INVALID`.
-pub(super) fn data_type(written: schema::DataType) -> Option<DataType> {
-    Some(match written {
-        schema::DataType::TypeInvalid => return None,
-        schema::DataType::TypeBool => DataType::Bool,
-        schema::DataType::TypeUint8 => DataType::Uint8,
-        schema::DataType::TypeUint16 => DataType::Uint16,
-        schema::DataType::TypeUint32 => DataType::Uint32,
-        schema::DataType::TypeUint64 => DataType::Uint64,
-        schema::DataType::TypeInt8 => DataType::Int8,
-        schema::DataType::TypeInt16 => DataType::Int16,
-        schema::DataType::TypeInt32 => DataType::Int32,
-        schema::DataType::TypeInt64 => DataType::Int64,
-        schema::DataType::TypeFp16 => DataType::Fp16,
-        schema::DataType::TypeFp32 => DataType::Fp32,
-        schema::DataType::TypeFp64 => DataType::Fp64,
-        schema::DataType::TypeString => DataType::Bytes,
-        schema::DataType::TypeBf16 => DataType::Bf16,
     })
 }
 

@@ -12,9 +12,9 @@
 //! Either `padding.multiple` or `padding.buckets` is needed.
 
 use super::suggest::nearest;
-use super::{meant, tree::shorten};
+use super::tree::shorten;
 use crate::model::schema::{ModelConfig, ModelInput};
-use crate::model::{Padded, ServerPadding};
+use crate::model::{Padded, ServerPadding, data_type};
 use crate::tensor::Buckets;
 
 const INPUTS: &str = "padding.inputs";
@@ -112,7 +112,7 @@ impl<'a> Reader<'a> {
             format!("input '{name}' has no dimension of -1 that could be padded")
         } else if input.allow_ragged_batch {
             format!("input '{name}' is ragged, so that it needs no padding")
-        } else if meant::data_type(input.data_type()).is_none_or(|dtype| dtype.size().is_none()) {
+        } else if data_type(input.data_type()).is_none_or(|dtype| dtype.size().is_none()) {
             format!("input '{name}' is {}, only numbers can be padded", input.data_type().as_str_name())
         } else {
             return true;
@@ -177,7 +177,7 @@ impl<'a> Reader<'a> {
                 values.iter_mut().zip(inputs).filter(|(_, index)| one.is_none_or(|one| one == **index))
             {
                 let input = &self.schema.input[index];
-                if meant::data_type(input.data_type()).and_then(|dtype| dtype.encode(number)).is_some() {
+                if data_type(input.data_type()).and_then(|dtype| dtype.encode(number)).is_some() {
                     *value = number;
                 } else {
                     let dtype = input.data_type().as_str_name();

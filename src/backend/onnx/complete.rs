@@ -9,7 +9,7 @@ use super::description::{Description, Outlet};
 use crate::error::{Error, Result};
 use crate::model::schema::model_config::SchedulingChoice;
 use crate::model::schema::{self, ModelConfig, ModelInput, ModelOutput, ModelTensorReshape};
-use crate::tensor::DataType;
+use crate::model::written_type;
 
 /// The most rows of one execution where only the file says that it takes batches: the reference server's default.
 const MAX_BATCH_SIZE: i32 = 4;
@@ -119,26 +119,6 @@ fn form(outlet: &Outlet, batching: bool, model: &str) -> Result<Form> {
     }
     let reshape = batching.then(ModelTensorReshape::default);
     Ok(Form { data_type, dims: vec![1], reshape })
-}
-
-/// A configuration's spelling of an element type.
-fn written_type(dtype: DataType) -> schema::DataType {
-    match dtype {
-        DataType::Bool => schema::DataType::TypeBool,
-        DataType::Uint8 => schema::DataType::TypeUint8,
-        DataType::Uint16 => schema::DataType::TypeUint16,
-        DataType::Uint32 => schema::DataType::TypeUint32,
-        DataType::Uint64 => schema::DataType::TypeUint64,
-        DataType::Int8 => schema::DataType::TypeInt8,
-        DataType::Int16 => schema::DataType::TypeInt16,
-        DataType::Int32 => schema::DataType::TypeInt32,
-        DataType::Int64 => schema::DataType::TypeInt64,
-        DataType::Fp16 => schema::DataType::TypeFp16,
-        DataType::Bf16 => schema::DataType::TypeBf16,
-        DataType::Fp32 => schema::DataType::TypeFp32,
-        DataType::Fp64 => schema::DataType::TypeFp64,
-        DataType::Bytes => schema::DataType::TypeString,
-    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::model::schema::model_sequence_batching::{ControlInput, State};
+use crate::tensor::DataType;
 use crate::tensor::Shape;
 
 fn outlet(name: &str, dtype: Option<DataType>, dims: &[i64]) -> Outlet {

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::complete::complete;
 use super::description::{Description, Outlet};
 use super::{describe, runtime};
+use crate::backend::completed::push_completed;
 use crate::error::Result;
 use crate::model::schema::ModelConfig;
 
@@ -39,17 +40,7 @@ fn text(description: &Description) -> String {
 
 fn push_config(text: &mut String, config: &ModelConfig) {
     let _ = writeln!(text, "\nconfig.pbtxt as the server completes it:\n\nbackend: \"onnxruntime\"");
-    let _ = writeln!(text, "max_batch_size: {}", config.max_batch_size);
-    let inputs = config.input.iter().map(|each| ("input", &each.name, each.data_type(), &each.dims, &each.reshape));
-    let outputs = config.output.iter().map(|each| ("output", &each.name, each.data_type(), &each.dims, &each.reshape));
-    for (field, name, data_type, dims, reshape) in inputs.chain(outputs) {
-        let reshape = if reshape.is_some() { " reshape { shape: [] }" } else { "" };
-        let data_type = data_type.as_str_name();
-        let _ = writeln!(text, "{field} {{ name: \"{name}\" data_type: {data_type} dims: {dims:?}{reshape} }}");
-    }
-    if config.scheduling_choice.is_some() {
-        text.push_str("dynamic_batching { }\n");
-    }
+    push_completed(text, config);
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Ragged batches as meant.
 
-use super::data_type;
+use crate::model::data_type;
 use crate::model::schema::{self, batch_input};
 use crate::model::{BatchInput, BatchOutput};
 use crate::tensor::{BatchInputKind, DataType};

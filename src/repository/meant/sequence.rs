@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::data_type;
 use super::scheduling::preferred_rows;
+use crate::model::data_type;
 use crate::model::schema::model_sequence_batching::control::Kind;
 use crate::model::schema::model_sequence_batching::initial_state::StateData;
 use crate::model::schema::model_sequence_batching::{Control, State, StrategyChoice};

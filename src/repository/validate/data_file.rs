@@ -1,9 +1,9 @@
 //! Files with the bytes of a tensor, from which warm-up samples and states begin.
 
 use super::super::files::is_inside;
-use super::super::meant;
 use super::super::tree::shorten;
 use super::Check;
+use crate::model::data_type;
 use crate::model::schema::DataType;
 use crate::tensor::Shape;
 
@@ -29,7 +29,7 @@ pub(super) fn check(check: &mut Check<'_>, key: String, folder: &str, name: &str
         check.mistake(key, format!("file '{name}' does not exist in '{folder}/'"));
         return;
     };
-    let size = meant::data_type(tensor.dtype).and_then(|dtype| dtype.size());
+    let size = data_type(tensor.dtype).and_then(|dtype| dtype.size());
     let elements = Shape::new(tensor.dims).elements();
     let Some(row) = size.zip(elements).and_then(|(size, elements)| size.checked_mul(elements)) else { return };
     let row = row as u64;

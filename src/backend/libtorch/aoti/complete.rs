@@ -5,7 +5,7 @@ use super::description::{Description, Outlet, Size};
 use crate::error::Result;
 use crate::model::schema::model_config::SchedulingChoice;
 use crate::model::schema::{self, ModelConfig, ModelInput, ModelOutput, ModelTensorReshape};
-use crate::tensor::DataType;
+use crate::model::{data_type, written_type};
 
 /// The most rows of one execution where only the package says that it takes batches, if it takes so many.
 const ROWS_MAX: i64 = 8;
@@ -28,7 +28,7 @@ pub fn complete(package: &Description, config: &mut ModelConfig) -> Result<()> {
     if config.input.is_empty() {
         let input = |outlet: &Outlet| {
             let (name, data_type, (dims, reshape)) =
-                (outlet.name.clone(), data_type(outlet.dtype).into(), dims(outlet, batching));
+                (outlet.name.clone(), written_type(outlet.dtype).into(), dims(outlet, batching));
             ModelInput { name, data_type, dims, reshape, ..Default::default() }
         };
         config.input = package.inputs.iter().map(input).collect();
@@ -36,7 +36,7 @@ pub fn complete(package: &Description, config: &mut ModelConfig) -> Result<()> {
     if config.output.is_empty() {
         let output = |outlet: &Outlet| {
             let (name, data_type, (dims, reshape)) =
-                (outlet.name.clone(), data_type(outlet.dtype).into(), dims(outlet, batching));
+                (outlet.name.clone(), written_type(outlet.dtype).into(), dims(outlet, batching));
             ModelOutput { name, data_type, dims, reshape, ..Default::default() }
         };
         config.output = package.outputs.iter().map(output).collect();
@@ -52,7 +52,7 @@ pub fn complete(package: &Description, config: &mut ModelConfig) -> Result<()> {
 fn inputs(config: &ModelConfig) -> Vec<Wanted> {
     let wanted = |input: &ModelInput| Wanted {
         name: input.name.clone(),
-        dtype: dtype(input.data_type()),
+        dtype: data_type(input.data_type()),
         dims: (!input.allow_ragged_batch).then(|| seen(&input.dims, input.reshape.as_ref())),
     };
     config.input.iter().map(wanted).collect()
@@ -62,7 +62,7 @@ fn outputs(config: &ModelConfig) -> Vec<Wanted> {
     let by_batch = |name: &String| config.batch_output.iter().any(|output| output.target_name.contains(name));
     let wanted = |output: &ModelOutput| Wanted {
         name: output.name.clone(),
-        dtype: dtype(output.data_type()),
+        dtype: data_type(output.data_type()),
         dims: (!by_batch(&output.name)).then(|| seen(&output.dims, output.reshape.as_ref())),
     };
     config.output.iter().map(wanted).collect()
@@ -81,31 +81,6 @@ fn dims(outlet: &Outlet, batching: bool) -> (Vec<i64>, Option<ModelTensorReshape
     });
     let dims: Vec<i64> = dims.collect();
     if dims.is_empty() { (vec![1], Some(ModelTensorReshape::default())) } else { (dims, None) }
-}
-
-/// A configuration's spelling of an element type.
-fn data_type(dtype: DataType) -> schema::DataType {
-    match dtype {
-        DataType::Bool => schema::DataType::TypeBool,
-        DataType::Uint8 => schema::DataType::TypeUint8,
-        DataType::Uint16 => schema::DataType::TypeUint16,
-        DataType::Uint32 => schema::DataType::TypeUint32,
-        DataType::Uint64 => schema::DataType::TypeUint64,
-        DataType::Int8 => schema::DataType::TypeInt8,
-        DataType::Int16 => schema::DataType::TypeInt16,
-        DataType::Int32 => schema::DataType::TypeInt32,
-        DataType::Int64 => schema::DataType::TypeInt64,
-        DataType::Fp16 => schema::DataType::TypeFp16,
-        DataType::Bf16 => schema::DataType::TypeBf16,
-        DataType::Fp32 => schema::DataType::TypeFp32,
-        DataType::Fp64 => schema::DataType::TypeFp64,
-        DataType::Bytes => schema::DataType::TypeString,
-    }
-}
-
-/// The element type of a configuration's spelling; `None` if it says none.
-fn dtype(written: schema::DataType) -> Option<DataType> {
-    DataType::ALL.into_iter().find(|dtype| data_type(*dtype) == written)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::archive::Archive;
 use super::complete::complete;
 use super::description::Description;
+use crate::backend::completed::push_completed;
 use crate::error::Result;
 use crate::model::schema::ModelConfig;
 
@@ -32,17 +33,8 @@ fn text(package: &Description) -> Result<String> {
     text.push_str(
         "\nconfig.pbtxt as the server completes it; the server needs --allow-aoti, for a package is native code:\n\n",
     );
-    let _ = writeln!(text, "platform: \"{}\"\nmax_batch_size: {}", super::PLATFORM, config.max_batch_size);
-    let inputs = config.input.iter().map(|each| ("input", &each.name, each.data_type(), &each.dims, &each.reshape));
-    let outputs = config.output.iter().map(|each| ("output", &each.name, each.data_type(), &each.dims, &each.reshape));
-    for (field, name, data_type, dims, reshape) in inputs.chain(outputs) {
-        let reshape = if reshape.is_some() { " reshape { shape: [] }" } else { "" };
-        let data_type = data_type.as_str_name();
-        let _ = writeln!(text, "{field} {{ name: \"{name}\" data_type: {data_type} dims: {dims:?}{reshape} }}");
-    }
-    if config.scheduling_choice.is_some() {
-        text.push_str("dynamic_batching { }\n");
-    }
+    let _ = writeln!(text, "platform: \"{}\"", super::PLATFORM);
+    push_completed(&mut text, &config);
     Ok(text)
 }
 
