@@ -19,8 +19,8 @@ use std::sync::Arc;
 pub use self::event::{Effect, Event, Job, Loaded, Origin, Retired};
 use self::model::{Model, Operation, Running};
 use super::Key;
-use super::lifecycle::{EVICTED, State};
-use super::order::{Turn, Unload, What, outdated, outdated_load, turn};
+use super::lifecycle::State;
+use super::order::{Because, Turn, Unload, What, outdated, outdated_load, turn};
 use super::overrides::Overrides;
 use super::progress::Progress;
 use super::stopped;
@@ -29,7 +29,7 @@ use crate::model::Version;
 
 /// Whether a model is to leave for others' memory, which nobody has asked for.
 fn is_eviction(what: &What) -> bool {
-    matches!(what, What::Unload(unload) if unload.because.as_deref() == Some(EVICTED))
+    matches!(what, What::Unload(Unload { because: Some(Because::Evicted), .. }))
 }
 
 /// Callers that may wait for operations on one model.
@@ -292,7 +292,7 @@ impl<S: Clone, C> Models<S, C> {
     fn begin_unload(&mut self, key: Key, unload: Unload, operation: Operation<C>) {
         let orphans = if unload.dependents { self.orphans(&key) } else { Vec::new() };
         let Some(model) = self.models.get_mut(&key) else { return self.answer(operation.callers, &Ok(())) };
-        model.unload(unload.because.as_deref());
+        model.unload(unload.because.as_ref());
         model.running = Some(Running::new(Operation { what: operation.what, callers: Vec::new() }));
         self.changed.insert(key.clone());
         self.answer(operation.callers, &Ok(()));

@@ -3,6 +3,7 @@
 //! One operation runs, and one more waits: of several that would wait, only the newest has a meaning. What it overtakes
 //! is answered at once. Begin with [`turn`].
 
+use super::lifecycle::EVICTED;
 use super::overrides::Overrides;
 use crate::error::Error;
 
@@ -21,7 +22,26 @@ pub struct Unload {
     /// Whether models that only this one needs are unloaded, too.
     pub dependents: bool,
     /// Why it may not be served any more; `None` if nobody wants it.
-    pub because: Option<String>,
+    pub because: Option<Because>,
+}
+
+/// Why a model is taken out of service that is still wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Because {
+    /// Others need its memory. Nobody has asked for that, so it gives way to whatever else is done with the model.
+    Evicted,
+    /// It cannot be served, for this reason.
+    Unservable(String),
+}
+
+impl Because {
+    /// The reason as people see it.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Evicted => EVICTED,
+            Self::Unservable(reason) => reason,
+        }
+    }
 }
 
 /// The operation that runs.

@@ -12,7 +12,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, oneshot};
 
 use super::manager::Event;
-use super::order::{Unload, What};
+use super::order::{Because, Unload, What};
 use super::overrides::Overrides;
 use super::repositories::{Look, Repositories};
 use super::{Key, loader};
@@ -103,7 +103,7 @@ impl Watched {
                 What::Load(Overrides::default())
             }
             Seen::Twice(reason) => {
-                let because = Some(reason.clone());
+                let because = Some(Because::Unservable(reason.clone()));
                 self.taken.insert(key, seen);
                 What::Unload(Unload { dependents: false, because })
             }
@@ -320,7 +320,7 @@ mod tests {
         let twice = Look { duplicates: [(Key::of("a"), "twice".to_owned())].into(), ..Look::default() };
         assert!(bench.watched.look(&twice, bench.now).is_empty());
         let asked = bench.watched.look(&twice, bench.now);
-        let because = Some("twice".to_owned());
+        let because = Some(Because::Unservable("twice".to_owned()));
         assert_eq!(asked, [(Key::of("a"), What::Unload(Unload { dependents: false, because }))]);
         assert!(bench.watched.look(&twice, bench.now).is_empty());
         assert!(bench.look().is_empty());

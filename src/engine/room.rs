@@ -9,13 +9,12 @@ use std::time::Duration;
 
 use super::evict::{Candidate, Verdict, evict_with_paged};
 use super::hanging::Claim;
-use super::lifecycle::EVICTED;
 use super::loader::Loader;
 use super::manager::Event;
 use super::memory::ledger::{Holder, Ledger};
 use super::memory::{Lack, Lease};
 use super::models::Job;
-use super::order::{Unload, What, outdated_load};
+use super::order::{Because, Unload, What, outdated_load};
 use super::serving::Serving;
 use super::{Handle, Key};
 use crate::backend::Model;
@@ -207,7 +206,7 @@ impl Loader {
     }
 
     fn unload(&self, key: Key) {
-        let what = What::Unload(Unload { dependents: false, because: Some(EVICTED.to_owned()) });
+        let what = What::Unload(Unload { dependents: false, because: Some(Because::Evicted) });
         if let Some(events) = self.events.get().and_then(|events| events.upgrade()) {
             let _ = events.blocking_send(Event::Ask { key, what, callers: Vec::new() });
         }

@@ -26,7 +26,7 @@ use nereid::backend::Backend;
 use nereid::backend::identity::Identity;
 use nereid::engine::lifecycle::{ModelView, State};
 use nereid::engine::models::{Event, Job};
-use nereid::engine::order::{Unload, What};
+use nereid::engine::order::{Because, Unload, What};
 use nereid::engine::poll::Watched;
 use nereid::engine::repositories::Repositories;
 use nereid::engine::{Key, Overrides};
@@ -208,10 +208,9 @@ fn command(world: &Rc<World>, keys: &[Key]) {
             let config = Config::any(&key.name, generation, &mut world.chance.borrow_mut());
             What::Load(Overrides { config: Some(config.text()), ..Overrides::default() })
         }
-        // The last of these is what an eviction asks for.
         7 => What::Unload(Unload { dependents: true, because: None }),
         8 => What::Unload(Unload { dependents: false, because: None }),
-        _ => What::Unload(Unload { dependents: false, because: Some("evicted".to_owned()) }),
+        _ => What::Unload(Unload { dependents: false, because: Some(Because::Evicted) }),
     };
     world.ask(&key, what);
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{Effect, Loaded, Model, Models};
 use crate::engine::Key;
-use crate::engine::order::{Unload, What, outdated_load};
+use crate::engine::order::{Because, Unload, What, outdated_load};
 use crate::engine::overrides::Overrides;
 use crate::error::{Error, Result};
 
@@ -100,7 +100,7 @@ impl<S: Clone, C> Models<S, C> {
             let running = self.models.get_mut(key).and_then(|model| model.running.as_mut());
             running.into_iter().for_each(|running| _ = running.needs.insert(user.clone()));
             if unloads {
-                let because = (!self.stopping).then(|| missing(&user, key));
+                let because = (!self.stopping).then(|| Because::Unservable(missing(&user, key)));
                 self.ask(user, What::Unload(Unload { dependents: false, because }), Vec::new());
             }
         }

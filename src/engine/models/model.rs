@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::event::{Loaded, Origin, Retired};
 use crate::engine::Key;
-use crate::engine::lifecycle::{ASLEEP, EVICTED, ModelView, State, UNLOADED, VersionView};
+use crate::engine::lifecycle::{ASLEEP, ModelView, State, UNLOADED, VersionView};
+use crate::engine::order::Because;
 use crate::engine::order::{Running as Runs, What};
 use crate::engine::overrides::Overrides;
 use crate::engine::progress::Progress;
@@ -183,14 +184,14 @@ impl<S: Clone, C> Model<S, C> {
     }
 
     /// Takes it out of service, for this reason if it is still wanted.
-    pub(super) fn unload(&mut self, because: Option<&str>) {
+    pub(super) fn unload(&mut self, because: Option<&Because>) {
         self.leaving = std::mem::take(&mut self.servings);
-        self.evicted = self.origin.take().filter(|_| because == Some(EVICTED) && !self.stale);
+        self.evicted = self.origin.take().filter(|_| because == Some(&Because::Evicted) && !self.stale);
         self.stale = false;
         self.asked_for &= because.is_some();
         self.view.wanted = because.is_some();
-        self.view.reason = because.unwrap_or_default().into();
-        let reason = because.unwrap_or(UNLOADED);
+        self.view.reason = because.map_or("", Because::text).into();
+        let reason = because.map_or(UNLOADED, Because::text);
         for version in self.view.versions.keys().copied().collect::<Vec<_>>() {
             match self.leaving.get(&version) {
                 Some(serving) => {

@@ -8,8 +8,8 @@ use proptest::prelude::*;
 
 use super::{Effect, Event, Job, Loaded, Models, Origin, Retired};
 use crate::engine::Key;
-use crate::engine::lifecycle::{EVICTED, ModelView, State};
-use crate::engine::order::{Unload, What, outdated_load};
+use crate::engine::lifecycle::{ModelView, State};
+use crate::engine::order::{Because, Unload, What, outdated_load};
 use crate::engine::overrides::Overrides;
 use crate::error::Error;
 use crate::model::{ModelConfig, Version};
@@ -75,7 +75,7 @@ impl Bench {
 
     /// Others need its memory.
     pub(super) fn evict(&mut self, name: &str) -> Caller {
-        self.ask(name, What::Unload(Unload { dependents: false, because: Some(EVICTED.to_owned()) }))
+        self.ask(name, What::Unload(Unload { dependents: false, because: Some(Because::Evicted) }))
     }
 
     pub(super) fn unload_with_members(&mut self, name: &str) -> Caller {
