@@ -17,11 +17,16 @@ pub static MALLOC_CONF: &[u8; 44] = b"oversize_threshold:0,background_thread:tru
 fn main() -> ExitCode {
     let chosen = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"].iter().any(|name| std::env::var_os(name).is_some());
     if !chosen {
-        // By default the threads that share one of libtorch's operations spin while they wait for each other. When the
-        // processors have other work too, and a server's always have, most of the time goes there: one sentence through
-        // the encoder on two busy cores took 590 ms instead of 39 ms. Libtorch, loaded later, reads this once.
+        // Threads that share libtorch's operations wait for each other some hundred times in an execution, mostly for
+        // microseconds. To sleep each time costs more than to spin: a third of the time of one sentence through the
+        // encoder. But by default they spin for milliseconds, which is lost where the processors have other work: that
+        // sentence took 590 ms instead of 39 ms on two busy cores. So they spin for at most half a millisecond; where
+        // more of them are there than processors, for a twentieth of that. Libtorch, loaded later, reads this once.
         // SAFETY: no other thread runs yet that could read the environment.
-        unsafe { std::env::set_var("OMP_WAIT_POLICY", "PASSIVE") };
+        unsafe {
+            std::env::set_var("OMP_WAIT_POLICY", "ACTIVE");
+            std::env::set_var("GOMP_SPINCOUNT", "20000");
+        }
     }
     nereid::cli::main()
 }
