@@ -177,7 +177,7 @@ pub struct Api {
     pub module_load: unsafe extern "C" fn(Text, i32, *mut *mut RawModule) -> Failure,
     pub module_copy: unsafe extern "C" fn(*const RawModule, *mut *mut RawModule) -> Failure,
     pub module_freeze: unsafe extern "C" fn(*const RawModule, *mut *mut RawModule) -> Failure,
-    pub module_optimize: unsafe extern "C" fn(*const RawModule, *mut *mut RawModule) -> Failure,
+    pub module_optimize: unsafe extern "C" fn(*const RawModule, *mut *mut RawModule, *mut u64) -> Failure,
     pub module_convert: unsafe extern "C" fn(*mut RawModule, i32) -> Failure,
     pub module_quantize: unsafe extern "C" fn(*const RawModule, *mut *mut RawModule, *mut u64, *mut u64) -> Failure,
     pub module_schema: unsafe extern "C" fn(*const RawModule, *mut c_void, Visit<RawArgument>) -> Failure,

@@ -182,10 +182,13 @@ impl Module {
         Self::made(|api, out| unsafe { (api.module_freeze)(self.raw, out) })
     }
 
-    /// This module frozen, with operations fused and weights laid out for its device.
-    pub fn optimized(&self) -> Result<Self> {
-        // SAFETY: `self.raw` is live.
-        Self::made(|api, out| unsafe { (api.module_optimize)(self.raw, out) })
+    /// This module frozen, with operations fused and weights laid out for its device; and how many linear layers that
+    /// oneDNN does then.
+    pub fn optimized(&self) -> Result<(Self, u64)> {
+        let mut layers = 0;
+        // SAFETY: `self.raw` is live; the number is written when the call succeeds.
+        let module = Self::made(|api, out| unsafe { (api.module_optimize)(self.raw, out, &raw mut layers) })?;
+        Ok((module, layers))
     }
 
     /// Converts the weights and constants of floating point to this type; all else stays as it is.

@@ -57,7 +57,7 @@ pub fn check(converted: &TorchInstance, path: &Path) -> Result<()> {
     if precision == Precision::AsSaved {
         return Ok(());
     }
-    let Some(batch) = sample(&config.inputs, config.max_batch_rows > 0) else { return Ok(()) };
+    let Some(batch) = sample(&config.inputs, (config.max_batch_rows > 0).then_some(1)) else { return Ok(()) };
     let run = |instance: &TorchInstance| {
         let inputs = instance.gather(&batch, &mut Staging::new(instance.device))?;
         instance.module.run(&instance.how(), &inputs)?;

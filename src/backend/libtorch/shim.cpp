@@ -1,6 +1,7 @@
 // The C++ side of shim.h: each function is one libtorch call, with every exception caught.
 #include "shim.h"
 #include "shim_base.h"
+#include "shim_packed.h"
 #include "shim_precision.h"
 #include "shim_storages.h"
 
@@ -26,6 +27,8 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/ir/alias_analysis.h>
+#include <torch/csrc/jit/passes/constant_propagation.h>
+#include <torch/csrc/jit/passes/dead_code_elimination.h>
 #include <torch/csrc/jit/passes/inliner.h>
 #include <torch/csrc/jit/runtime/graph_executor.h>
 #include <torch/csrc/jit/runtime/jit_exception.h>
@@ -360,7 +363,12 @@ void tensor_free(nt_tensor* self) { delete self; }
 // --- modules --------------------------------------------------------------------------------------------------------
 
 char* module_new(nt_text name, nt_module** out) {
-  return guarded([&] { *out = new nt_module{Module(string_of(name))}; });
+  return guarded([&] {
+    Module module(string_of(name));
+    // As every module has that Python saves.
+    module.register_attribute("training", c10::BoolType::get(), true);
+    *out = new nt_module{std::move(module)};
+  });
 }
 
 char* module_register(nt_module* self, nt_text name, const nt_tensor* tensor, int32_t buffer) {
@@ -397,9 +405,10 @@ char* module_freeze(const nt_module* self, nt_module** out) {
   });
 }
 
-char* module_optimize(const nt_module* self, nt_module** out) {
+char* module_optimize(const nt_module* self, nt_module** out, uint64_t* layers) {
   return guarded([&] {
     Module frozen = torch::jit::freeze(self->module);
+    *layers = packed::pack(frozen);
     *out = new nt_module{torch::jit::optimize_for_inference(frozen)};
   });
 }
@@ -520,6 +529,21 @@ struct Effects {
   }
 };
 
+// Takes out of an inlined graph what would run in training only: a batch norm counts its batches there. The mode is that
+// of the whole module from its load on; a graph that sets it has an effect anyway.
+void leave_out_training(const Module& module, std::shared_ptr<torch::jit::Graph>& graph) {
+  if (!module.hasattr("training") || module.is_training()) return;
+  precision::each_node(graph->block(), [&](torch::jit::Node* node) {
+    const bool is_mode = node->kind() == c10::prim::GetAttr && node->s(c10::attr::name) == "training" &&
+                         node->output()->type()->kind() == c10::TypeKind::BoolType;
+    if (!is_mode) return;
+    const torch::jit::WithInsertPoint here(node);
+    node->output()->replaceAllUsesWith(graph->insertConstant(false));
+  });
+  torch::jit::ConstantPropagationImmutableTypes(graph);
+  torch::jit::EliminateDeadCode(graph);
+}
+
 // Errs on the side of an effect. To the analysis, arguments and elements of containers are one class of values, which
 // `any` stands for: a write to one of them counts for every container there is. `isFrozen` keeps the module's own
 // tensors out of that class.
@@ -528,6 +552,7 @@ char* module_effects(const nt_module* self, int32_t* inputs, int32_t* state) {
   return guarded([&] {
     auto graph = self->module.get_method("forward").graph()->copy();
     torch::jit::Inline(*graph);
+    leave_out_training(self->module, graph);
     const size_t arguments = graph->inputs().size();
     const auto* any = graph->addInput("any")->setType(c10::TensorType::get());
     const torch::jit::AliasDb aliases(graph, /*isFrozen=*/true);

@@ -141,7 +141,8 @@ struct nt_api {
   // Deep: nothing is shared.
   char* (*module_copy)(const nt_module*, nt_module** out);
   char* (*module_freeze)(const nt_module*, nt_module** out);
-  char* (*module_optimize)(const nt_module*, nt_module** out);
+  // `layers`: how many linear ones oneDNN does then.
+  char* (*module_optimize)(const nt_module*, nt_module** out, uint64_t* layers);
   // Converts parameters, buffers and constants of floating point, and nothing else, in place.
   char* (*module_convert)(nt_module*, int32_t dtype);
   // Frozen, its linear layers with weights of int8: how many these are, and the bytes of all weights together.

@@ -11,6 +11,7 @@
 #include <torch/csrc/jit/passes/inliner.h>
 #include <torch/types.h>
 
+#include "shim_packed.h"
 #include "shim_precision.h"
 
 namespace storages {
@@ -38,7 +39,8 @@ inline bool returns_its_own(const Module& module) {
 }
 
 // The memory of a module's tensors on one device, each piece once: of its parameters, buffers, other attributes and
-// constants. Tensors in another layout, such as those of oneDNN, have no memory of this kind and stay as they are.
+// constants. Tensors in another layout, such as those of oneDNN, have no memory of this kind and stay as they are, but for
+// those of linear layers.
 class Storages {
  public:
   // Moves `bytes` at `data` somewhere, or from there; anything but 0 says that it could not.
@@ -98,6 +100,7 @@ class Storages {
       storages_[i].set_data_ptr_noswap(from->set_data_ptr(c10::DataPtr(nullptr, device_)));
     }
     copies_.clear();
+    packed::moved(module_);
   }
 
  private:

@@ -8,6 +8,7 @@ mod forms;
 mod mistakes;
 mod names;
 mod packages;
+mod packed;
 mod paging;
 mod precision;
 mod resident;

@@ -28,6 +28,19 @@ fn what_forward_writes_to_is_known() {
 }
 
 #[test]
+fn what_runs_in_training_only_is_no_effect() {
+    let counted = "    if self.training:\n        self.w.add_(1)\n    return x + self.w\n";
+    assert_eq!(effects(&format!("def forward(self, x):\n{counted}")), (false, false));
+    let asked =
+        "    training = self.training and bool(x.sum() > 0)\n    if training:\n        self.w.add_(1)\n    return x\n";
+    assert_eq!(effects(&format!("def forward(self, x):\n{asked}")), (false, false));
+    let otherwise = "    if not self.training:\n        self.w.add_(1)\n    return x + self.w\n";
+    assert!(effects(&format!("def forward(self, x):\n{otherwise}")).1);
+    let set = "    self.training = True\n    if self.training:\n        self.w.add_(1)\n    return x + self.w\n";
+    assert!(effects(&format!("def forward(self, x):\n{set}")).1);
+}
+
+#[test]
 fn a_write_to_an_element_of_a_dictionary_input_is_known() {
     let source = |line: &str| format!("def forward(self, x: Dict[str, Tensor]):\n{line}    return x[\"a\"] + self.w\n");
     assert_eq!(effects(&source("")), (false, false));

@@ -3,7 +3,8 @@
 use super::*;
 use crate::backend::Spill;
 
-const SIDE: usize = 64;
+/// Large enough for a layout of its own.
+const SIDE: usize = 128;
 const BYTES: u64 = (2 * SIDE * SIDE * 4) as u64;
 
 /// A model with two large weights, and a constant in its graph.
