@@ -32,7 +32,8 @@ class Nereid:
         command += ["--metrics-address", "127.0.0.1", "--metrics-port", "0", *flags]
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("NEREID_")}
         variables = inherited | (environment or {})
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True, env=variables)
+        # Without a buffer: a line in it would be one that the selector does not see.
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, bufsize=0, env=variables)
         try:
             self.addresses = self.wait(until)
         except BaseException:
@@ -72,7 +73,7 @@ class Nereid:
         selector.register(self.process.stdout, selectors.EVENT_READ)
         deadline = time.monotonic() + START_MAX_S
         while selector.select(max(0, deadline - time.monotonic())):
-            line = self.process.stdout.readline()
+            line = self.process.stdout.readline().decode()
             if not line:
                 raise AssertionError(f"the server ended with {self.process.wait()}\n{self._log_end()}")
             reached = STATE.match(line)
