@@ -534,9 +534,10 @@ struct Effects {
 void leave_out_training(const Module& module, std::shared_ptr<torch::jit::Graph>& graph) {
   if (!module.hasattr("training") || module.is_training()) return;
   precision::each_node(graph->block(), [&](torch::jit::Node* node) {
-    const bool is_mode = node->kind() == c10::prim::GetAttr && node->s(c10::attr::name) == "training" &&
-                         node->output()->type()->kind() == c10::TypeKind::BoolType;
-    if (!is_mode) return;
+    if (node->kind() != c10::prim::GetAttr || node->s(c10::attr::name) != "training") return;
+    // Other objects may have something of that name.
+    const auto holder = node->input()->type()->cast<c10::ClassType>();
+    if (!holder || !holder->is_module() || node->output()->type()->kind() != c10::TypeKind::BoolType) return;
     const torch::jit::WithInsertPoint here(node);
     node->output()->replaceAllUsesWith(graph->insertConstant(false));
   });

@@ -4,7 +4,6 @@
 #include <cstring>
 #include <map>
 #include <string>
-#include <tuple>
 #include <utility>
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -84,15 +83,14 @@ inline size_t pack(Module& module) {
   const c10::InferenceMode ordinary(false);
   const at::NoGradGuard no_grad;
   auto graph = module.get_method("forward").graph();
-  std::map<std::tuple<const void*, int64_t, int64_t>, size_t> known;
+  std::map<precision::Weight, size_t> known;
   size_t count = 0;
   precision::each_node(graph->block(), [&](Node* node) {
     const auto layer = precision::layer_of(node);
     if (!layer.weight.defined() || !layer.weight.is_cpu() || layer.weight.numel() < kElementsMin) return;
     if (layer.bias.defined() && layer.bias.scalar_type() != at::kFloat) return;
     const auto& weight = layer.weight;
-    const auto [at, fresh] = known.emplace(
-        std::make_tuple(weight.const_data_ptr(), weight.size(0), weight.stride(0)), known.size());
+    const auto [at, fresh] = known.emplace(precision::weight_of(layer), known.size());
     if (fresh) {
       const auto laid_out = call(reorder, {weight.contiguous(), IValue()}).toTensor();
       auto memory = at::empty({call("mkldnn::_nbytes", {laid_out}).toInt()}, at::kByte);

@@ -140,6 +140,13 @@ inline Layer layer_of(const Node* node) {
   return layer;
 }
 
+// Tells the weights of layers apart: the same memory may be used as it is, transposed, and in part.
+using Weight = std::tuple<const void*, int64_t, int64_t, int64_t, int64_t>;
+inline Weight weight_of(const Layer& layer) {
+  const auto& weight = layer.weight;
+  return {weight.const_data_ptr(), weight.size(0), weight.size(1), weight.stride(0), weight.stride(1)};
+}
+
 // The weights of a layer as its operator takes them: each row with a scale of its own, symmetric around zero.
 inline IValue packed(const Layer& layer) {
   static const auto prepack = c10::Dispatcher::singleton().findSchemaOrThrow("quantized::linear_prepack", "");
@@ -160,13 +167,12 @@ inline Quantized quantize(const Module& module) {
   at::NoGradGuard no_grad;
   Quantized made{torch::jit::freeze(module), 0, 0};
   auto graph = made.module.get_method("forward").graph();
-  // The same weights may be used as they are and transposed.
-  std::map<std::tuple<const void*, const void*, int64_t, int64_t>, std::string> names;
+  std::map<std::pair<Weight, const void*>, std::string> names;
   each_node(graph->block(), [&](Node* node) {
     const auto layer = layer_of(node);
     if (!layer.weight.defined()) return;
     const auto* bias = layer.bias.defined() ? layer.bias.const_data_ptr() : nullptr;
-    auto& name = names[{layer.weight.const_data_ptr(), bias, layer.weight.size(0), layer.weight.stride(0)}];
+    auto& name = names[{weight_of(layer), bias}];
     if (name.empty()) {
       name = "quantized_" + std::to_string(names.size());
       const auto weights = packed(layer);
