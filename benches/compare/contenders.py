@@ -17,6 +17,7 @@ import workloads
 
 HERE = Path(__file__).resolve().parent
 TRITON = workloads.ROOT / "third_party" / "triton"
+BACKENDS = TRITON / "pytriton" / "tritonserver" / "backends"
 # Preloaded, it makes MKL take its fast path on processors that are not Intel's.
 MKL_FAST_PATH = TRITON / "libmkl_fast_path.so"
 ATTACHED = "NAME:grpc=HOST:PORT,http=HOST:PORT[,pid=N]"
@@ -68,16 +69,27 @@ class Contender:
         return [TRITON / "tritonserver", f"--model-repository={repository}", *addresses, *ports]
 
     def adapt(self, model):
-        """Turns a model into one of Triton's python backend."""
+        """Turns a model into one that this Triton can serve: one of its python backend, if none in C is here."""
         config = (model / "config.pbtxt").read_text()
-        source = "identity.py" if BACKEND.search(config)[1] == "identity" else "torchscript.py"
-        shutil.copy(HERE / "python_backend" / source, model / "1" / "model.py")
-        config = BACKEND.sub('backend: "python"', config)
+        if BACKEND.search(config)[1] == "identity":
+            build_identity()
+        else:
+            shutil.copy(HERE / "python_backend" / "torchscript.py", model / "1" / "model.py")
+            config = BACKEND.sub('backend: "python"', config)
         if self.queue_timeout_ms:
             timeout = f"timeout_action: REJECT default_timeout_microseconds: {self.queue_timeout_ms * 1000}"
             config = config.replace("dynamic_batching {", f"dynamic_batching {{ default_queue_policy {{ {timeout} }}")
         (model / "config.pbtxt").unlink()
         (model / "config.pbtxt").write_text(config)
+
+
+@functools.cache
+def build_identity():
+    """Puts a backend in C that copies its inputs beside Triton's python backend."""
+    folder = BACKENDS / "identity"
+    folder.mkdir(exist_ok=True)
+    source = HERE / "triton_backend" / "identity.c"
+    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", folder / "libtriton_identity.so", source], check=True)
 
 
 def link(source, target):

@@ -102,6 +102,12 @@ pub trait Model: Send + Sync {
         Ok(())
     }
 
+    /// A new instance that any thread may run, one at a time: it never blocks, and its executions take microseconds, so
+    /// that a network thread runs it rather than to wake another one. `None` if that is not so.
+    fn lent(&self) -> Option<Box<dyn Instance + Send>> {
+        None
+    }
+
     /// A new instance, for the calling thread.
     ///
     /// # Errors

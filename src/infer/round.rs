@@ -6,6 +6,11 @@
 
 use std::cell::RefCell;
 use std::task::Waker;
+#[cfg(not(feature = "shuttle"))]
+use std::thread_local;
+
+#[cfg(feature = "shuttle")]
+use shuttle::thread_local;
 
 /// The most that is put off; one more ends the round.
 const PUT_OFF_MAX: usize = 16;
@@ -17,14 +22,15 @@ thread_local! {
 
 /// Makes this thread work in rounds: who calls this calls [`end`] each time before the thread waits.
 pub fn begin() {
-    ROUND.with_borrow_mut(|round| {
-        round.get_or_insert_default();
+    ROUND.with(|round| {
+        round.borrow_mut().get_or_insert_default();
     });
 }
 
 /// Puts the wake-up off to the end of the round. `false` if this thread has no rounds, so that it must be done now.
 pub fn put_off(wake_up: impl FnOnce() -> Waker) -> bool {
-    let full = ROUND.with_borrow_mut(|round| {
+    let full = ROUND.with(|round| {
+        let mut round = round.borrow_mut();
         let round = round.as_mut()?;
         round.push(wake_up());
         Some(round.len() >= PUT_OFF_MAX)
@@ -38,7 +44,7 @@ pub fn put_off(wake_up: impl FnOnce() -> Waker) -> bool {
 /// Does what was put off.
 pub fn end() {
     // Taken out first: a wake-up may run code that puts off others.
-    while let Some(waker) = ROUND.with_borrow_mut(|round| round.as_mut()?.pop()) {
+    while let Some(waker) = ROUND.with(|round| round.borrow_mut().as_mut()?.pop()) {
         waker.wake();
     }
 }

@@ -11,11 +11,13 @@ use futures_util::StreamExt as _;
 use shuttle::future::block_on;
 use shuttle::thread;
 
+use super::instance::Afterwards;
 use super::responses::ResponseLimits;
 use super::tests::{Asked, respond};
 use super::*;
 use crate::backend::{Instance, Replies};
 use crate::error::{Error, Kind};
+use crate::infer::round;
 use crate::tensor::{Batch, DataType, Shape};
 
 /// So many orders of each test.
@@ -71,6 +73,32 @@ impl Scene {
         })
     }
 
+    /// The same of one that others run while it has nothing to do.
+    fn lends(&self, index: usize) -> thread::JoinHandle<()> {
+        let queue = self.queue.clone();
+        thread::spawn(move || {
+            let mut lent =
+                Lent { index, instance: Box::new(puppet()), watch: None, busy: None, state: Afterwards::Usable };
+            while let Some((pulled, mut own)) = queue.pull_lending(lent) {
+                if let Some(pulled) = pulled {
+                    own.execute(&*queue, pulled);
+                }
+                lent = own;
+            }
+        })
+    }
+
+    /// A network thread that brings two requests in one round.
+    fn round(&self) -> thread::JoinHandle<()> {
+        let queue = self.queue.clone();
+        thread::spawn(move || {
+            round::begin();
+            let waiters = [push(&queue), push(&queue)].map(|waiter| waiter.expect("there is room"));
+            round::end();
+            waiters.into_iter().for_each(|waiter| assert_eq!(wait(waiter), Ok(())));
+        })
+    }
+
     /// How many were answered and how many were not.
     fn counted(&self) -> (u64, u64) {
         let now = self.stats.snapshot();
@@ -111,6 +139,49 @@ fn a_request_is_answered_whoever_comes_first() {
             scene.queue.close();
             thread.join().expect("the instance ends");
             assert_eq!(scene.counted(), (1, 0));
+        },
+        ORDERS,
+    );
+}
+
+#[test]
+fn who_runs_a_lent_instance_leaves_no_request_behind() {
+    shuttle::check_random(
+        || {
+            let scene = Scene::new(2, None);
+            let instances = [scene.lends(0), scene.lends(1)];
+            let rounds = [scene.round(), scene.round()];
+            // Not of a network thread: somebody who is awake must see it.
+            assert_eq!(wait(scene.push().expect("there is room")), Ok(()));
+            rounds.into_iter().for_each(|thread| thread.join().expect("the round ends"));
+            scene.queue.close();
+            instances.into_iter().for_each(|thread| thread.join().expect("the instance ends"));
+            assert_eq!(scene.counted(), (5, 0));
+        },
+        ORDERS,
+    );
+}
+
+#[test]
+fn a_stop_while_somebody_runs_a_lent_instance_answers_or_refuses_everything() {
+    shuttle::check_random(
+        || {
+            let scene = Scene::new(1, None);
+            let instance = scene.lends(0);
+            let queue = scene.queue.clone();
+            let round = thread::spawn(move || {
+                round::begin();
+                let waiters: Vec<_> = (0..2).filter_map(|_| push(&queue).ok()).collect();
+                round::end();
+                waiters.into_iter().map(wait).fold((0, 0), |(answered, failed), heard| match heard {
+                    Ok(()) => (answered + 1, failed),
+                    Err(_) => (answered, failed + 1),
+                })
+            });
+            scene.queue.abort();
+            let heard = round.join().expect("the round ends");
+            instance.join().expect("the instance ends");
+            assert_eq!(scene.counted(), heard);
         },
         ORDERS,
     );

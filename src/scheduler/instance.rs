@@ -15,6 +15,7 @@ use super::caller::Callers;
 use super::crew::Crew;
 use super::entry::{Entry, Pulled};
 use super::estimate::SizeClass;
+use super::lent::Lent;
 use super::limiter::{Claim, Permit};
 use super::order::Record;
 use super::pinning;
@@ -133,6 +134,9 @@ impl Post {
         if !self.watch.ready(|| self.starting.scheduler.joins(self.starting.index)) {
             return;
         }
+        if let Some(lent) = self.lent() {
+            return self.serve_lending(lent);
+        }
         let on_host = !self.starting.model.keeps_outputs();
         while let Some((pulled, permit)) = self.next() {
             let watch = self.extras.bounded.then_some(&self.watch);
@@ -140,23 +144,56 @@ impl Post {
             let mut hands = Hands { scheduler, index, on_host, watch, busy: self.extras.busy.as_mut(), began: None };
             let done = hands.execute(&mut *instance, pulled, permit);
             self.renewed = done.renewed;
-            match done.state {
-                Afterwards::Usable => continue,
-                Afterwards::Lost => {
-                    tracing::warn!("an instance that was given up has come back, and ends");
-                    return;
-                }
-                Afterwards::Panicked => {}
-                Afterwards::Broken(error) => {
-                    if let Some(crew) = self.extras.crew.upgrade() {
-                        crew.broken((self.starting.index, &self.watch), &error);
+            match self.next_step(done.state) {
+                Step::GoOn => {}
+                Step::End => return,
+                Step::Renew => match guarded(|| self.starting.model.instance(self.starting.device)) {
+                    Ok(fresh) => instance = fresh,
+                    Err(error) => {
+                        tracing::error!(%error, "an instance that panicked cannot be replaced, it is used again");
                     }
-                    return;
-                }
+                },
             }
-            match guarded(|| self.starting.model.instance(self.starting.device)) {
-                Ok(fresh) => instance = fresh,
-                Err(error) => tracing::error!(%error, "an instance that panicked cannot be replaced, it is used again"),
+        }
+    }
+
+    /// The instance in a form in which others may run it, if nothing ties it to this thread or to resources.
+    fn lent(&mut self) -> Option<Lent> {
+        let Extras { claim: None, host_policy: None, bounded, busy, .. } = &mut self.extras else { return None };
+        let instance = self.starting.model.lent()?;
+        let (watch, busy) = (bounded.then(|| self.watch.clone()), busy.take());
+        Some(Lent { index: self.starting.index, instance, watch, busy, state: Afterwards::Usable })
+    }
+
+    /// Serves with an instance that others run as long as they can.
+    fn serve_lending(self, mut lent: Lent) {
+        while let Some((pulled, mut own)) = self.starting.scheduler.pull_lending(lent) {
+            if let Some(pulled) = pulled {
+                own.execute(&*self.starting.scheduler, pulled);
+            }
+            match self.next_step(std::mem::replace(&mut own.state, Afterwards::Usable)) {
+                Step::GoOn => {}
+                Step::End => return,
+                Step::Renew => own.instance = self.starting.model.lent().unwrap_or(own.instance),
+            }
+            lent = own;
+        }
+    }
+
+    /// What to do after an execution that left the instance so.
+    fn next_step(&self, state: Afterwards) -> Step {
+        match state {
+            Afterwards::Usable => Step::GoOn,
+            Afterwards::Lost => {
+                tracing::warn!("an instance that was given up has come back, and ends");
+                Step::End
+            }
+            Afterwards::Panicked => Step::Renew,
+            Afterwards::Broken(error) => {
+                if let Some(crew) = self.extras.crew.upgrade() {
+                    crew.broken((self.starting.index, &self.watch), &error);
+                }
+                Step::End
             }
         }
     }
@@ -223,29 +260,39 @@ pub(super) fn execute_begun(
     Finished { usable: matches!(done.state, Afterwards::Usable), renewed: done.renewed }
 }
 
+/// What an instance thread does after an execution.
+enum Step {
+    /// The next one.
+    GoOn,
+    /// The next one, by another instance.
+    Renew,
+    /// Nothing more.
+    End,
+}
+
 /// What one execution needs.
-struct Hands<'a> {
-    scheduler: &'a dyn Scheduler,
-    index: usize,
+pub(super) struct Hands<'a> {
+    pub(super) scheduler: &'a dyn Scheduler,
+    pub(super) index: usize,
     /// Whether the instance takes inputs in host memory only.
-    on_host: bool,
+    pub(super) on_host: bool,
     /// Where the requests lie meanwhile, if executions are bounded.
-    watch: Option<&'a Arc<Watch>>,
-    busy: Option<&'a mut BusyTime>,
+    pub(super) watch: Option<&'a Arc<Watch>>,
+    pub(super) busy: Option<&'a mut BusyTime>,
     /// When the batch was taken, if not just now.
-    began: Option<Instant>,
+    pub(super) began: Option<Instant>,
 }
 
 /// An execution whose requests are settled.
-struct Executed {
-    state: Afterwards,
+pub(super) struct Executed {
+    pub(super) state: Afterwards,
     /// Whether the resources that it held were asked for again.
-    renewed: bool,
+    pub(super) renewed: bool,
 }
 
 /// What an execution leaves of its instance.
 #[derive(Debug)]
-enum Afterwards {
+pub(super) enum Afterwards {
     /// It goes on, whether the execution succeeded or not.
     Usable,
     /// It panicked, and may be in any state.
@@ -258,7 +305,7 @@ enum Afterwards {
 
 impl Hands<'_> {
     /// Runs one batch and settles each of its requests.
-    fn execute(&mut self, instance: &mut dyn Instance, pulled: Pulled, permit: Option<Permit>) -> Executed {
+    pub(super) fn execute(&mut self, instance: &mut dyn Instance, pulled: Pulled, permit: Option<Permit>) -> Executed {
         let Pulled { mut entries, class } = pulled;
         let rows: SmallVec<[usize; 16]> = entries.iter().map(|entry| entry.member.rows).collect();
         let members = entries.iter_mut().map(|entry| std::mem::take(&mut entry.member)).collect();

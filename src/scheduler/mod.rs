@@ -12,6 +12,7 @@ mod entry;
 mod estimate;
 mod instance;
 mod lanes;
+mod lent;
 mod levels;
 mod limiter;
 mod look;
@@ -37,6 +38,7 @@ pub use crew::{Crew, CrewSettings};
 pub use entry::{Entry, Pulled, Ticket};
 pub use estimate::{Estimates, SizeClass};
 pub use instance::{Started, Starting, start};
+pub use lent::Lent;
 pub use levels::Levels;
 pub use limiter::{Claim, Limiter, Permit};
 pub use look::{Look, Want};
@@ -86,6 +88,12 @@ pub trait Scheduler: fmt::Debug + Send + Sync {
     /// dismissed.
     fn pull(&self, instance: usize) -> Option<Pulled> {
         self.look(instance, Want::Take, true).batch()
+    }
+
+    /// As [`Scheduler::pull`]. Meanwhile others may run the instance, if it can be lent here; it may come back without a
+    /// batch then, of no use any more.
+    fn pull_lending(&self, lent: Lent) -> Option<(Option<Pulled>, Lent)> {
+        self.pull(lent.index()).map(|pulled| (Some(pulled), lent))
     }
 
     /// Blocks until there is a batch for this instance, and leaves it where it is, so that it goes on growing.

@@ -4,6 +4,8 @@
 //! leaves the queue once, by whoever takes it out under the lock: an instance that runs it, its waiter when time is
 //! up or the caller is gone, or the planner when it cannot be in time any more. Who takes it out settles its outcome.
 
+mod lending;
+
 use std::sync::Arc;
 use std::task::{Wake, Waker};
 use std::time::Duration;
@@ -14,6 +16,7 @@ use super::capacity::Capacity;
 use super::entry::{Entry, LaneKey, Pulled, Ticket};
 use super::estimate::{Estimates, SizeClass};
 use super::lanes::{Lanes, Pick, Picks};
+use super::lent::Lent;
 use super::levels::rows_ahead;
 use super::look::{Look, Next, Want};
 use super::order::Order;
@@ -40,6 +43,10 @@ struct State {
     next_seq: u64,
     /// Instances that sleep until something is pushed.
     sleepers: usize,
+    /// Instances that others may run while their threads sleep.
+    lent: SmallVec<[Lent; 1]>,
+    /// How many of them others run now: their threads sleep, and have nothing to wake up for.
+    lent_out: usize,
     /// Whether a network thread wakes an instance at the end of its round.
     wake_put_off: bool,
     /// Executions under way.
@@ -86,11 +93,16 @@ impl State {
     fn idles(&mut self, instance: usize) {
         self.running.retain(|running| running.instance != instance);
     }
+
+    /// Whether there is something to do, and an instance that sleeps and could do it.
+    fn could_wake(&self) -> bool {
+        self.lanes.requests() > 0 && self.sleepers > self.lent_out
+    }
 }
 
 impl Wake for Queue {
     fn wake(self: Arc<Self>) {
-        self.wake_one(&mut self.state.lock());
+        self.wake_or_run();
     }
 }
 
@@ -110,8 +122,21 @@ impl Queue {
     /// Wakes an instance if one sleeps and there is something for it to do.
     fn wake_one(&self, state: &mut State) {
         state.wake_put_off = false;
-        if state.lanes.requests() > 0 && state.sleepers > 0 && self.pushed.notify_one() {
+        if state.could_wake() && self.pushed.notify_one() {
             state.sleepers -= 1;
+        }
+    }
+
+    /// Sleeps until something is pushed, or for this time.
+    fn sleep(&self, state: &mut MutexGuard<'_, State>, time: Option<Duration>) {
+        state.sleepers += 1;
+        match time {
+            None => self.pushed.wait(state),
+            Some(time) => {
+                if self.pushed.wait_for(state, time).timed_out() {
+                    state.sleepers = state.sleepers.saturating_sub(1);
+                }
+            }
         }
     }
 
@@ -148,7 +173,7 @@ impl Queue {
                 let expected = state.estimates.curve(pulled.class).cautious(rows).unwrap_or_default();
                 state.running.push(Running { instance, began: now, expected });
                 // What is left may be ready to run although another instance still waits for it to grow.
-                if state.lanes.requests() > 0 && state.sleepers > 0 && self.pushed.notify_one() {
+                if state.could_wake() && self.pushed.notify_one() {
                     state.sleepers -= 1;
                 }
                 Look::Run(pulled)
@@ -392,19 +417,14 @@ impl Scheduler for Queue {
         loop {
             match self.look_once(&mut state, instance, Instant::now(), want) {
                 Look::Again => {}
-                Look::Wait(None) if patient => {
-                    state.sleepers += 1;
-                    self.pushed.wait(&mut state);
-                }
-                Look::Wait(Some(time)) if patient => {
-                    state.sleepers += 1;
-                    if self.pushed.wait_for(&mut state, time).timed_out() {
-                        state.sleepers = state.sleepers.saturating_sub(1);
-                    }
-                }
+                Look::Wait(time) if patient => self.sleep(&mut state, time),
                 look => return look,
             }
         }
+    }
+
+    fn pull_lending(&self, lent: Lent) -> Option<(Option<Pulled>, Lent)> {
+        self.pull_or_lend(lent)
     }
 
     fn joins(&self, instance: usize) {

@@ -120,11 +120,16 @@ fn budgeted(budget: Duration) -> QueueSettings {
 
 impl Stage {
     pub(super) fn new(settings: QueueSettings) -> Self {
-        let queue = Arc::new(Queue::new(settings, Arc::new(ModelStats::default())));
         let (orders, received) = mpsc::channel();
         let (tell, seen) = mpsc::channel();
         let sent = Arc::new(AtomicUsize::new(0));
         let model = Arc::new(Arc::new(Puppet { orders: Mutex::new(received), seen: tell, sent: sent.clone() }));
+        Self { orders, seen, sent, ..Self::of(settings, model) }
+    }
+
+    /// With an instance of this model, which takes no orders.
+    fn of(settings: QueueSettings, model: Arc<dyn Model>) -> Self {
+        let queue = Arc::new(Queue::new(settings, Arc::new(ModelStats::default())));
         let starting = Starting {
             scheduler: queue.clone(),
             model,
@@ -134,7 +139,8 @@ impl Stage {
             warmup: Arc::new([]),
         };
         let instance = start(starting).expect("a thread starts");
-        Self { queue, orders, seen, sent, instance: Some(instance) }
+        let ((orders, _), (_, seen)) = (mpsc::channel(), mpsc::channel());
+        Self { queue, orders, seen, sent: Arc::default(), instance: Some(instance) }
     }
 
     pub(super) fn ask(&self, rows: usize, width: i64, deadline: Option<Duration>) -> Result<Asked> {
@@ -463,4 +469,56 @@ async fn a_failed_execution_teaches_nothing() {
     answer(stage.ask(1, 4, None).expect("accepted")).await.expect_err("it failed");
     stage.close();
     assert!(stage.queue.has_learned_nothing());
+}
+
+/// Answers at once, and tells on which thread; panics at its second batch.
+struct Roamer(Arc<Mutex<Vec<std::thread::ThreadId>>>);
+
+impl Model for Roamer {
+    fn footprint(&self) -> Footprint {
+        Footprint::default()
+    }
+
+    fn lent(&self) -> Option<Box<dyn Instance + Send>> {
+        Some(Box::new(Self(self.0.clone())))
+    }
+
+    fn instance(&self, _device: Device) -> Result<Box<dyn Instance>> {
+        Ok(Box::new(Self(self.0.clone())))
+    }
+}
+
+impl Instance for Roamer {
+    fn run(&mut self, batch: &Batch, replies: &mut dyn Replies) -> Result<()> {
+        self.0.lock().push(std::thread::current().id());
+        assert_ne!(self.0.lock().len(), 2, "the second batch");
+        replies.member(0, batch.members[0].inputs.clone())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_network_thread_runs_what_is_lent_until_it_breaks() {
+    let ran_on = Arc::new(Mutex::new(Vec::new()));
+    let mut stage = Stage::of(settings(1), Arc::new(Roamer(ran_on.clone())));
+    let sleep = || {
+        while !stage.queue.has_sleepers() {
+            std::thread::yield_now();
+        }
+    };
+    sleep();
+    round::begin();
+    let (first, second, third) = (stage.ask(1, 4, None), stage.ask(1, 4, None), stage.ask(1, 4, None));
+    round::end();
+    answer(first.expect("accepted")).await.expect("answered");
+    let error = answer(second.expect("accepted")).await.expect_err("it panicked");
+    assert!(error.message().contains("the second batch"), "{error}");
+    answer(third.expect("accepted")).await.expect("answered by a new one");
+    sleep();
+    let fourth = stage.ask(1, 4, None).expect("accepted");
+    round::end();
+    answer(fourth).await.expect("answered");
+    let own = std::thread::current().id();
+    let here: Vec<bool> = ran_on.lock().iter().map(|id| *id == own).collect();
+    assert_eq!(here, [true, true, false, true], "its own thread renews it");
+    stage.close();
 }

@@ -153,15 +153,20 @@ impl Model for Leased {
         self.model.page_in()
     }
 
+    fn lent(&self) -> Option<Box<dyn Instance + Send>> {
+        let instance = self.model.lent()?;
+        Some(Box::new(LeasedInstance { instance, _used: Used::of(&self.lease) }))
+    }
+
     fn instance(&self, device: Device) -> Result<Box<dyn Instance>> {
         let instance = self.model.instance(device)?;
         Ok(Box::new(LeasedInstance { instance, _used: Used::of(&self.lease) }))
     }
 }
 
-struct LeasedInstance {
+struct LeasedInstance<I: ?Sized> {
     // Dropped first, as above.
-    instance: Box<dyn Instance>,
+    instance: Box<I>,
     _used: Used,
 }
 
@@ -181,7 +186,7 @@ impl Drop for Used {
     }
 }
 
-impl Instance for LeasedInstance {
+impl<I: Instance + ?Sized> Instance for LeasedInstance<I> {
     fn run(&mut self, batch: &Batch, replies: &mut dyn Replies) -> Result<()> {
         self.instance.run(batch, replies)
     }
