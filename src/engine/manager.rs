@@ -232,6 +232,8 @@ async fn retire(pages: Arc<Pages>, servings: Vec<Serving>, mut retired: Retired)
                 Some(origin) => pages.page_out(&key, origin, servings),
                 None => servings.into_iter().for_each(Serving::retire),
             }
+            // What was dropped may have had a file of weights.
+            pages.tell();
         });
         if let Err(error) = ended.await {
             tracing::error!(model = %retired.key, %error, "unload failed");

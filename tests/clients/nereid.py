@@ -3,10 +3,12 @@
 Begin at `Nereid`; `write_model` makes a repository for it.
 """
 
+import json
 import os
 import re
 import selectors
 import signal
+import struct
 import subprocess
 import tempfile
 import time
@@ -137,12 +139,27 @@ def parameter(key, value):
     return f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n'
 
 
-def torchscript(repository, name, source, config):
-    """Writes a model whose file is compiled from `source` by the server's own command."""
+def torchscript(repository, name, source, config, weights=None):
+    """Writes a model whose file is compiled from `source` by the server's own command; `weights` are lists by name."""
     folder = write_model(repository, name, f'platform: "pytorch_libtorch"\n{config}')
     (folder / "source").write_text(source)
-    subprocess.run([BINARY, "torchscript", folder / "source", folder / "1" / "model.pt"], check=True)
+    files = [folder / "source"]
+    if weights:
+        files.append(folder / "weights.safetensors")
+        write_weights(files[-1], weights)
+    subprocess.run([BINARY, "torchscript", *files, folder / "1" / "model.pt"], check=True)
     return folder
+
+
+def write_weights(path, weights):
+    """Writes vectors of FP32 in the format of safetensors."""
+    header, data = {}, bytearray()
+    for name, values in weights.items():
+        packed = struct.pack(f"<{len(values)}f", *values)
+        header[name] = {"dtype": "F32", "shape": [len(values)], "data_offsets": [len(data), len(data) + len(packed)]}
+        data += packed
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
 def wait_until(reached, limit_s=30):

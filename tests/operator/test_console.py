@@ -9,7 +9,7 @@ import urllib.request
 from contextlib import contextmanager
 
 import pytest
-from nereid import Nereid
+from nereid import Nereid, parameter, torchscript
 from playwright.sync_api import expect, sync_playwright
 from traffic import infer
 
@@ -144,6 +144,33 @@ def test_models_are_not_to_be_loaded_where_the_start_decides(browser, repository
         expect(row(page, "echo").locator("td.status")).to_have_text("Ready")
         expect(page.locator("footer")).to_contain_text("at the start only")
         assert page.get_by_role("button", name="Unload echo").count() == 0
+
+
+def test_where_each_model_is_in_memory_is_shown(browser, tmp_path):
+    weights = 1 << 20
+    config = (
+        'input { name: "INPUT0" data_type: TYPE_FP32 dims: [ 1, 4 ] } output { name: "y" data_type: TYPE_FP32 dims: [ 1, 4 ] }'
+        + parameter("memory.residency", "on_demand") + parameter("torch.optimize", "off")
+    )
+    source = "def forward(self, x):\n    return x + self.w[0]\n"
+    for name, value in (("one", 1.0), ("two", 2.0)):
+        torchscript(tmp_path / "models", name, source, config, {"w": [value] * weights})
+    (tmp_path / "spill").mkdir()
+    flags = [f"--memory-limit=host:{7 << 20}", f"--memory-spill-directory={tmp_path / 'spill'}"]
+    with Nereid(tmp_path / "models", *flags) as running, opened(browser, running) as page:
+        expect(row(page, "one").locator("td.status")).to_have_text("On demandnot loaded")
+        assert infer(running, "one") == 200
+        expect(row(page, "one").locator("td.status")).to_have_text("Ready")
+        expect(row(page, "one").locator("td.memory")).to_have_text("4.00\u00a0MiB")
+        row(page, "one").get_by_role("button", name="one", exact=True).click()
+        expect(page.locator("tr.details")).to_contain_text("Memorycpu4.00\u00a0MiB")
+        assert infer(running, "two") == 200
+        expect(row(page, "two").locator("td.status")).to_have_text("Ready")
+        expect(row(page, "one").locator("td.status")).to_have_text("Paged outothers needed its memory")
+        tile = page.locator('[data-tile="devices"] .detail')
+        expect(tile).to_have_text(re.compile("^cpu: .* of 7.00\u00a0MiB, 1 paged out \\(4.00\u00a0MiB in files\\)$"))
+        assert infer(running, "one") == 200
+        expect(row(page, "two").locator("td.status")).to_have_text("Paged outothers needed its memory")
 
 
 def test_a_server_that_stops_is_said_to_be_silent(browser, repository):

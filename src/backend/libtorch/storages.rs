@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::device::device_number;
 use super::ffi::{self, Api, RawStorages};
 use super::module::Module;
-use crate::backend::spill::{Spill, SpillFile};
+use crate::backend::spill::{SpareFile, Spill, SpillFile};
 use crate::error::{Error, Result};
 use crate::model::Device;
 
@@ -61,6 +61,10 @@ extern "C" fn write(context: *mut c_void, data: *mut u8, bytes: u64) -> i32 {
     way.went(moved)
 }
 
+extern "C" fn skip(_context: *mut c_void, _data: *mut u8, _bytes: u64) -> i32 {
+    0
+}
+
 extern "C" fn read(context: *mut c_void, data: *mut u8, bytes: u64) -> i32 {
     // SAFETY: as above; the memory is new, and nobody else has it.
     let (way, data) =
@@ -71,8 +75,9 @@ extern "C" fn read(context: *mut c_void, data: *mut u8, bytes: u64) -> i32 {
 
 /// Where weights are.
 enum Place {
-    /// On their device.
-    Device,
+    /// On their device, and perhaps still in the file from where they came back: modules that write to their weights have
+    /// none that can leave.
+    Device(Option<SpareFile>),
     /// In host memory.
     Host,
     /// In a file.
@@ -97,7 +102,7 @@ impl Weights {
         let (mut raw, mut bytes) = (ptr::null_mut(), 0);
         // SAFETY: the module's handle is live; both results are written when the call succeeds.
         api.check(unsafe { (api.storages_of)(module.raw(), device_number(device), &raw mut raw, &raw mut bytes) })?;
-        let made = || Self { storages: Storages { raw, api }, device, bytes, place: Place::Device };
+        let made = || Self { storages: Storages { raw, api }, device, bytes, place: Place::Device(None) };
         Ok((!raw.is_null()).then(made))
     }
 
@@ -108,7 +113,7 @@ impl Weights {
 
     /// Whether they have left.
     pub fn are_out(&self) -> bool {
-        !matches!(self.place, Place::Device)
+        !matches!(self.place, Place::Device(_))
     }
 
     /// Has them leave; those on the host go to `spill`. Blocking. Until [`Weights::back`], nobody may run the module or
@@ -117,9 +122,7 @@ impl Weights {
     /// # Errors
     /// Why they could not; then they are where they were.
     pub fn out(&mut self, spill: Option<&Arc<Spill>>) -> Result<()> {
-        if self.are_out() {
-            return Ok(());
-        }
+        let Place::Device(spare) = &mut self.place else { return Ok(()) };
         if self.device != Device::Cpu {
             // SAFETY: `raw` is live, nobody runs the module, and nothing is passed on.
             let copied = unsafe { (self.storages.api.storages_out)(self.storages.raw, ptr::null_mut(), None) };
@@ -128,11 +131,12 @@ impl Weights {
             return Ok(());
         }
         let spill = spill.ok_or_else(|| Error::unavailable("there is no directory for weights"))?;
-        let mut file = spill.file(self.bytes)?;
+        let written = spare.take().and_then(SpareFile::take);
+        let pass: extern "C" fn(*mut c_void, *mut u8, u64) -> i32 = if written.is_some() { skip } else { write };
+        let mut file = written.map_or_else(|| spill.file(self.bytes), Ok)?;
         let mut way = Way { file: &mut file, failure: None };
-        // SAFETY: `raw` is live and nobody runs the module; `way` outlives the call, in which only `write` uses it.
-        let failure =
-            unsafe { (self.storages.api.storages_out)(self.storages.raw, (&raw mut way).cast(), Some(write)) };
+        // SAFETY: `raw` is live and nobody runs the module; `way` outlives the call, in which only `pass` uses it.
+        let failure = unsafe { (self.storages.api.storages_out)(self.storages.raw, (&raw mut way).cast(), Some(pass)) };
         let said = self.storages.api.check(failure);
         way.said(said)?;
         self.place = Place::File(file);
@@ -146,7 +150,7 @@ impl Weights {
     pub fn back(&mut self) -> Result<()> {
         let api = self.storages.api;
         match &mut self.place {
-            Place::Device => return Ok(()),
+            Place::Device(_) => return Ok(()),
             // SAFETY: `raw` is live, nobody runs the module, and nothing is passed on.
             Place::Host => api.check(unsafe { (api.storages_in)(self.storages.raw, ptr::null_mut(), None) })?,
             Place::File(file) => {
@@ -158,7 +162,10 @@ impl Weights {
                 way.said(said)?;
             }
         }
-        self.place = Place::Device;
+        self.place = match std::mem::replace(&mut self.place, Place::Device(None)) {
+            Place::File(file) => Place::Device(Some(file.spare())),
+            Place::Device(_) | Place::Host => Place::Device(None),
+        };
         Ok(())
     }
 }

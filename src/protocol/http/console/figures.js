@@ -67,6 +67,7 @@ function versionFigures(key, { now, before, seconds }, latency) {
     pending: gauge(now, "nv_inference_pending_request_count", key),
     loadSeconds: gauge(now, "nv_model_load_duration_secs", key),
     memory: stat?.memory_usage?.reduce((sum, each) => sum + number(each.byte_size), 0) || undefined,
+    places: places(stat, now, key),
     latency: shown(latency),
     batches: batches(stat, old, known),
     reasons: (now.series && byVersion(now.series, "nereid_request_failures_total").get(key)) ?? [],
@@ -102,21 +103,33 @@ function overview({ now, before, seconds }, versions, whole) {
     hostUsed: series && total(series, "nv_cpu_memory_used_bytes"),
     resident: series && total(series, "process_resident_memory_bytes"),
     threads: series && total(series, "process_threads"),
-    devices: devices(now.stats),
+    devices: devices(now),
+    paged: series && total(series, "nereid_paged_models"),
+    spilled: series && total(series, "nereid_spill_bytes"),
   };
 }
 
-/** Bytes that models hold, by device. */
-function devices(stats) {
+/** Bytes that a version holds, by device; one that is paged out may still hold its compiled module. */
+function places(stat, { series }, key) {
   const held = new Map();
-  for (const { memory_usage: usage } of stats?.values() ?? []) {
-    for (const { type, id, byte_size: bytes } of usage ?? []) {
-      const device = type === "CPU" ? "CPU" : `${type} ${id ?? 0}`;
-      held.set(device, (held.get(device) ?? 0) + number(bytes));
-    }
+  for (const { labels, value } of (series && byVersion(series, "nereid_model_memory_bytes").get(key)) ?? []) {
+    if (value) held.set(labels.device, value);
   }
+  if (!held.size) for (const { device, bytes } of usage(stat)) if (bytes) held.set(device, bytes);
   return held;
 }
+
+/** Bytes that models hold of each device, and how many they may hold where that is known. */
+function devices({ stats, series }) {
+  const found = new Map();
+  const at = (device) => found.get(device) ?? found.set(device, { held: 0 }).get(device);
+  for (const stat of stats?.values() ?? []) for (const { device, bytes } of usage(stat)) at(device).held += bytes;
+  for (const { labels, value } of series?.get("nereid_memory_used_bytes") ?? []) at(labels.device).held = value;
+  for (const { labels, value } of series?.get("nereid_memory_limit_bytes") ?? []) at(labels.device).limit = value;
+  return found;
+}
+
+const usage = (stat) => (stat?.memory_usage ?? []).map(({ type, id, byte_size: bytes }) => ({ device: type === "CPU" ? "cpu" : `cuda:${id ?? 0}`, bytes: number(bytes) }));
 
 /** A percentile of a histogram that may not be there. */
 export const percentile = (histogram, q) => (histogram ? quantile(histogram, q) : undefined);

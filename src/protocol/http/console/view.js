@@ -60,6 +60,8 @@ function chart(slots) {
   return svg;
 }
 
+const ofDevice = ([device, { held, limit }]) => `${device}: ${bytes(held)}${limit === undefined ? "" : ` of ${bytes(limit)}`}`;
+
 const TILES = {
   rate: { title: "Requests per second", figure: (all) => rounded(all.rate), detail: (all) => (all.received === undefined ? "" : `${whole(all.received)} since the start`) },
   p99: { title: "Latency, median", figure: (all) => duration(all.p50), detail: (all) => `99 %: ${duration(all.p99)}` },
@@ -67,8 +69,8 @@ const TILES = {
   inFlight: { title: "In flight", figure: (all) => whole(all.inFlight), detail: (all) => `${whole(all.pending)} waiting` },
   cpu: { title: "Processors of the host", figure: (all) => percent(all.cpu), detail: (all) => `server: ${whole(all.threads)} threads`, most: 1 },
   resident: { title: "Memory of the server", figure: (all) => bytes(all.resident), detail: (all) => `host: ${bytes(all.hostUsed)} in use` },
-  devices: { title: "Memory of the models", figure: (all) => bytes([...all.devices.values()].reduce((sum, each) => sum + each, 0)),
-    detail: (all) => [...all.devices].map(([device, held]) => `${device}: ${bytes(held)}`).join(", ") || "none holds weights" },
+  devices: { title: "Memory of the models", figure: (all) => bytes([...all.devices.values()].reduce((sum, each) => sum + each.held, 0)),
+    detail: (all) => [...all.devices].map(ofDevice).concat(all.paged ? [`${whole(all.paged)} paged out (${bytes(all.spilled)} in files)`] : []).join(", ") || "none holds weights" },
 };
 
 /** What has a line in the overview. */
@@ -92,7 +94,10 @@ export function showOverview(all, trends, slots) {
 }
 
 const STATES = { READY: ["ready", "Ready"], LOADING: ["loading", "Loading"], UNLOADING: ["unloading", "Unloading"], UNAVAILABLE: ["failed", "Failed"], "": ["off", "Not loaded"] };
-const stateOf = ({ state, reason }) => (state === "UNAVAILABLE" && reason === "unloaded" ? ["off", "Unloaded"] : (STATES[state] ?? ["off", state]));
+// Reasons of versions that are not there and do not lack anything: a request brings those back that are on demand.
+const AWAY = { unloaded: "Unloaded", "on demand": "On demand", evicted: "Evicted", "paged out": "Paged out" };
+const away = ({ state, reason }) => (state === "UNAVAILABLE" ? AWAY[reason.split(":")[0]] : undefined);
+const stateOf = (version) => (away(version) ? ["off", away(version)] : (STATES[version.state] ?? ["off", version.state]));
 
 // A figure is left out for a version that serves nothing; `wide` takes a whole line of a card.
 const figure = (title, name, write) => ({ title, name, figure: true, label: title, sort: (each) => each[name], write: (each) => write(each[name]) });
@@ -185,7 +190,7 @@ export class Table {
     const [kind, words] = stateOf(version);
     state.dataset.state = kind;
     say(state, words);
-    say(reason, version.reason === "unloaded" ? "" : version.reason);
+    say(reason, away(version) ? version.reason.split(": ").slice(1).join(": ") : version.reason);
     for (const { name, write } of COLUMNS) if (write) say(cells[name], write(version));
     // A version that does not serve has no figures; the reason gets their place.
     for (const each of COLUMNS) if (each.figure) cells[each.name].hidden = !version.stat;
@@ -238,7 +243,7 @@ export class Table {
 
 /** What else is known of a version. */
 function facts(version) {
-  const { latency, batches, reasons, stat } = version;
+  const { latency, batches, reasons, stat, places } = version;
   const parts = [];
   if (latency.whole) {
     const line = (title, histogram) => [title, ...[0.5, 0.9, 0.99].map((q) => duration(percentile(histogram, q)))];
@@ -267,6 +272,7 @@ function facts(version) {
       ["The load took", duration(version.loadSeconds)],
     ])));
   }
+  if (places.size) parts.push(block("Memory", list([...places].map(([device, held]) => [device, bytes(held)]))));
   const failed = reasons.filter((each) => each.value > 0).map((each) => [each.labels.reason.replaceAll("_", " "), whole(each.value)]);
   if (failed.length) parts.push(block("Failures since the server's start", list(failed)));
   if (!parts.length) parts.push(element("p", { class: "hint", text: "There are no statistics of a version that is not loaded." }));
