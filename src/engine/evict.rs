@@ -1,8 +1,8 @@
 //! Which models leave when memory is short. Pure.
 //!
 //! The least valuable idle ones: what a model is worth is what it would cost to have it back (the time of its load),
-//! times how likely that is (the longer it was not used, the less), for each byte that it frees. Of equal models that is
-//! the least recently used one. Begin with [`evict`].
+//! times how likely that is (the longer it was not used, or usually is not, the less), for each byte that it frees. Of
+//! equal models that is the least recently used one, or one that is used seldom. Begin with [`evict`].
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ pub struct Candidate<K> {
     pub bytes: Footprint,
     /// What it takes to have it back.
     pub reload: Duration,
-    /// How long it was not used; `None` while it has requests.
+    /// How long it was not used, or the usual time between two uses if that is longer; `None` while it has requests.
     pub unused: Option<Duration>,
 }
 

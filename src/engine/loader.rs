@@ -199,7 +199,8 @@ impl Loader {
         let settings = self.crew_settings(job, (&config, version), (&scheduler, &model), warmup);
         let served = Served::Instances { scheduler, model };
         let cache = ModelCache::new(self.cache.as_ref(), &config, &stats);
-        let usage = Usage::new(began);
+        let before = self.demand.find(&job.key, Some(version));
+        let usage = before.map_or_else(|| Usage::new(began), |before| before.usage.clone());
         let groups = config.clone();
         let handle = Arc::new(Handle { config, version, signature, stats, served, usage, cache });
         let crew = Some(at_usual_priority(move || Crew::start(settings, &groups.instances))??);

@@ -1,4 +1,4 @@
-//! Since when nobody has asked for a version, and what it costs to have it back.
+//! Since when nobody has asked for a version, how often somebody does, and what it costs to have it back.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,12 +6,20 @@ use std::time::Duration;
 
 use crate::infer::Instant;
 
-/// The use of one version. Requests write it with one atomic operation; whoever needs memory reads it.
+/// The weight of the newest time between two requests in the usual one, as a part: 1 / 4.
+const WEIGHT: i64 = 4;
+
+/// The use of one version. Requests write it with a few atomic operations; whoever needs memory reads it. A version that
+/// leaves for others' memory and comes back has the same.
 #[derive(Debug)]
 pub(super) struct Usage {
     began: Instant,
     /// When it was last used, in microseconds since it began.
     last_us: AtomicU64,
+    /// When a request asked for it last; 0 for never.
+    asked_us: AtomicU64,
+    /// The usual time between two requests; 0 before the second one. An update that is lost does no harm.
+    interval_us: AtomicU64,
     /// What its load took, in microseconds.
     load_us: AtomicU64,
 }
@@ -19,24 +27,38 @@ pub(super) struct Usage {
 impl Usage {
     /// Of a version that is loaded now.
     pub(super) fn new(now: Instant) -> Arc<Self> {
-        Arc::new(Self { began: now, last_us: AtomicU64::new(0), load_us: AtomicU64::new(0) })
+        let zero = || AtomicU64::new(0);
+        Arc::new(Self { began: now, last_us: zero(), asked_us: zero(), interval_us: zero(), load_us: zero() })
     }
 
     /// Says what the load took, which ended now.
     pub(super) fn loaded(&self, took: Duration, now: Instant) {
         self.load_us.store(took.as_micros() as u64, Ordering::Relaxed);
-        self.used(now);
+        self.last_us.fetch_max(self.micros(now), Ordering::Relaxed);
     }
 
     /// A request asks for it.
     pub(super) fn used(&self, now: Instant) {
-        let micros = now.saturating_duration_since(self.began).as_micros() as u64;
-        self.last_us.fetch_max(micros, Ordering::Relaxed);
+        let now = self.micros(now).max(1);
+        self.last_us.fetch_max(now, Ordering::Relaxed);
+        let before = self.asked_us.fetch_max(now, Ordering::Relaxed);
+        if before == 0 || before >= now {
+            return;
+        }
+        let (usual, new) = (self.interval_us.load(Ordering::Relaxed) as i64, (now - before) as i64);
+        let usual = if usual == 0 { new } else { usual + (new - usual) / WEIGHT };
+        self.interval_us.store(usual as u64, Ordering::Relaxed);
     }
 
-    /// How long nobody has asked for it.
+    fn micros(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.began).as_micros() as u64
+    }
+
+    /// How long nobody has asked for it; if that is longer, the usual time between two requests. What is asked for seldom
+    /// has not become precious by a request a moment ago.
     pub(super) fn unused(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.last())
+        let interval = Duration::from_micros(self.interval_us.load(Ordering::Relaxed));
+        now.saturating_duration_since(self.last()).max(interval)
     }
 
     /// When somebody has asked for it last.
@@ -64,5 +86,25 @@ mod tests {
         usage.used(Instant::now());
         tokio::time::advance(Duration::from_secs(1)).await;
         assert_eq!((usage.unused(Instant::now()), usage.load_time()), (Duration::from_secs(1), Duration::from_secs(2)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_asked_for_seldom_counts_as_unused_for_longer() {
+        let (seldom, often) = (Usage::new(Instant::now()), Usage::new(Instant::now()));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        for second in 0..=60 {
+            often.used(Instant::now());
+            if second % 20 == 0 {
+                seldom.used(Instant::now());
+            }
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        let now = Instant::now();
+        assert_eq!((seldom.unused(now), often.unused(now)), (Duration::from_secs(20), Duration::from_secs(1)));
+        seldom.loaded(Duration::from_secs(1), now);
+        assert_eq!(seldom.unused(now), Duration::from_secs(20), "a load is no request");
+        tokio::time::advance(Duration::from_secs(4)).await;
+        seldom.used(Instant::now());
+        assert_eq!(seldom.unused(Instant::now()), Duration::from_micros(16_250_000), "habits change");
     }
 }

@@ -111,11 +111,6 @@ impl Weights {
         self.bytes
     }
 
-    /// Whether they have left.
-    pub fn are_out(&self) -> bool {
-        !matches!(self.place, Place::Device(_))
-    }
-
     /// Has them leave; those on the host go to `spill`. Blocking. Until [`Weights::back`], nobody may run the module or
     /// read its tensors.
     ///
