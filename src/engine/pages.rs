@@ -20,7 +20,7 @@ use crate::backend::libtorch;
 use crate::backend::{Model, Spill};
 use crate::error::{Error, Result};
 use crate::infer::Instant;
-use crate::model::{Footprint, ModelConfig, Version};
+use crate::model::{Device, Footprint, ModelConfig, Version};
 use crate::repository::Files;
 use crate::telemetry::metrics::{Metrics, PageMetrics};
 
@@ -30,8 +30,16 @@ pub(super) struct Pages {
     spill: Option<Arc<Spill>>,
     /// Those that were not used for longest come first. Locked for a few moves.
     shelf: Mutex<Vec<Page>>,
+    /// What it takes to bring a byte back, as was seen. Locked for a multiplication.
+    seconds_per_byte: Mutex<f64>,
     pub(super) metrics: PageMetrics,
 }
+
+/// What it takes before any has come back: what a disk of today reads.
+const SECONDS_PER_BYTE: f64 = 1e-9;
+
+/// The weight of the newest way back.
+const WEIGHT: f64 = 1.0 / 8.0;
 
 /// A model that is paged out, with all of its versions.
 pub(super) struct Page {
@@ -63,7 +71,25 @@ impl Page {
 
 impl Pages {
     pub(super) fn new(spill: Option<Arc<Spill>>, metrics: &Metrics) -> Arc<Self> {
-        Arc::new(Self { spill, shelf: Mutex::default(), metrics: metrics.pages() })
+        let seconds_per_byte = Mutex::new(SECONDS_PER_BYTE);
+        Arc::new(Self { spill, shelf: Mutex::default(), seconds_per_byte, metrics: metrics.pages() })
+    }
+
+    /// What it would take to bring so much back, once it was paged out; `None` if it has nowhere to go.
+    pub(super) fn way_back(&self, bytes: &Footprint) -> Option<Duration> {
+        if bytes.of(Device::Cpu) > 0 && self.spill.is_none() {
+            return None;
+        }
+        let sum: u64 = bytes.bytes.values().sum();
+        Some(Duration::from_secs_f64(sum as f64 * *self.seconds_per_byte.lock()))
+    }
+
+    /// So many bytes came back.
+    pub(super) fn came_back(&self, took: Duration, bytes: u64) {
+        let mut usual = self.seconds_per_byte.lock();
+        *usual += (took.as_secs_f64() / bytes.max(1) as f64 - *usual) * WEIGHT;
+        drop(usual);
+        self.metrics.paged_in(took, bytes);
     }
 
     /// Finishes what waits for these versions, ends their instances, and pages them out, all or none; those are dropped.
@@ -86,7 +112,7 @@ impl Pages {
                 self.metrics.failed();
                 tracing::warn!(model = %key, %error, "weights cannot be paged out; the model is dropped");
             }
-            Err(Stays::Cannot) => {}
+            Err(Stays::Cannot) => servings.iter().for_each(|serving| serving.handle.usage.dropped()),
         }
         drop(servings);
         libtorch::release_unused();

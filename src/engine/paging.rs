@@ -73,7 +73,7 @@ impl Loader {
             return Err(outdated_load());
         }
         let took = began.elapsed();
-        self.pages.metrics.paged_in(took, bytes);
+        self.pages.came_back(took, bytes);
         tracing::info!(model = %job.key, seconds = took.as_secs_f64(), "model is paged in");
         Ok(Some(Loaded::New { origin: Some(page.origin), versions, kept: BTreeSet::new(), members: Vec::new() }))
     }

@@ -178,12 +178,21 @@ impl Loader {
             Candidate {
                 key: model.key.clone(),
                 residency,
+                reload: self.reload(model, &bytes),
                 bytes,
-                reload: model.versions.iter().map(|version| version.usage.load_time()).sum(),
                 unused: unused.and_then(|unused| unused.into_iter().min()),
             }
         };
         present.iter().map(candidate).filter(|candidate| !candidate.bytes.bytes.is_empty()).collect()
+    }
+
+    /// What it would cost to have a model back, which holds so much.
+    fn reload(&self, model: &Present, bytes: &Footprint) -> Duration {
+        let load = model.versions.iter().map(|version| version.usage.load_time()).sum();
+        if model.versions.iter().any(|version| version.usage.is_dropped()) {
+            return load;
+        }
+        self.pages.way_back(bytes).map_or(load, |back| back.min(load))
     }
 
     /// The models that are paged out, of which something stays.

@@ -1,7 +1,7 @@
 //! Since when nobody has asked for a version, how often somebody does, and what it costs to have it back.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::infer::Instant;
@@ -22,13 +22,22 @@ pub(super) struct Usage {
     interval_us: AtomicU64,
     /// What its load took, in microseconds.
     load_us: AtomicU64,
+    /// Whether it was dropped when it was to be paged out.
+    is_dropped: AtomicBool,
 }
 
 impl Usage {
     /// Of a version that is loaded now.
     pub(super) fn new(now: Instant) -> Arc<Self> {
         let zero = || AtomicU64::new(0);
-        Arc::new(Self { began: now, last_us: zero(), asked_us: zero(), interval_us: zero(), load_us: zero() })
+        Arc::new(Self {
+            began: now,
+            last_us: zero(),
+            asked_us: zero(),
+            interval_us: zero(),
+            load_us: zero(),
+            is_dropped: AtomicBool::new(false),
+        })
     }
 
     /// Says what the load took, which ended now.
@@ -64,6 +73,16 @@ impl Usage {
     /// When somebody has asked for it last.
     pub(super) fn last(&self) -> Instant {
         self.began + Duration::from_micros(self.last_us.load(Ordering::Relaxed))
+    }
+
+    /// It cannot be paged out.
+    pub(super) fn dropped(&self) {
+        self.is_dropped.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it cannot be paged out, as far as was tried.
+    pub(super) fn is_dropped(&self) -> bool {
+        self.is_dropped.load(Ordering::Relaxed)
     }
 
     /// What its load took.
