@@ -14,6 +14,7 @@ mod listener;
 mod peer;
 mod port;
 mod preface;
+mod rehearsal;
 mod service;
 mod settings;
 mod stream;

@@ -4,12 +4,17 @@
 //! a second one for much of what the first finds. So each thread is a runtime of its own, and a connection stays where
 //! it was put: with the thread that has the fewest. Knows nothing of connections but their number.
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
+use super::rehearsal::rehearse;
 use crate::error::{Error, Result};
 use crate::infer::round;
+
+/// How long a start waits for all threads to be ready; usually a millisecond.
+const REHEARSAL_MAX: Duration = Duration::from_secs(1);
 
 /// The threads, for all front ends; dropping them ends what still runs on them.
 pub struct Workers {
@@ -49,7 +54,24 @@ impl Workers {
                 runtime.map_err(|error| Error::internal(format!("cannot start a network thread: {error}")))?;
             Ok(Worker { handle: runtime.handle().clone(), runtime: Some(runtime), load: Arc::default() })
         });
-        Ok(Self { workers: workers.collect::<Result<_>>()? })
+        let workers = Self { workers: workers.collect::<Result<_>>()? };
+        workers.rehearse();
+        Ok(workers)
+    }
+
+    /// Has each thread make its first calls; blocks until they are done.
+    fn rehearse(&self) {
+        let (done, all_done) = mpsc::channel::<()>();
+        for worker in &self.workers {
+            let done = done.clone();
+            worker.handle.spawn(async move {
+                rehearse().await;
+                drop(done);
+            });
+        }
+        drop(done);
+        // It ends when nobody can say anything any more.
+        let _ = all_done.recv_timeout(REHEARSAL_MAX);
     }
 
     /// A place at the thread with the fewest connections.
