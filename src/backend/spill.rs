@@ -27,8 +27,6 @@ pub struct Spill {
 struct State {
     /// The bytes that files have or will have.
     used: u64,
-    /// Those of them that are spare.
-    spare_bytes: u64,
     /// Files that nobody needs, with their bytes; the one that became spare first comes first.
     spare: VecDeque<(u64, File, u64)>,
     next_number: u64,
@@ -51,11 +49,14 @@ pub struct SpareFile {
 }
 
 impl State {
+    /// The bytes of files that somebody needs.
+    fn needed(&self) -> u64 {
+        self.used - self.spare.iter().map(|(_, _, bytes)| bytes).sum::<u64>()
+    }
+
     fn remove_spare(&mut self, number: u64) -> Option<(File, u64)> {
         let at = self.spare.iter().position(|(other, ..)| *other == number)?;
-        let (_, file, bytes) = self.spare.remove(at)?;
-        self.spare_bytes -= bytes;
-        Some((file, bytes))
+        self.spare.remove(at).map(|(_, file, bytes)| (file, bytes))
     }
 }
 
@@ -72,8 +73,7 @@ impl Spill {
 
     /// Whether so many more bytes have room, if nothing else is written.
     pub fn has_room(&self, bytes: u64) -> bool {
-        let state = self.state.lock();
-        (state.used - state.spare_bytes).checked_add(bytes).is_some_and(|sum| sum <= self.bytes_max)
+        self.state.lock().needed().checked_add(bytes).is_some_and(|sum| sum <= self.bytes_max)
     }
 
     /// Whether so many bytes have room when there is nothing else.
@@ -95,7 +95,6 @@ impl Spill {
                 return Err(Error::unavailable(message));
             };
             state.used -= size;
-            state.spare_bytes -= size;
             dropped.push(spare);
         }
         state.used += bytes;
@@ -127,7 +126,6 @@ impl SpillFile {
         let number = state.next_number;
         state.next_number += 1;
         if let Some(file) = self.file.take() {
-            state.spare_bytes += self.bytes;
             state.spare.push_back((number, file, self.bytes));
         }
         drop(state);

@@ -82,7 +82,7 @@ impl Loader {
     fn serve_again(&self, job: &Job<Serving>, version: Version, paged: Paged, began: Instant) -> Result<Serving> {
         let Paged { config, model, lease, files, load_time, .. } = paged;
         let serving = self.serve(job, version, Opened { config, model, lease, files, warms_up: false, began })?;
-        // What it would cost to have it back without its page: what any model is worth is told by that.
+        // What it would cost to have it back without its page; the way back that it takes now is no load.
         serving.handle.usage.loaded(load_time, Instant::now());
         Ok(serving)
     }

@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use crate::infer::Instant;
 
-/// The weight of the newest time between two requests in the usual one, as a part: 1 / 4.
-const WEIGHT: i64 = 4;
+/// The newest time between two requests makes one part in so many of the usual one.
+const PARTS: i64 = 4;
 
 /// The use of one version. Requests write it with a few atomic operations; whoever needs memory reads it. A version that
 /// leaves for others' memory and comes back has the same.
 #[derive(Debug)]
 pub(super) struct Usage {
     began: Instant,
-    /// When it was last used, in microseconds since it began.
-    last_us: AtomicU64,
+    /// When its last load ended, in microseconds since it began.
+    loaded_us: AtomicU64,
     /// When a request asked for it last; 0 for never.
     asked_us: AtomicU64,
     /// The usual time between two requests; 0 before the second one. An update that is lost does no harm.
@@ -32,7 +32,7 @@ impl Usage {
         let zero = || AtomicU64::new(0);
         Arc::new(Self {
             began: now,
-            last_us: zero(),
+            loaded_us: zero(),
             asked_us: zero(),
             interval_us: zero(),
             load_us: zero(),
@@ -43,19 +43,18 @@ impl Usage {
     /// Says what the load took, which ended now.
     pub(super) fn loaded(&self, took: Duration, now: Instant) {
         self.load_us.store(took.as_micros() as u64, Ordering::Relaxed);
-        self.last_us.fetch_max(self.micros(now), Ordering::Relaxed);
+        self.loaded_us.store(self.micros(now), Ordering::Relaxed);
     }
 
     /// A request asks for it.
     pub(super) fn used(&self, now: Instant) {
         let now = self.micros(now).max(1);
-        self.last_us.fetch_max(now, Ordering::Relaxed);
         let before = self.asked_us.fetch_max(now, Ordering::Relaxed);
         if before == 0 || before >= now {
             return;
         }
         let (usual, new) = (self.interval_us.load(Ordering::Relaxed) as i64, (now - before) as i64);
-        let usual = if usual == 0 { new } else { usual + (new - usual) / WEIGHT };
+        let usual = if usual == 0 { new } else { usual + (new - usual) / PARTS };
         self.interval_us.store(usual as u64, Ordering::Relaxed);
     }
 
@@ -70,9 +69,10 @@ impl Usage {
         now.saturating_duration_since(self.last()).max(interval)
     }
 
-    /// When somebody has asked for it last.
+    /// When somebody has asked for it last, or it was loaded.
     pub(super) fn last(&self) -> Instant {
-        self.began + Duration::from_micros(self.last_us.load(Ordering::Relaxed))
+        let last_us = self.loaded_us.load(Ordering::Relaxed).max(self.asked_us.load(Ordering::Relaxed));
+        self.began + Duration::from_micros(last_us)
     }
 
     /// It cannot be paged out.

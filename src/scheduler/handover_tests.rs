@@ -77,8 +77,8 @@ impl Scene {
     fn lends(&self, index: usize) -> thread::JoinHandle<()> {
         let queue = self.queue.clone();
         thread::spawn(move || {
-            let mut lent =
-                Lent { index, instance: Box::new(puppet()), watch: None, busy: None, state: Afterwards::Usable };
+            let (instance, state) = (Box::new(puppet()), Afterwards::Usable);
+            let mut lent = Lent { index, instance, on_host: true, watch: None, busy: None, state };
             while let Some((pulled, mut own)) = queue.pull_lending(lent) {
                 if let Some(pulled) = pulled {
                     own.execute(&*queue, pulled);

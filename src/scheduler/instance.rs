@@ -162,7 +162,8 @@ impl Post {
         let Extras { claim: None, host_policy: None, bounded, busy, .. } = &mut self.extras else { return None };
         let instance = self.starting.model.lent()?;
         let (watch, busy) = (bounded.then(|| self.watch.clone()), busy.take());
-        Some(Lent { index: self.starting.index, instance, watch, busy, state: Afterwards::Usable })
+        let (index, on_host) = (self.starting.index, !self.starting.model.keeps_outputs());
+        Some(Lent { index, instance, on_host, watch, busy, state: Afterwards::Usable })
     }
 
     /// Serves with an instance that others run as long as they can.

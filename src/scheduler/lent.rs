@@ -19,6 +19,8 @@ use crate::telemetry::metrics::BusyTime;
 pub struct Lent {
     pub(super) index: usize,
     pub(super) instance: Box<dyn Instance + Send>,
+    /// Whether it takes inputs in host memory only.
+    pub(super) on_host: bool,
     /// Where its requests lie meanwhile, if executions are bounded.
     pub(super) watch: Option<Arc<Watch>>,
     pub(super) busy: Option<BusyTime>,
@@ -45,9 +47,9 @@ impl Lent {
 
     /// Runs one batch and settles each of its requests.
     pub(super) fn execute(&mut self, scheduler: &dyn Scheduler, pulled: Pulled) {
-        let Self { index, instance, watch, busy, state } = self;
-        let mut hands =
-            Hands { scheduler, index: *index, on_host: true, watch: watch.as_ref(), busy: busy.as_mut(), began: None };
+        let Self { index, instance, on_host, watch, busy, state } = self;
+        let (index, on_host) = (*index, *on_host);
+        let mut hands = Hands { scheduler, index, on_host, watch: watch.as_ref(), busy: busy.as_mut(), began: None };
         *state = hands.execute(&mut **instance, pulled, None).state;
     }
 }

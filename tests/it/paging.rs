@@ -158,7 +158,7 @@ async fn index_and_metrics_say_where_a_model_is() {
     assert_eq!(bench.answer("a").await, first);
     assert_eq!(bench.metric("nereid_model_memory_bytes{model=\"a\""), WEIGHTS as f64);
     assert_eq!(bench.reason("a").await.0, Some(State::Ready));
-    // Those that came back and those that left: no file is written twice.
+    // The files of those that came back are used again: no model has two.
     for _ in 0..2 {
         bench.page_out("a", ["b", "c"]).await;
         assert!(bench.metric("nereid_spill_bytes") <= 3.0 * WEIGHTS as f64);

@@ -1,7 +1,8 @@
 //! Chooses between a module as it was saved and an optimised form of it, by running both on sample inputs.
 //!
 //! libtorch's optimisations and weights laid out for the processor help some models (convolutions by half or more), do
-//! nothing for others, and fail for a few. `torch.optimize: auto` keeps the optimised form only if it gives the same numbers and is measurably faster.
+//! nothing for others, and fail for a few. `torch.optimize: auto` keeps the optimised form only if it gives the same
+//! numbers and is measurably faster.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -66,7 +66,7 @@ function versionFigures(key, { now, before, seconds }, latency) {
     p99: percentile(latency.whole.get(key), 0.99),
     pending: gauge(now, "nv_inference_pending_request_count", key),
     loadSeconds: gauge(now, "nv_model_load_duration_secs", key),
-    memory: stat?.memory_usage?.reduce((sum, each) => sum + number(each.byte_size), 0) || undefined,
+    memory: usage(stat).reduce((sum, each) => sum + each.bytes, 0) || undefined,
     places: places(stat, now, key),
     latency: shown(latency),
     batches: batches(stat, old, known),
