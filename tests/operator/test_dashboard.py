@@ -6,7 +6,7 @@ import subprocess
 import urllib.request
 
 import pytest
-from nereid import BINARY, ROOT, Nereid, identity_config, write_model
+from nereid import BINARY, ROOT, Nereid, identity_config, torchscript, write_model
 from traffic import infer
 
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "nereid.json").read_text())
@@ -31,10 +31,12 @@ def labels_of(expression):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """A server that has everything that panels show: a response cache, too."""
+    """A server that has everything that is shown: a response cache and a model that holds memory, too."""
     folder = tmp_path_factory.mktemp("shown")
     extra = "dynamic_batching { }\nresponse_cache { enable: true }"
     write_model(folder, "echo", identity_config(["FP32"], dims="4", extra=extra))
+    tensors = " ".join(f'{way} {{ name: "{name}" data_type: TYPE_FP32 dims: [ 4 ] }}' for way, name in (("input", "x"), ("output", "y")))
+    torchscript(folder, "weighs", "def forward(self, x):\n    return x + self.w\n", tensors, {"w": [1.0] * 4})
     with Nereid(folder, "--cache-config", "local,size=65536", "--metrics-interval-ms=100") as running:
         yield running
 
