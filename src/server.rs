@@ -23,7 +23,7 @@ use crate::gateway::Gateway;
 use crate::gateway::regions::Regions;
 use crate::infer::Instant;
 use crate::model::Device;
-use crate::repository::{Facts, Roots};
+use crate::repository::{CudaDevices, Facts, Roots};
 use crate::telemetry::metrics::{Metrics, Outcomes};
 use crate::telemetry::trace::{Tracer, Writing};
 use crate::telemetry::{host, logging};
@@ -206,21 +206,22 @@ impl Server {
 }
 
 /// The CUDA devices that models may use. Without libtorch there are none, and its models say so when they load.
-pub fn cuda_devices() -> Vec<u32> {
-    let devices = libtorch::devices().unwrap_or_else(|error| {
-        tracing::error!("{error}");
-        Vec::new()
-    });
-    let cuda = devices.into_iter().filter_map(|device| match device {
-        Device::Cpu => None,
-        Device::Cuda(index) => Some(index),
-    });
-    cuda.collect()
+pub fn cuda_devices() -> CudaDevices {
+    CudaDevices::new(|| {
+        let devices = libtorch::devices().unwrap_or_else(|error| {
+            tracing::error!("{error}");
+            Vec::new()
+        });
+        let cuda = devices.into_iter().filter_map(|device| match device {
+            Device::Cpu => None,
+            Device::Cuda(index) => Some(index),
+        });
+        cuda.collect()
+    })
 }
 
 fn engine_settings(config: &Config) -> Result<engine::Settings> {
     let backends = backends(config.onnxruntime.clone(), config.allow_aoti);
-    let known = backends.clone();
     let repository = &config.repository;
     let roots = Roots::open(&repository.roots, &repository.remote, &tokio::runtime::Handle::current())?;
     let queue_size = repository.queue_size_default;
@@ -253,11 +254,7 @@ fn engine_settings(config: &Config) -> Result<engine::Settings> {
         hold: engine::Hold { queued: repository.delay_scheduler, backlog: repository.backlog_delay_scheduler },
         instances: config.instances.clone(),
         cache: config.cache.clone(),
-        facts: Box::new(move || Facts {
-            rate_limits,
-            host_policies,
-            ..engine::facts(&known, cuda_devices(), queue_size)
-        }),
+        facts: Facts { rate_limits, host_policies, ..engine::facts(&backends, cuda_devices(), queue_size) },
         backends,
     })
 }

@@ -4,7 +4,7 @@
 //! and waiting for them, and joining them at the end.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, LazyLock, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -23,12 +23,12 @@ use super::repositories::Repositories;
 use super::room::Need;
 use super::serving::{Serving, Shared};
 use super::usage::Usage;
-use super::{FindFacts, Handle, Settings, stopped, warmup};
+use super::{Handle, Settings, stopped, warmup};
 use crate::backend::{Backend, Model};
 use crate::error::{Error, Result};
 use crate::infer::Instant;
 use crate::model::{ModelConfig, Scheduling, Signature, TensorSpec, Version, VersionFiles};
-use crate::repository::{BackendFacts, Facts, Files};
+use crate::repository::{BackendFacts, CudaDevices, Facts, Files};
 use crate::scheduler::{
     Crew, CrewSettings, Hold, Levels, Limits, Queue, QueueSettings, ResponseLimits, Scheduler, SequenceSettings,
     Sequences, Warmup,
@@ -39,7 +39,7 @@ use crate::telemetry::stats::ModelStats;
 /// What configurations are held against, for these backends on this machine.
 ///
 /// `queue_requests_max` bounds the queue of a model whose configuration gives no bound.
-pub fn facts(backends: &[Arc<dyn Backend>], cuda_devices: Vec<u32>, queue_requests_max: usize) -> Facts {
+pub fn facts(backends: &[Arc<dyn Backend>], cuda_devices: CudaDevices, queue_requests_max: usize) -> Facts {
     let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
     let backends = backends.iter().map(|backend| {
         let checker = backend.clone();
@@ -108,8 +108,7 @@ pub(super) struct Loader {
     /// The way to the manager, once it is there.
     pub(super) events: OnceLock<mpsc::WeakSender<Event>>,
     backends: BTreeMap<&'static str, Arc<dyn Backend>>,
-    /// Found out by the first load: libtorch, which is asked for devices, takes its time.
-    pub(super) facts: LazyLock<Facts, FindFacts>,
+    pub(super) facts: Facts,
     pub(super) auto_complete: bool,
     pub(super) config_name: Option<String>,
     pub(super) gpu_limits: BTreeMap<u32, f64>,
@@ -145,7 +144,7 @@ impl Loader {
             demand,
             events: OnceLock::new(),
             backends: settings.backends.iter().map(|backend| (backend.name(), backend.clone())).collect(),
-            facts: LazyLock::new(settings.facts),
+            facts: settings.facts,
             auto_complete: settings.auto_complete,
             config_name: settings.config_name,
             gpu_limits: settings.gpu_limits,

@@ -111,9 +111,6 @@ pub struct SpillSettings {
     pub bytes_max: u64,
 }
 
-/// Finds out what configurations are held against; called once, by the first load.
-pub type FindFacts = Box<dyn FnOnce() -> Facts + Send>;
-
 /// What the engine is told once.
 pub struct Settings {
     /// Where models come from.
@@ -153,7 +150,7 @@ pub struct Settings {
     /// The response cache; `None` for none.
     pub cache: Option<CacheSettings>,
     /// What configurations are held against.
-    pub facts: FindFacts,
+    pub facts: Facts,
     /// The backends by their names.
     pub backends: Vec<Arc<dyn Backend>>,
 }

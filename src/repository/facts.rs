@@ -3,7 +3,7 @@
 //! The engine fills this in, because the repository sees neither backends nor devices.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use crate::model::{Amount, schema};
 
@@ -38,8 +38,8 @@ pub const ENSEMBLE_REQUESTS_MAX: &str = "ensemble.requests_max";
 /// What the server has and allows.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
-    /// The indices of the CUDA devices that may be used, ascending.
-    pub cuda_devices: Vec<u32>,
+    /// The CUDA devices that may be used.
+    pub cuda_devices: CudaDevices,
     /// The backends that are registered.
     pub backends: Vec<BackendFacts>,
     /// Keys of `parameters{}` that the server itself understands, besides those above.
@@ -52,6 +52,37 @@ pub struct Facts {
     pub rate_limits: Option<Vec<Amount>>,
     /// The names of the policies for host threads.
     pub host_policies: Vec<String>,
+}
+
+/// The indices of CUDA devices, ascending, which are looked for once somebody asks for them: a library must be loaded for
+/// that.
+#[derive(Clone)]
+pub struct CudaDevices(Arc<LazyLock<Vec<u32>, LookForDevices>>);
+
+type LookForDevices = Box<dyn FnOnce() -> Vec<u32> + Send>;
+
+impl CudaDevices {
+    /// The devices that `look_for` finds. It is called at most once.
+    pub fn new(look_for: impl FnOnce() -> Vec<u32> + Send + 'static) -> Self {
+        Self(Arc::new(LazyLock::new(Box::new(look_for))))
+    }
+
+    /// The indices.
+    pub fn indices(&self) -> &[u32] {
+        &self.0
+    }
+}
+
+impl Default for CudaDevices {
+    fn default() -> Self {
+        Self::new(Vec::new)
+    }
+}
+
+impl fmt::Debug for CudaDevices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
 }
 
 /// What a configuration needs to know of a backend.

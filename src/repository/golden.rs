@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::tests::facts;
-use super::{Facts, ModelDir, Source, look, read};
+use super::{CudaDevices, Facts, ModelDir, Source, look, read};
 use crate::model::{Amount, Device};
 
 fn cases() -> Vec<PathBuf> {
@@ -23,7 +23,7 @@ fn facts_with_gpus() -> Facts {
     let amount = |name: &str, count, device| Amount { name: name.to_owned(), count, device };
     let rate_limits =
         vec![amount("memory", 8, None), amount("MEMORY", 4, Some(Device::Cuda(1))), amount("bus", 2, None)];
-    Facts { cuda_devices: vec![0, 1], rate_limits: Some(rate_limits), ..facts() }
+    Facts { cuda_devices: CudaDevices::new(|| vec![0, 1]), rate_limits: Some(rate_limits), ..facts() }
 }
 
 /// What is said about a case that can be loaded as it is.

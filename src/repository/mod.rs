@@ -35,7 +35,7 @@ mod scan_tests;
 #[cfg(test)]
 mod tests;
 
-pub use facts::{BackendFacts, CheckParameters, Facts, LATENCY_BUDGET};
+pub use facts::{BackendFacts, CheckParameters, CudaDevices, Facts, LATENCY_BUDGET};
 pub use files::is_inside;
 pub use mistakes::{Mistake, Mistakes, Position, Positions};
 pub use remote::{Cloud, Files, Place, Progress, RemoteSettings, Store};

@@ -190,10 +190,10 @@ fn instance_groups(config: &mut ModelConfig, facts: &Facts) {
 /// Settles on which devices the instances of a group run.
 pub(super) fn devices(group: &mut ModelInstanceGroup, uses_cuda: bool, facts: &Facts) {
     if group.kind() == Kind::Auto {
-        let gpu = !group.gpus.is_empty() || uses_cuda && !facts.cuda_devices.is_empty();
+        let gpu = !group.gpus.is_empty() || uses_cuda && !facts.cuda_devices.indices().is_empty();
         group.set_kind(if gpu { Kind::Gpu } else { Kind::Cpu });
     }
     if group.kind() == Kind::Gpu && group.gpus.is_empty() {
-        group.gpus = facts.cuda_devices.iter().filter_map(|device| i32::try_from(*device).ok()).collect();
+        group.gpus = facts.cuda_devices.indices().iter().filter_map(|device| i32::try_from(*device).ok()).collect();
     }
 }

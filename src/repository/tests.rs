@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -23,7 +24,6 @@ pub(super) fn facts() -> Facts {
         }),
     };
     Facts {
-        cuda_devices: vec![],
         backends: vec![
             backend("identity", None, false, &["identity.delay_us", "identity.mode"]),
             backend("pytorch", Some("model.pt"), true, &["INFERENCE_MODE"]),
@@ -213,7 +213,7 @@ fn json_mistakes_name_the_key() {
 
 #[test]
 fn kind_auto_takes_the_gpus_that_the_backend_can_use() {
-    let gpus = Facts { cuda_devices: vec![0, 1], ..facts() };
+    let gpus = Facts { cuda_devices: CudaDevices::new(|| vec![0, 1]), ..facts() };
     let devices = |backend: &str| {
         let finished =
             finish_json(&format!(r#"{{"backend": "{backend}", "instance_group": [{{"count": 2}}]}}"#), &gpus);
@@ -222,6 +222,24 @@ fn kind_auto_takes_the_gpus_that_the_backend_can_use() {
     };
     assert_eq!(devices("pytorch"), [(Device::Cuda(0), 2), (Device::Cuda(1), 2)]);
     assert_eq!(devices("identity"), [(Device::Cpu, 2)]);
+}
+
+#[test]
+fn devices_are_looked_for_only_where_instances_may_run_on_them() {
+    let looked = Arc::new(AtomicBool::new(false));
+    let seen = looked.clone();
+    let devices = CudaDevices::new(move || {
+        seen.store(true, Ordering::SeqCst);
+        Vec::new()
+    });
+    let facts = Facts { cuda_devices: devices, ..facts() };
+    for config in [r#"{"backend": "identity"}"#, r#"{"backend": "pytorch", "instance_group": [{"kind": "KIND_CPU"}]}"#]
+    {
+        finish_json(config, &facts).expect("it is right");
+        assert!(!looked.load(Ordering::SeqCst), "{config}");
+    }
+    finish_json(r#"{"backend": "pytorch"}"#, &facts).expect("it is right");
+    assert!(looked.load(Ordering::SeqCst));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use nereid::backend::{Backend, Model};
 use nereid::engine::Settings;
 use nereid::error::{Error, Result};
 use nereid::model::{Footprint, ModelConfig, VersionFiles, schema};
+use nereid::repository::CudaDevices;
 use parking_lot::{Condvar, Mutex};
 
 /// The backend `gate`: as `identity`, but `open` waits until the test opens the gate, or fails if it says so.
@@ -32,8 +33,7 @@ impl Gate {
     /// Puts the gate into an engine.
     pub fn join(self: &Arc<Self>, settings: &mut Settings) {
         settings.backends.push(self.clone());
-        let known = settings.backends.clone();
-        settings.facts = Box::new(move || nereid::engine::facts(&known, Vec::new(), 1000));
+        settings.facts = nereid::engine::facts(&settings.backends, CudaDevices::default(), 1000);
     }
 
     /// Lets everything through from now on.

@@ -6,7 +6,6 @@ use std::time::Duration;
 use nereid::engine::{Amount, Control, Engine, HostPolicy, InstanceSettings, Overrides, Settings, State};
 use nereid::error::Kind;
 use nereid::infer::{self, Infer as _, Response};
-use nereid::repository::Facts;
 
 use crate::support::{engine_with, identity_config, metric, request, until, within, write_model};
 
@@ -155,9 +154,7 @@ async fn a_model_that_asks_for_more_than_there_is_does_not_load() {
     write_model(root.path(), "h", &limited("resources [ { name: \"S\" count: 1 } ]", ""), &[1]);
     let amounts = vec![Amount { name: "r".to_owned(), count: 4, device: None }];
     let on = |settings: &mut Settings| {
-        let facts = std::mem::replace(&mut settings.facts, Box::new(Facts::default));
-        let of_server = amounts.clone();
-        settings.facts = Box::new(move || Facts { rate_limits: Some(of_server), ..facts() });
+        settings.facts.rate_limits = Some(amounts.clone());
         settings.instances.rate_limits = Some(amounts);
         settings.load_threads = 1;
     };

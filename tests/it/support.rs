@@ -13,6 +13,7 @@ use bytes::Bytes;
 use nereid::engine::{self, Control, Engine};
 use nereid::error::Error;
 use nereid::infer::{Instant, Request};
+use nereid::repository::CudaDevices;
 use nereid::telemetry::metrics::Metrics;
 use nereid::tensor::{DataType, NamedTensor, Shape, Tensor};
 use tokio::task::JoinHandle;
@@ -62,7 +63,6 @@ pub async fn engine_with(
 /// An engine that is not started yet.
 pub fn new_engine(root: &Path, control: Control, change: impl FnOnce(&mut engine::Settings)) -> Engine {
     let backends = nereid::server::backends(None, true);
-    let known = backends.clone();
     let mut settings = engine::Settings {
         roots: vec![root.to_owned()].into(),
         namespacing: false,
@@ -82,7 +82,7 @@ pub fn new_engine(root: &Path, control: Control, change: impl FnOnce(&mut engine
         responses: engine::ResponseLimits::default(),
         instances: engine::InstanceSettings::default(),
         hold: engine::Hold::default(),
-        facts: Box::new(move || engine::facts(&known, Vec::new(), 1000)),
+        facts: engine::facts(&backends, CudaDevices::default(), 1000),
         backends,
     };
     change(&mut settings);

@@ -33,7 +33,7 @@ use nereid::engine::{Key, Overrides};
 use nereid::error::Error;
 use nereid::infer::Instant;
 use nereid::model::Version;
-use nereid::repository::Facts;
+use nereid::repository::{CudaDevices, Facts};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
@@ -261,7 +261,7 @@ impl World {
             permits: Semaphore::new(scene.load_limit),
             scene,
             disk,
-            facts: nereid::engine::facts(&backends, Vec::new(), 1000),
+            facts: nereid::engine::facts(&backends, CudaDevices::default(), 1000),
             chance: RefCell::new(chance),
             views: RefCell::default(),
             inbox: RefCell::default(),

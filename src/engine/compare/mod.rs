@@ -156,6 +156,7 @@ mod tests {
     use crate::backend::libtorch::LibTorch;
     use crate::backend::libtorch::script::Script;
     use crate::engine;
+    use crate::repository::CudaDevices;
     use crate::tensor::{DataType, Shape};
 
     const CONFIG: &str = "backend: \"pytorch\"\nmax_batch_size: 4\n\
@@ -183,7 +184,7 @@ mod tests {
     fn compared_of(config: &str, source: &str) -> Result<Comparison> {
         let (_root, model) = folder(config, source);
         let backends: Vec<Arc<dyn Backend>> = vec![Arc::new(LibTorch::default()), Arc::new(Identity)];
-        compare(&model, &backends, &engine::facts(&backends, Vec::new(), 1))
+        compare(&model, &backends, &engine::facts(&backends, CudaDevices::default(), 1))
     }
 
     fn with_precision(precision: &str) -> String {

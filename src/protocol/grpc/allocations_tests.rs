@@ -27,6 +27,7 @@ use crate::protocol::v2::decode::Arrival;
 use crate::protocol::v2::infer;
 use crate::protocol::v2::wire::ModelInferRequest;
 use crate::protocol::v2::wire::model_infer_request::InferInputTensor;
+use crate::repository::CudaDevices;
 use crate::telemetry::metrics::Metrics;
 
 /// What a request may allocate. Who needs more says here why; who needs less lowers it.
@@ -130,7 +131,6 @@ impl Model for WatchedModel {
 
 fn engine(root: &Path) -> Engine {
     let backends: Vec<Arc<dyn Backend>> = vec![Arc::new(Watched)];
-    let known = backends.clone();
     let settings = engine::Settings {
         roots: vec![root.to_owned()].into(),
         namespacing: false,
@@ -150,7 +150,7 @@ fn engine(root: &Path) -> Engine {
         responses: engine::ResponseLimits::default(),
         instances: engine::InstanceSettings::default(),
         hold: engine::Hold::default(),
-        facts: Box::new(move || engine::facts(&known, Vec::new(), 1000)),
+        facts: engine::facts(&backends, CudaDevices::default(), 1000),
         backends,
     };
     Engine::new(settings, Metrics::new())

@@ -38,8 +38,6 @@ pub(super) fn check(check: &mut Check<'_>) {
 }
 
 fn devices(check: &mut Check<'_>, key: &str, group: &ModelInstanceGroup, uses_cuda: bool) {
-    let facts = check.facts;
-    let known = &facts.cuda_devices;
     let on_gpu = match group.kind() {
         Kind::Gpu => true,
         Kind::Auto => !group.gpus.is_empty(),
@@ -57,7 +55,10 @@ fn devices(check: &mut Check<'_>, key: &str, group: &ModelInstanceGroup, uses_cu
     let at = if group.kind() == Kind::Gpu { format!("{key}.kind") } else { format!("{key}.gpus") };
     if !uses_cuda {
         check.mistake(at, format!("backend '{}' does not run on a GPU", check.config.backend));
-    } else if known.is_empty() {
+        return;
+    }
+    let known = check.facts.cuda_devices.indices();
+    if known.is_empty() {
         check.mistake(at, "instance group is to run on a GPU, but this server has no usable GPU");
     } else {
         for (index, gpu) in group.gpus.iter().enumerate() {
