@@ -11,7 +11,7 @@ TITLES = {
     "capacity": ("Capacity", "What a closed loop of our own load generator reaches.", ("model",)),
     "calm": (
         "Open loop without deadlines",
-        "Each server is offered a part of its own capacity; no answer is too late to come.",
+        "Each server is offered a part of its own capacity, or of the least of all; no answer is too late to come.",
         ("model", "arrivals", "part"),
     ),
     "open": (

@@ -29,8 +29,9 @@ BUDGET_MS = 100
 PATTERNS = ("constant", "poisson", "bursty", "step")
 # What is offered, as parts of the capacity that the server itself has shown.
 PARTS = (0.5, 0.8, 1.0, 1.25, 1.5)
-# The part at which latencies are compared.
+# The part at which latencies are compared, and how many times as long: a 99th percentile needs many requests.
 CALM = 0.8
+CALM_TIMES = 4
 CAPACITY_CONCURRENCY = 16
 # Queue timeouts that Triton is tuned with; the best one takes part in the open loops.
 TIMEOUTS_MS = (30, 40, 60, 100)
@@ -87,6 +88,19 @@ class Trials:
         values = {"per s": found.per_second, "p50 ms": found.p50_ms, "p99 ms": found.p99_ms, "CPU us": found.cpu_us}
         yield Result("closed", (name, way, concurrency), server.name, values)
 
+    def calm(self):
+        """Open loops without deadlines: at a part of each server's own capacity, and at the same rate for all."""
+        with self.running(self.contenders, OPEN) as running:
+            capacities = {server.name: self.capacity(server) for server in running}
+            least = min(capacities.values())
+            rates = {"its own": capacities.__getitem__, "the least": lambda _: least}
+            for whose, capacity in rates.items():
+                for number in range(self.rounds):
+                    for server in self.turns(running, number):
+                        load = "poisson", CALM, capacity(server.name)
+                        values = self.offer(server, *load, number, told=False, times=CALM_TIMES)
+                        yield Result("calm", (OPEN, "poisson", f"{CALM} of {whose}"), server.name, values)
+
     def open(self, tunable=None):
         """Open loops of requests that are worth something for BUDGET_MS only; `tunable` makes a Triton of a timeout."""
         contenders = list(self.contenders)
@@ -96,10 +110,6 @@ class Trials:
             capacities = {server.name: self.capacity(server) for server in running}
             for name, capacity in capacities.items():
                 yield Result("capacity", (OPEN,), name, {"per s": capacity})
-            for number in range(self.rounds):
-                for server in self.turns(running, number):
-                    values = self.offer(server, "poisson", CALM, capacities[server.name], number, told=False)
-                    yield Result("calm", (OPEN, "poisson", CALM), server.name, values)
             for pattern in PATTERNS:
                 for part in PARTS:
                     for number in range(self.rounds):
@@ -122,13 +132,13 @@ class Trials:
         flags = ["--concurrency", CAPACITY_CONCURRENCY, "--seconds", self.seconds * workloads.WINDOWS]
         return workloads.load(server, OPEN, flags)["per_second"]
 
-    def offer(self, server, pattern, part, capacity, seed, told=True):
-        """What came of requests at `part` of `capacity`, whose deadline the server is told or not."""
+    def offer(self, server, pattern, part, capacity, seed, told=True, times=1):
+        """What came of requests at `part` of `capacity`, whose deadline the server is told or not, in so many windows."""
         rate = part * capacity
         flags = ["--warmup", 0, "--rate", rate, "--arrivals", pattern, "--seed", seed + 1]
         flags += ["--deadline-ms" if told else "--budget-ms", BUDGET_MS]
         cpu_s = server.cpu_s()
-        said = workloads.load(server, OPEN, [*flags, "--seconds", self.seconds * workloads.WINDOWS])
+        said = workloads.load(server, OPEN, [*flags, "--seconds", self.seconds * workloads.WINDOWS * times])
         in_time, answered = said["goodput_per_second"], said["answered"]
         # The server's own refusals; the others are this client's, which waited for nothing.
         own = {reason for reason in said["failed"] if ": " in reason and not reason.startswith("connection")}
