@@ -29,7 +29,8 @@ const CAUTION: f64 = 3.0;
 const CAUTION_MAX: f64 = 2.0;
 /// The relative deviation that is assumed before any was seen.
 const FIRST_DEVIATION: f64 = 0.1;
-/// After this many samples an outlier counts no more than [`OUTLIER_MAX`] times the mean.
+/// From this many samples on a row count's time is believed: one that was measured once, in a bad moment, would otherwise
+/// never be tried again. Then an outlier counts no more than [`OUTLIER_MAX`] times the mean.
 const TRUSTED_SAMPLES: u32 = 8;
 const OUTLIER_MAX: f64 = 4.0;
 /// A sample below this part of the mean shows that the mean is out of date, such as after somebody else used the
@@ -154,7 +155,7 @@ impl Curve for ClassCurve<'_> {
     }
 
     fn usual(&self, rows: usize) -> Option<Duration> {
-        let time = self.times?.by_rows.get(&rows).filter(|_| self.exact)?;
+        let time = self.times?.by_rows.get(&rows).filter(|time| self.exact && time.samples >= TRUSTED_SAMPLES)?;
         Some(Duration::from_secs_f64(time.mean_s))
     }
 }
@@ -194,6 +195,17 @@ mod tests {
         assert!(close(curve.cautious(16), 120));
         assert_eq!(curve.usual(6), None);
         assert!(close(curve.usual(8), 60));
+    }
+
+    #[test]
+    fn a_row_count_is_worth_a_try_until_it_was_seen_often() {
+        let mut estimates = learned(&[(1, 10)]);
+        for _ in 1..TRUSTED_SAMPLES {
+            estimates.record(class(), 8, 200 * MS);
+            assert_eq!(estimates.curve(class()).usual(8), None);
+        }
+        estimates.record(class(), 8, 200 * MS);
+        assert!(close(estimates.curve(class()).usual(8), 200));
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub trait Curve {
     /// A cautious run time of an execution of `rows`; `None` if nothing is known.
     fn cautious(&self, rows: usize) -> Option<Duration>;
 
-    /// The usual run time of an execution of `rows`; `None` if this row count was not seen.
+    /// The usual run time of an execution of `rows`; `None` if this row count was not seen often.
     fn usual(&self, rows: usize) -> Option<Duration>;
 }
 
@@ -164,7 +164,7 @@ fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
 }
 
 /// The smallest batch up to `take` whose throughput is nearly that of the best among those of at most `time_max`;
-/// unseen row counts are worth a try.
+/// row counts that were not seen often are worth a try.
 fn knee(waiting: &[Waiting], take: usize, curve: &dyn Curve, time_max: Duration) -> usize {
     let sums = waiting[..take].iter().scan(0, |rows, request| {
         *rows += request.rows;
