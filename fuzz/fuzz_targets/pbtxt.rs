@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::fuzz_target;
-use nereid::repository::{BackendFacts, Facts, Mistakes, ModelDir, Source, Stamp, read};
+use nereid::repository::{BackendFacts, CudaDevices, Facts, Mistakes, ModelDir, Source, Stamp, read};
 
 static FACTS: LazyLock<Facts> = LazyLock::new(|| {
     let backend = |name: &str, file: Option<&str>, uses_cuda| BackendFacts {
@@ -19,7 +19,7 @@ static FACTS: LazyLock<Facts> = LazyLock::new(|| {
         check_parameters: Arc::new(|_| Vec::new()),
     };
     Facts {
-        cuda_devices: vec![0, 1],
+        cuda_devices: CudaDevices::new(|| vec![0, 1]),
         backends: vec![backend("identity", None, false), backend("pytorch", Some("model.pt"), true)],
         queue_requests_max: 100,
         ..Facts::default()
