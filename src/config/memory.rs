@@ -67,13 +67,28 @@ mod tests {
     use super::super::{Config, Mistakes};
     use super::*;
 
-    fn read(line: &str) -> Result<BTreeMap<Device, MemoryLimit>, Vec<String>> {
+    fn config(line: &str) -> Result<Config, Vec<String>> {
         let root = tempfile::tempdir().expect("a temporary directory");
         let mut args = vec![format!("--model-repository={}", root.path().display())];
         args.extend(line.split_whitespace().map(str::to_owned));
-        Config::read(&args, &Environment::new(), None)
-            .map(|config| config.repository.memory_limits)
-            .map_err(|Mistakes(mistakes)| mistakes)
+        Config::read(&args, &Environment::new(), None).map_err(|Mistakes(mistakes)| mistakes)
+    }
+
+    fn read(line: &str) -> Result<BTreeMap<Device, MemoryLimit>, Vec<String>> {
+        config(line).map(|config| config.repository.memory_limits)
+    }
+
+    #[test]
+    fn weights_leave_the_host_for_a_directory_that_is_there_and_for_none_by_default() {
+        assert_eq!(config("--memory-spill-bytes=5").expect("valid").repository.spill, None);
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let directory = place.path().to_owned();
+        let flag = format!("--memory-spill-directory={}", directory.display());
+        let spill = config(&format!("{flag} --memory-spill-bytes=5")).expect("valid").repository.spill;
+        assert_eq!(spill, Some(SpillSettings { directory, bytes_max: 5 }));
+        drop(place);
+        let mistakes = config(&flag).expect_err("it is gone");
+        assert!(mistakes[0].starts_with("--memory-spill-directory: ") && mistakes[0].ends_with("is not a directory"));
     }
 
     #[test]

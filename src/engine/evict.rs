@@ -19,7 +19,7 @@ pub struct Candidate<K> {
     pub bytes: Footprint,
     /// What it takes to have it back.
     pub reload: Duration,
-    /// How long it was not used, or the usual time between two uses if that is longer; `None` while it has requests.
+    /// How long it was not used, and the usual time between two uses besides; `None` while it has requests.
     pub unused: Option<Duration>,
 }
 
@@ -74,7 +74,8 @@ pub fn evict<K: Clone + Ord>(lacking: &Footprint, by: Residency, candidates: &[C
 }
 
 /// The same where some models are `paged` out already, and hold little each. They go only if nothing else is enough, or
-/// together they hold too much of what is lacking: one quarter of a device's `limit`.
+/// together they hold too much of what is lacking: half of a device's `limit`. For each byte
+/// they save far more time than what is there: a load each, and not the way back.
 pub fn evict_with_paged<K: Clone + Ord>(
     (lacking, by): (&Footprint, Residency),
     candidates: &[Candidate<K>],
@@ -92,7 +93,7 @@ pub fn evict_with_paged<K: Clone + Ord>(
 }
 
 /// The part of a device that models may hold that are paged out, before they go like those that are there.
-const PAGED_PART: u64 = 4;
+const PAGED_PART: u64 = 2;
 
 /// What a byte that it frees is worth.
 fn worth<K>(candidate: &Candidate<K>, freed: u64) -> f64 {

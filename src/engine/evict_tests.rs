@@ -40,7 +40,7 @@ fn what_is_paged_out_goes_only_if_nothing_else_is_enough_or_it_holds_too_much() 
     assert_eq!(evicted(2, 200), Verdict::Evict(vec![2]), "however long it was not used");
     assert_eq!(evicted(182, 200), Verdict::Evict(vec![3, 2, 1]));
     assert_eq!(evicted(185, 200), Verdict::Never);
-    assert_eq!(evicted(2, 15), Verdict::Evict(vec![3]), "a quarter is less than they hold");
+    assert_eq!(evicted(2, 7), Verdict::Evict(vec![3]), "half is less than they hold");
 }
 
 #[test]

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::infer::Instant;
 
-/// The newest time between two requests makes one part in so many of the usual one.
-const PARTS: i64 = 4;
+/// A request counts the less the longer it is ago: after this many seconds, 1/e.
+const MEMORY_S: f64 = 100.0;
 
 /// The use of one version. Requests write it with a few atomic operations; whoever needs memory reads it. A version that
 /// leaves for others' memory and comes back has the same.
@@ -18,8 +18,9 @@ pub(super) struct Usage {
     loaded_us: AtomicU64,
     /// When a request asked for it last; 0 for never.
     asked_us: AtomicU64,
-    /// The usual time between two requests; 0 before the second one. An update that is lost does no harm.
-    interval_us: AtomicU64,
+    /// The requests until then, each as much as it counted when the last one came: the bits of an `f64`. An update that is
+    /// lost does no harm.
+    requests: AtomicU64,
     /// What its load took, in microseconds.
     load_us: AtomicU64,
     /// Whether it was dropped when it was to be paged out.
@@ -34,7 +35,7 @@ impl Usage {
             began: now,
             loaded_us: zero(),
             asked_us: zero(),
-            interval_us: zero(),
+            requests: zero(),
             load_us: zero(),
             is_dropped: AtomicBool::new(false),
         })
@@ -50,23 +51,24 @@ impl Usage {
     pub(super) fn used(&self, now: Instant) {
         let now = self.micros(now).max(1);
         let before = self.asked_us.fetch_max(now, Ordering::Relaxed);
-        if before == 0 || before >= now {
-            return;
-        }
-        let (usual, new) = (self.interval_us.load(Ordering::Relaxed) as i64, (now - before) as i64);
-        let usual = if usual == 0 { new } else { usual + (new - usual) / PARTS };
-        self.interval_us.store(usual as u64, Ordering::Relaxed);
+        let ago_s = now.saturating_sub(before) as f64 / 1e6;
+        let requests = self.requests() * (-ago_s / MEMORY_S).exp() + 1.0;
+        self.requests.store(requests.to_bits(), Ordering::Relaxed);
+    }
+
+    fn requests(&self) -> f64 {
+        f64::from_bits(self.requests.load(Ordering::Relaxed))
     }
 
     fn micros(&self, now: Instant) -> u64 {
         now.saturating_duration_since(self.began).as_micros() as u64
     }
 
-    /// How long nobody has asked for it; if that is longer, the usual time between two requests. What is asked for seldom
-    /// has not become precious by a request a moment ago.
+    /// How long nobody has asked for it, and the usual time between two requests besides. What is asked for seldom has not
+    /// become precious by a request a moment ago.
     pub(super) fn unused(&self, now: Instant) -> Duration {
-        let interval = Duration::from_micros(self.interval_us.load(Ordering::Relaxed));
-        now.saturating_duration_since(self.last()).max(interval)
+        let usual = Duration::from_secs_f64(MEMORY_S / self.requests().max(1.0));
+        now.saturating_duration_since(self.last()) + usual
     }
 
     /// When somebody has asked for it last, or it was loaded.
@@ -101,29 +103,35 @@ mod tests {
         tokio::time::advance(Duration::from_secs(2)).await;
         usage.loaded(Duration::from_secs(2), Instant::now());
         tokio::time::advance(Duration::from_secs(3)).await;
-        assert_eq!(usage.unused(Instant::now()), Duration::from_secs(3));
+        assert_eq!(usage.unused(Instant::now()), Duration::from_secs(3 + 100));
         usage.used(Instant::now());
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!((usage.unused(Instant::now()), usage.load_time()), (Duration::from_secs(1), Duration::from_secs(2)));
+        assert_eq!(usage.unused(Instant::now()), Duration::from_secs(1 + 100));
+        assert_eq!(usage.load_time(), Duration::from_secs(2));
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_asked_for_seldom_counts_as_unused_for_longer() {
         let (seldom, often) = (Usage::new(Instant::now()), Usage::new(Instant::now()));
         tokio::time::advance(Duration::from_secs(1)).await;
-        for second in 0..=60 {
+        for second in 0..=1000 {
             often.used(Instant::now());
             if second % 20 == 0 {
                 seldom.used(Instant::now());
             }
             tokio::time::advance(Duration::from_secs(1)).await;
         }
-        let now = Instant::now();
-        assert_eq!((seldom.unused(now), often.unused(now)), (Duration::from_secs(20), Duration::from_secs(1)));
-        seldom.loaded(Duration::from_secs(1), now);
-        assert_eq!(seldom.unused(now), Duration::from_secs(20), "a load is no request");
-        tokio::time::advance(Duration::from_secs(4)).await;
+        let seconds = |usage: &Usage| usage.unused(Instant::now()).as_secs_f64();
+        assert!(
+            (seconds(&often) - 2.0).abs() < 0.1,
+            "one since the last request, one between two: {}",
+            seconds(&often)
+        );
+        assert!((seconds(&seldom) - 19.0).abs() < 1.0, "{}", seconds(&seldom));
+        seldom.loaded(Duration::from_secs(1), Instant::now());
+        assert!(seconds(&seldom) > 17.0, "a load is no request");
+        tokio::time::advance(Duration::from_secs(60)).await;
         seldom.used(Instant::now());
-        assert_eq!(seldom.unused(Instant::now()), Duration::from_micros(16_250_000), "habits change");
+        assert!(seconds(&often) > seconds(&seldom), "habits change");
     }
 }
