@@ -351,6 +351,16 @@ pub fn purge() {
     }
 }
 
+/// What that many bytes of a tensor are by the allocator's count, which rounds up: by a tenth and more if they are many.
+pub fn allocation_bytes(bytes: u64) -> u64 {
+    if bytes == 0 {
+        return 0;
+    }
+    // SAFETY: it computes only, and not from a size of 0; the alignment, libtorch's, is a power of 2.
+    let rounded = unsafe { tikv_jemalloc_sys::nallocx(bytes as usize, tikv_jemalloc_sys::MALLOCX_ALIGN(64)) };
+    rounded as u64
+}
+
 /// The bytes that the calling thread has allocated less those that it has given back, by the allocator's count, which may
 /// wrap; `None` if that does not count. Of meaning is the difference of two calls.
 pub fn thread_allocated() -> Option<u64> {

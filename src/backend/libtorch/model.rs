@@ -65,7 +65,7 @@ impl TorchModel {
         // This thread has read all of it, and what it has given back again does not count. What executions leave in
         // libtorch's libraries later, which they keep for each thread, is not the module's.
         let grown = before.zip(ffi::thread_allocated()).map_or(0, |(before, after)| after.wrapping_sub(before));
-        let of_host = if device == Device::Cpu { weight_bytes(&module)? } else { 0 };
+        let of_host = if device == Device::Cpu { sum_of_weights(&module, ffi::allocation_bytes)? } else { 0 };
         let skeleton = u64::try_from(grown.cast_signed()).unwrap_or_default().saturating_sub(of_host);
         let schema = module.schema().map_err(|error| load_failure(&self.config, &error))?;
         let binding = Arc::new(Binding::new(&self.config, &schema)?);
@@ -214,6 +214,11 @@ fn threads_of(config: &ModelConfig, options: &Options) -> usize {
 
 /// The bytes of the parameters and buffers; memory that several of them share counts once.
 pub fn weight_bytes(module: &Module) -> Result<u64> {
+    sum_of_weights(module, |bytes| bytes)
+}
+
+fn sum_of_weights(module: &Module, of: impl Fn(u64) -> u64) -> Result<u64> {
     let mut seen = HashSet::new();
-    Ok(module.weights()?.into_iter().filter(|weight| seen.insert(weight.address)).map(|weight| weight.bytes).sum())
+    let weights = module.weights()?.into_iter().filter(|weight| seen.insert(weight.address));
+    Ok(weights.map(|weight| of(weight.bytes)).sum())
 }
