@@ -92,12 +92,11 @@ class Trials:
         """Open loops without deadlines: at a part of each server's own capacity, and at the same rate for all."""
         with self.running(self.contenders, OPEN) as running:
             capacities = {server.name: self.capacity(server) for server in running}
-            least = min(capacities.values())
-            rates = {"its own": capacities.__getitem__, "the least": lambda _: least}
-            for whose, capacity in rates.items():
+            same = dict.fromkeys(capacities, min(capacities.values()))
+            for whose, capacity in (("its own", capacities), ("the least", same)):
                 for number in range(self.rounds):
                     for server in self.turns(running, number):
-                        load = "poisson", CALM, capacity(server.name)
+                        load = "poisson", CALM, capacity[server.name]
                         values = self.offer(server, *load, number, told=False, times=CALM_TIMES)
                         yield Result("calm", (OPEN, "poisson", f"{CALM} of {whose}"), server.name, values)
 

@@ -74,8 +74,7 @@ pub fn evict<K: Clone + Ord>(lacking: &Footprint, by: Residency, candidates: &[C
 }
 
 /// The same where some models are `paged` out already, and hold little each. They go only if nothing else is enough, or
-/// together they hold too much of what is lacking: half of a device's `limit`. For each byte
-/// they save far more time than what is there: a load each, and not the way back.
+/// together they hold too much of what is lacking: half of a device's `limit`.
 pub fn evict_with_paged<K: Clone + Ord>(
     (lacking, by): (&Footprint, Residency),
     candidates: &[Candidate<K>],
@@ -92,7 +91,8 @@ pub fn evict_with_paged<K: Clone + Ord>(
     evict(lacking, by, &[candidates, paged].concat())
 }
 
-/// The part of a device that models may hold that are paged out, before they go like those that are there.
+/// The part of a device that models may hold that are paged out, before they go like those that are there: for
+/// each byte they save far more time, a load and not a way back.
 const PAGED_PART: u64 = 2;
 
 /// What a byte that it frees is worth.

@@ -16,7 +16,7 @@ pub(super) struct Usage {
     began: Instant,
     /// When its last load ended, in microseconds since it began.
     loaded_us: AtomicU64,
-    /// When a request asked for it last; 0 for never.
+    /// When a request asked for it last.
     asked_us: AtomicU64,
     /// The requests until then, each as much as it counted when the last one came: the bits of an `f64`. An update that is
     /// lost does no harm.
@@ -49,7 +49,7 @@ impl Usage {
 
     /// A request asks for it.
     pub(super) fn used(&self, now: Instant) {
-        let now = self.micros(now).max(1);
+        let now = self.micros(now);
         let before = self.asked_us.fetch_max(now, Ordering::Relaxed);
         let ago_s = now.saturating_sub(before) as f64 / 1e6;
         let requests = self.requests() * (-ago_s / MEMORY_S).exp() + 1.0;

@@ -351,7 +351,7 @@ pub fn purge() {
     }
 }
 
-/// What that many bytes of a tensor are by the allocator's count, which rounds up: by a tenth and more if they are many.
+/// What that many bytes of a tensor are by the allocator's count, which rounds up, by a quarter at most.
 pub fn allocation_bytes(bytes: u64) -> u64 {
     if bytes == 0 {
         return 0;
