@@ -33,6 +33,10 @@ fn write_with_weights(root: &Path, name: &str, number: f32, more: &str) {
     let bytes: Vec<u8> = weights.iter().flat_map(|weight| weight.to_le_bytes()).collect();
     let weight = Tensor::new(DataType::Fp32, Shape::new(&[NUMBERS as i64]), bytes.into());
     let script = Script::new("def forward(self, x):\n    return x + self.weight.sum()\n").parameter("weight", weight);
+    write_script(root, name, script, more);
+}
+
+fn write_script(root: &Path, name: &str, script: Script, more: &str) {
     let config = format!(
         "backend: \"pytorch\" max_batch_size: 4 {more}\n\
          input {{ name: \"x\" data_type: TYPE_FP32 dims: [1] }}\n\
@@ -53,7 +57,11 @@ async fn engine_within(bytes: u64, root: &Path, control: Control) -> Arc<Engine>
 }
 
 fn request(model: &str) -> Request {
-    let tensor = Tensor::new(DataType::Fp32, Shape::new(&[1, 1]), 1.5_f32.to_le_bytes().to_vec().into());
+    request_of(model, 1.5)
+}
+
+fn request_of(model: &str, number: f32) -> Request {
+    let tensor = Tensor::new(DataType::Fp32, Shape::new(&[1, 1]), number.to_le_bytes().to_vec().into());
     let inputs = vec![NamedTensor { name: "x".to_owned(), tensor }];
     Request { inputs, ..Request::new(model, infer::Instant::now()) }
 }
@@ -358,6 +366,35 @@ async fn an_ensemble_on_demand_has_its_member_loaded_and_goes_with_it() {
     // Also while the member finishes its requests.
     answers(&engine, "ensemble").await;
     assert!(engine.versions_ready("other").is_empty());
+    engine.stop().await;
+}
+
+/// What an execution that does not end holds stays in the books until it ends; then others have it.
+#[tokio::test]
+async fn the_memory_of_a_model_that_hangs_is_free_once_its_execution_ends() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    write_heavy(root.path(), &["other"], ON_DEMAND);
+    let weight = Tensor::new(DataType::Fp32, Shape::new(&[NUMBERS as i64]), vec![0; WEIGHTS as usize].into());
+    // Counts up to zero; warm-up has no negative numbers.
+    let loops = "while bool(torch.lt(x.sum(), 0.0)):\n        x = x + 1.0";
+    let script = Script::new(format!("def forward(self, x):\n    {loops}\n    return x + self.weight.sum()\n"));
+    let timeout = "parameters { key: \"execution.timeout_us\" value { string_value: \"50000\" } }";
+    write_script(root.path(), "hangs", script.parameter("weight", weight), &format!("{ON_DEMAND} {timeout}"));
+    let limit = file_bytes(root.path(), "hangs");
+    let engine = engine_within(limit, root.path(), Control::None).await;
+    answers(&engine, "hangs").await;
+
+    let hung = within(infer::only(engine.infer(request_of("hangs", -400_000.0)))).await.expect_err("it takes seconds");
+    assert!(hung.message().starts_with("the execution did not end within 0.05 s"), "{hung}");
+    let hasty = request("other");
+    let hasty = Request { deadline: Some(hasty.arrived + Duration::from_millis(200)), ..hasty };
+    let late = within(infer::only(engine.infer(hasty))).await.expect_err("there is no room yet");
+    assert_eq!(late.kind(), Kind::DeadlineExceeded);
+    assert!(engine.versions_ready("hangs").is_empty(), "it has left");
+    assert_eq!(metric(&engine, "nereid_memory_used_bytes"), WEIGHTS as f64, "its weights have not");
+    answers(&engine, "other").await;
+    assert!(metric(&engine, "nereid_memory_reserved_bytes{device=\"cpu\"}") <= limit as f64);
+    answers(&engine, "hangs").await;
     engine.stop().await;
 }
 
