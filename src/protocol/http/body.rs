@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use axum::body::{Body, to_bytes};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use http_body::Body as _;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -25,10 +27,8 @@ pub type Object = serde_json::Map<String, Value>;
 /// # Errors
 /// [`crate::error::Kind::InvalidArgument`] if it is too large or the caller broke off.
 pub async fn read(body: Body, bytes_max: usize) -> Result<Bytes> {
-    to_bytes(body, bytes_max).await.map_err(|error| {
-        let source = std::error::Error::source(&error);
-        let too_large = source.is_some_and(|source| source.is::<http_body_util::LengthLimitError>());
-        Error::invalid(if too_large {
+    gathered(Limited::new(body, bytes_max)).await.map_err(|error| {
+        Error::invalid(if error.is::<LengthLimitError>() {
             format!(
                 "request body exceeds the maximum allowed input size of {bytes_max} bytes. Use --http-max-input-size to \
                  increase the limit."
@@ -37,6 +37,28 @@ pub async fn read(body: Body, bytes_max: usize) -> Result<Bytes> {
             format!("the request body could not be read: {error}")
         })
     })
+}
+
+/// All of `body`, without a copy if it came at once. Each piece is copied as soon as it is there, while the processor has
+/// it, and so that the connection reads the next one into the same memory.
+async fn gathered(mut body: Limited<Body>) -> std::result::Result<Bytes, Box<dyn std::error::Error + Send + Sync>> {
+    let mut first = Bytes::new();
+    let mut whole = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else { continue };
+        if first.is_empty() && whole.is_empty() {
+            first = data;
+            continue;
+        }
+        if whole.is_empty() {
+            // What is left to come is known where the length was announced, and is within the limit.
+            let left = usize::try_from(body.size_hint().lower()).unwrap_or_default();
+            whole.reserve(first.len() + data.len() + left);
+            whole.extend_from_slice(&std::mem::take(&mut first));
+        }
+        whole.extend_from_slice(&data);
+    }
+    Ok(if whole.is_empty() { first } else { whole.freeze() })
 }
 
 /// As [`read`], for a call that has little to say: parsed JSON can be many times as large as its text.
@@ -161,6 +183,21 @@ pub fn wrong_type(key: &str, expected: &str, found: &Value) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_body_is_whole_however_it_was_cut_and_refused_once_it_is_too_long() {
+        let pieces = |sizes: &'static [usize]| {
+            let pieces = sizes.iter().enumerate().map(|(at, &size)| Bytes::from(vec![at as u8; size]));
+            Body::from_stream(futures_util::stream::iter(pieces.map(Ok::<_, std::io::Error>)))
+        };
+        for sizes in [&[][..], &[0], &[3], &[0, 3], &[3, 0, 2], &[1, 2, 3, 4]] {
+            let expected: Vec<u8> = sizes.iter().enumerate().flat_map(|(at, &size)| vec![at as u8; size]).collect();
+            assert_eq!(read(pieces(sizes), 10).await.expect("fits"), expected);
+        }
+        assert!(read(pieces(&[4, 4, 4]), 10).await.is_err());
+        let once = Bytes::from_static(b"once");
+        assert_eq!(read(Body::from(once.clone()), 4).await.expect("fits").as_ptr(), once.as_ptr(), "it is not copied");
+    }
 
     #[tokio::test]
     async fn a_body_may_be_as_long_as_the_limit_and_no_longer() {
