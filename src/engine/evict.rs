@@ -91,8 +91,8 @@ pub fn evict_with_paged<K: Clone + Ord>(
     evict(lacking, by, &[candidates, paged].concat())
 }
 
-/// The part of a device that models may hold that are paged out, before they go like those that are there: for
-/// each byte they save far more time, a load and not a way back.
+/// The part of a device that models may hold that are paged out, before they go like those that are there: for each byte
+/// they save far more time, a load and not a way back.
 const PAGED_PART: u64 = 2;
 
 /// What a byte that it frees is worth.

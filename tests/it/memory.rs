@@ -36,6 +36,7 @@ fn write_with_weights(root: &Path, name: &str, number: f32, more: &str) {
     write_script(root, name, script, more);
 }
 
+/// Writes a model of this script, from `x` to `y`, with `more` in its configuration.
 fn write_script(root: &Path, name: &str, script: Script, more: &str) {
     let config = format!(
         "backend: \"pytorch\" max_batch_size: 4 {more}\n\

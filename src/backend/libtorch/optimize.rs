@@ -27,9 +27,11 @@ const SAMPLE_DIM: i64 = 64;
 const SAMPLE_ROWS_MAX: usize = 2;
 /// The most bytes of all sample inputs together.
 const SAMPLE_BYTES_MAX: usize = 64 << 20;
-/// The longest that both forms are timed, if they are run twice in it: where one is faster by far, and where not.
+/// The longest that both forms are timed, if they are run twice in it, where one is far faster than the other.
 const TIMING_MAX: Duration = Duration::from_millis(150);
-const TIMING_MAX_UNCLEAR: Duration = Duration::from_millis(400);
+/// The same where they are close.
+const TIMING_MAX_CLOSE: Duration = Duration::from_millis(400);
+/// A form is far faster if it needs less than this part of the other's time.
 const FAR: f64 = 0.85;
 const ROUNDS_MAX: usize = 9;
 /// A model whose first two executions take longer than this is left as it is, for the sake of the load time.
@@ -88,9 +90,9 @@ fn faster(plain: TorchInstance) -> Result<Option<Arc<Module>>> {
         // In turns, so that other load on the machine meets both.
         before = before.min(time(&plain, &sample)?);
         after = after.min(time(&optimized, &sample)?);
-        let is_clear = !(FAR..1.0 / FAR).contains(&after.div_duration_f64(before));
+        let is_close = (FAR..1.0 / FAR).contains(&after.div_duration_f64(before));
         // The first may be slow for once, such as by memory that is new.
-        if round > 0 && start.elapsed() > if is_clear { TIMING_MAX } else { TIMING_MAX_UNCLEAR } {
+        if round > 0 && start.elapsed() > if is_close { TIMING_MAX_CLOSE } else { TIMING_MAX } {
             break;
         }
     }
