@@ -22,8 +22,11 @@ impl SizeClass {
 
 /// Weight of a new sample; as for round-trip times in TCP (RFC 6298), where the same kind of estimator is used.
 const WEIGHT: f64 = 1.0 / 8.0;
-/// A cautious run time lies this many relative deviations above the mean.
-const CAUTION: f64 = 3.0;
+/// A cautious run time lies this many relative deviations above the mean. With fewer, more answers are late; with more,
+/// requests are refused that would have been in time, and batches are smaller than they could be: in the simulation of
+/// overload with run times that vary by 30 %, 3 instead of 2 cost 1 to 7 of 100 answers in time, and made 4 in 1000
+/// requests fewer late.
+const CAUTION: f64 = 2.0;
 /// However much run times vary, caution asks for no more than this many means: on a noisy machine it would refuse far
 /// more requests that would be in time than it spares those that would not.
 const CAUTION_MAX: f64 = 2.0;
@@ -221,7 +224,7 @@ mod tests {
             estimates.record(class(), 1, (10 + index % 2 * 10) * MS);
         }
         let cautious = estimates.curve(class()).cautious(1).expect("known");
-        assert!(cautious > 25 * MS && cautious < 40 * MS, "{cautious:?}");
+        assert!(cautious > 20 * MS && cautious < 30 * MS, "{cautious:?}");
     }
 
     #[test]

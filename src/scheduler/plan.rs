@@ -72,12 +72,14 @@ const GROW_RESERVE: Duration = Duration::from_millis(2);
 ///
 /// The result never takes more than `limits.rows_max` rows (but always at least one request), never makes a batch
 /// that is predicted to be late for one of its members if fewer members would be in time, and never takes more
-/// members if taking fewer would keep more of the requests behind them in time.
-/// Requests that would be late even if they ran alone now are the caller's to refuse, before.
+/// members if taking fewer would keep more rows of the requests behind them in time.
+/// Requests that would be late even if they ran alone now are the caller's to refuse, before, and so are those that
+/// [`shed`] finds.
 pub fn plan(waiting: &[Waiting], limits: &Limits, curve: &dyn Curve, now: Instant) -> Plan {
     let fitting = fitting(waiting, limits.rows_max);
     let has_due = waiting.iter().any(|request| request.due.is_some());
-    let take = if has_due { on_time(waiting, fitting, limits.rows_max, curve, now) } else { fitting };
+    let take =
+        if has_due { Times::new(waiting, limits.rows_max, curve).on_time(waiting, fitting, now).1 } else { fitting };
     let take = limits.budget.map_or(take, |budget| knee(waiting, take, curve, budget / 2));
     let may_grow = take == fitting && fitting == waiting.len();
     match grow_until(waiting, limits, curve, now).filter(|_| may_grow) {
@@ -100,62 +102,98 @@ fn rows(waiting: &[Waiting]) -> usize {
     waiting.iter().map(|request| request.rows).sum()
 }
 
-/// The largest batch size among those that keep the most requests in time.
-fn on_time(waiting: &[Waiting], fitting: usize, rows_max: usize, curve: &dyn Curve, now: Instant) -> usize {
-    let rows_seen = rows_max.min(rows(waiting)).max(waiting[0].rows);
-    let times: Vec<Option<Duration>> =
-        std::iter::once(None).chain((1..=rows_seen).map(|rows| curve.cautious(rows))).collect();
-    let behind = Behind { rows_max, times: &times };
-    let mut best = (0, 1);
-    let (mut total, mut first_due) = (0, None);
-    let mut ends = Vec::with_capacity(fitting);
-    for (index, request) in waiting[..fitting].iter().enumerate() {
-        total += request.rows;
-        let Some(time) = times[total] else { return fitting };
-        first_due = earlier(first_due, request.due);
-        if index > 0 && first_due.is_some_and(|due| now + time > due) {
+/// How many of the first of `waiting` should be given up, although they could be in time, because more rows of the others
+/// are in time then. A request that is never late is not given up, and none behind it.
+///
+/// Where more is asked for than can be done, a queue ends up full of requests with just the time that they need: a batch
+/// of them is as small as the first one's hurry demands, takes nearly as long as a large one, and leaves the next in the
+/// same state. All of `waiting` must have the same claim to be served.
+pub fn shed(waiting: &[Waiting], rows_max: usize, curve: &dyn Curve, now: Instant) -> usize {
+    let most = waiting.iter().take_while(|request| request.due.is_some()).count();
+    if most == 0 {
+        return 0;
+    }
+    let times = Times::new(waiting, rows_max, curve);
+    let (mut best, mut next, mut rows_left) = ((0, 0), 0, rows(waiting));
+    // In growing steps, as long as the rest could be better than the best.
+    while rows_left > best.0 {
+        let rest = &waiting[next..];
+        let kept = times.on_time(rest, fitting(rest, rows_max), now).0;
+        if kept > best.0 {
+            best = (kept, next);
+        }
+        let skipped = next.max(1).min(most - next);
+        if skipped == 0 {
             break;
         }
-        ends.push(now + time);
-    }
-    // From the largest on: one that keeps all that could be kept needs no comparison.
-    for take in (1..=ends.len()).rev() {
-        let (kept, all) = behind.kept(&waiting[take..], ends[take - 1]);
-        if take + kept > best.0 {
-            best = (take + kept, take);
-        }
-        if all && take == ends.len() {
-            return take;
-        }
+        rows_left -= rows(&rest[..skipped]);
+        next += skipped;
     }
     best.1
 }
 
-/// The batch after the one that is planned.
-struct Behind<'a> {
+/// Cautious run times by rows, as far as waiting requests may need them.
+struct Times {
     rows_max: usize,
-    /// Cautious run times by rows.
-    times: &'a [Option<Duration>],
+    by_rows: Vec<Option<Duration>>,
 }
 
-impl Behind<'_> {
-    /// How many of `waiting` are in time if the next batch, at `start`, is the longest prefix of them that is in time,
-    /// and whether that is as many as fit into a batch.
+impl Times {
+    fn new(waiting: &[Waiting], rows_max: usize, curve: &dyn Curve) -> Self {
+        let largest = waiting.iter().map(|request| request.rows).max().unwrap_or(1);
+        let rows_seen = rows_max.min(rows(waiting)).max(largest);
+        Self {
+            rows_max,
+            by_rows: std::iter::once(None).chain((1..=rows_seen).map(|rows| curve.cautious(rows))).collect(),
+        }
+    }
+
+    /// The most rows that this batch and the next can keep in time, and the largest batch with which they do.
+    fn on_time(&self, waiting: &[Waiting], fitting: usize, now: Instant) -> (usize, usize) {
+        let (mut total, mut first_due) = (0, None);
+        let mut batches: SmallVec<[(usize, Instant); 32]> = SmallVec::new();
+        for (index, request) in waiting[..fitting].iter().enumerate() {
+            total += request.rows;
+            let Some(time) = self.by_rows[total] else { return (rows(waiting), fitting) };
+            first_due = earlier(first_due, request.due);
+            if index > 0 && first_due.is_some_and(|due| now + time > due) {
+                break;
+            }
+            batches.push((total, now + time));
+        }
+        let mut best = (0, 1);
+        // From the largest on: one that keeps all that could be kept needs no comparison.
+        for (index, &(rows, end)) in batches.iter().enumerate().rev() {
+            let take = index + 1;
+            let (kept, all) = self.kept(&waiting[take..], end);
+            if rows + kept > best.0 {
+                best = (rows + kept, take);
+            }
+            if all && take == batches.len() {
+                break;
+            }
+        }
+        best
+    }
+
+    /// How many rows of `waiting` are in time if the next batch, at `start`, is the longest prefix of them that is in
+    /// time, and whether that is as much as fits into a batch.
     fn kept(&self, waiting: &[Waiting], start: Instant) -> (usize, bool) {
         let mut rows = 0;
         let mut first_due = None;
         for (index, request) in waiting.iter().enumerate() {
+            let before = rows;
             rows += request.rows;
             if rows > self.rows_max && index > 0 {
-                return (index, true);
+                return (before, true);
             }
             first_due = earlier(first_due, request.due);
-            let time = self.times.get(rows).copied().flatten();
+            let time = self.by_rows.get(rows).copied().flatten();
             if time.is_none_or(|time| first_due.is_some_and(|due| start + time > due)) {
-                return (index, false);
+                return (before, false);
             }
         }
-        (waiting.len(), true)
+        (rows, true)
     }
 }
 

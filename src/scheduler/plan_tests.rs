@@ -119,14 +119,43 @@ fn a_preferred_size_is_sent_at_once() {
     assert_eq!(take(plan(&requests(now, &[None; 5]), &limits, &none, now + 60 * MS)), 5);
 }
 
+#[test]
+fn the_first_in_a_hurry_are_given_up_for_more_of_the_others() {
+    let now = Instant::now();
+    let table = Table(vec![10, 12, 14, 16, 18, 20]);
+    let hurried = requests(now, &[Some(10), Some(11), Some(20), Some(21), Some(22), Some(23)]);
+    // The first alone, then nobody, or the two of them late: four of the others are in time without them.
+    assert_eq!(shed(&hurried, 8, &table, now), 2);
+    assert_eq!(plan(&hurried[2..], &limits(8), &table, now), Plan::Run { take: 4 });
+    // With time for two batches all are served.
+    let patient = requests(now, &[Some(10), Some(11), Some(40), Some(41), Some(42), Some(43)]);
+    assert_eq!(shed(&patient, 8, &table, now), 1, "the second cannot run with the first nor after it");
+    assert_eq!(shed(&patient[1..], 8, &table, now), 0);
+}
+
+#[test]
+fn nobody_is_given_up_without_deadlines_or_knowledge_or_for_as_few() {
+    let now = Instant::now();
+    let table = Table(vec![10, 20, 30, 40]);
+    assert_eq!(shed(&requests(now, &[None; 6]), 4, &table, now), 0);
+    assert_eq!(shed(&requests(now, &[Some(1); 6]), 4, &Table(vec![]), now), 0);
+    assert_eq!(shed(&requests(now, &[Some(10), Some(19)]), 4, &table, now), 0);
+    // Those that wait without a deadline are served, however many others are late for them.
+    let hurried = requests(now, &[None, Some(10), Some(11), Some(20), Some(21), Some(22), Some(23)]);
+    assert_eq!(shed(&hurried, 8, &Table(vec![10, 12, 14, 16, 18, 20, 22]), now), 0);
+    let large = Waiting { rows: 3, arrived: now, due: Some(now + 30 * MS) };
+    let small = requests(now, &[Some(39), Some(39)]);
+    assert_eq!(shed(&[large, small[0], small[1]], 4, &table, now), 0, "three rows are more than two");
+}
+
 fn in_time(request: &Waiting, end: Instant) -> bool {
     request.due.is_none_or(|due| end <= due)
 }
 
-/// Requests in time if `take` run now and the longest prefix of the rest that is in time follows, by brute force.
+/// Rows in time if `take` run now and the longest prefix of the rest that is in time follows, by brute force.
 fn kept(waiting: &[Waiting], take: usize, limits: &Limits, table: &Table, now: Instant) -> usize {
     let end = now + table.cautious(rows(&waiting[..take])).expect("the table is long enough");
-    let members = waiting[..take].iter().filter(|member| in_time(member, end)).count();
+    let members: usize = waiting[..take].iter().filter(|member| in_time(member, end)).map(|member| member.rows).sum();
     let rest = &waiting[take..];
     let follow = (0..=rest.len()).rev().find(|&count| {
         let batch = &rest[..count];
@@ -134,7 +163,7 @@ fn kept(waiting: &[Waiting], take: usize, limits: &Limits, table: &Table, now: I
             || (rows(batch) <= limits.rows_max || count == 1)
                 && batch.iter().all(|each| in_time(each, end + table.cautious(rows(batch)).expect("long enough")))
     });
-    members + follow.unwrap_or(0)
+    members + rows(&rest[..follow.unwrap_or(0)])
 }
 
 prop_compose! {
@@ -175,6 +204,32 @@ proptest! {
                 "{smaller} would keep more in time than {take}"
             );
         }
+    }
+
+    #[test]
+    fn to_give_some_up_keeps_more_rows_in_time((table, waiting, rows_max) in situation()) {
+        let now = Instant::now();
+        let table = Table(table);
+        let due = |ms: Option<u64>| ms.map(|ms| now + Duration::from_millis(ms));
+        let waiting: Vec<Waiting> = waiting
+            .into_iter()
+            .map(|(rows, ms)| Waiting { rows: rows.min(rows_max), arrived: now, due: due(ms) })
+            .filter(|each| in_time(each, now + table.cautious(each.rows).expect("long enough")))
+            .collect();
+        prop_assume!(!waiting.is_empty());
+        let limits = limits(rows_max);
+        let all_in_time = |batch: &[Waiting]| {
+            batch.iter().all(|each| in_time(each, now + table.cautious(rows(batch)).expect("long enough")))
+        };
+        let best = |waiting: &[Waiting]| {
+            let counts = (1..=fitting(waiting, rows_max)).filter(|&take| all_in_time(&waiting[..take]));
+            counts.map(|take| kept(waiting, take, &limits, &table, now)).max().unwrap_or(0)
+        };
+        let shed = shed(&waiting, rows_max, &table, now);
+        prop_assert!(shed < waiting.len());
+        prop_assert!(waiting[..shed].iter().all(|each| each.due.is_some()));
+        prop_assert!(best(&waiting[shed..]) >= best(&waiting), "{shed}");
+        prop_assert!(shed == 0 || best(&waiting[shed..]) > best(&waiting), "{shed}");
     }
 
     #[test]

@@ -90,7 +90,7 @@ pub(super) struct GiveUp {
 
 impl Promise {
     /// Whether the caller's own deadline is what makes the request due.
-    fn due_kind(&self) -> Kind {
+    pub(super) fn due_kind(&self) -> Kind {
         if self.due == self.deadline { Kind::DeadlineExceeded } else { Kind::BudgetExceeded }
     }
 

@@ -20,7 +20,7 @@ use super::lent::Lent;
 use super::levels::rows_ahead;
 use super::look::{Look, Next, Want};
 use super::order::Order;
-use super::plan::{Curve as _, Limits, Plan, Waiting, plan};
+use super::plan::{Curve as _, Limits, Plan, Waiting, plan, shed};
 use super::promise::{Ahead, BUDGET_SHARE, Probes, Promise, late_error};
 use super::reply::{self, Receiver};
 use super::settings::QueueSettings;
@@ -71,6 +71,15 @@ struct Running {
     began: Instant,
     /// How long it is expected to take.
     expected: Duration,
+}
+
+/// What is to be done with the requests of one lane.
+struct Planned {
+    plan: Plan,
+    /// The requests in their order of service.
+    picks: Picks,
+    /// How many of the first are to be given up if the plan is to run some of the others.
+    shed: usize,
 }
 
 /// The queue of one model version.
@@ -275,11 +284,18 @@ impl Queue {
         let order = state.lanes.in_turn(&self.turns(state, now));
         for (_, key) in order {
             self.take_late(state, &key, now, &mut late);
-            let Some((plan, picks)) = self.plan_lane(state, &key, now) else { continue };
+            let Some(Planned { plan, picks, shed }) = self.plan_lane(state, &key, now) else { continue };
             match plan {
                 Plan::Run { take } => {
                     let next = match want {
-                        Want::Take => Next::Run(self.take(state, &key, &picks[..take.min(picks.len())], now)),
+                        Want::Take => {
+                            let mut pulled = self.take(state, &key, &picks[..picks.len().min(shed + take)], now);
+                            late.extend(pulled.entries.drain(..shed).map(|entry| {
+                                let kind = entry.promise.due_kind();
+                                (entry, kind)
+                            }));
+                            Next::Run(pulled)
+                        }
                         Want::Know => Next::Ready,
                     };
                     return (late, Some(next));
@@ -294,7 +310,7 @@ impl Queue {
         Turns::new(self.settings.levels.priorities(), &state.tally, now)
     }
 
-    fn plan_lane(&self, state: &mut State, key: &LaneKey, now: Instant) -> Option<(Plan, Picks)> {
+    fn plan_lane(&self, state: &mut State, key: &LaneKey, now: Instant) -> Option<Planned> {
         state.plans += 1;
         let lane = state.lanes.lane(key)?;
         let mut rows = 0;
@@ -312,13 +328,19 @@ impl Queue {
         }
         let curve = state.estimates.curve(lane.class);
         let rows_max = state.capacity.rows_max(lane.class).min(self.settings.limits.rows_max);
+        // Those of the first one's level only: no request makes room for a less urgent one.
+        let equals = picks.iter().take_while(|&pick| *pick == picks[0]).count();
+        let shed = shed(&waiting[..equals], rows_max, &curve, now);
+        let waiting = &waiting[shed..];
         let explores = self.settings.limits.budget.is_some() && state.plans.is_multiple_of(EXPLORE_EVERY);
-        if explores || rows_max < self.settings.limits.rows_max {
+        let plan = if explores || rows_max < self.settings.limits.rows_max {
             let budget = self.settings.limits.budget.filter(|_| !explores);
             let limits = Limits { budget, rows_max, ..self.settings.limits.clone() };
-            return Some((plan(&waiting, &limits, &curve, now), picks));
-        }
-        Some((plan(&waiting, &self.settings.limits, &curve, now), picks))
+            plan(waiting, &limits, &curve, now)
+        } else {
+            plan(waiting, &self.settings.limits, &curve, now)
+        };
+        Some(Planned { plan, picks, shed })
     }
 
     /// Takes out the requests of a lane that would be late even if they ran alone now, as far as the plan looks: the
