@@ -87,7 +87,7 @@ pub const FLAGS: &[Flag] = &[
     flag(REPOSITORY, "model-load-gpu-limit", Value::List("DEVICE:FRACTION"), "", "Load nothing on a CUDA device of whose memory more than this fraction is used, such as 0:0.8; repeatable"),
     flag(REPOSITORY, "onnxruntime", Value::Text("FILE"), "", "The library that runs models in ONNX, ONNX Runtime for the CPU; libonnxruntime.so.1 beside the executable or of the system by default"),
     flag(REPOSITORY, "allow-aoti", Value::Bool, "false", "Load packages of AOTInductor (model.pt2): a package is native code, which runs with all rights of the server"),
-    flag(REPOSITORY, "memory-limit", Value::List("DEVICE:BYTES|FRACTION"), "", "How much memory models may hold on a device (host, or a GPU's number), such as host:8GB or 0:0.9; 0.8 of what there is by default; repeatable"),
+    flag(REPOSITORY, "memory-limit", Value::List("DEVICE:BYTES|FRACTION"), "", "How much memory models may hold on a device (host, or a GPU's number), such as host:8GB or 0:0.9; by default 0.8 of what there is, less on a small host; repeatable"),
     flag(REPOSITORY, "memory-spill-directory", Value::Text("DIR"), "", "Directory for the weights of idle models that leave the host's memory for others, from where they come back much faster than by a load; without it they are dropped"),
     flag(REPOSITORY, "memory-spill-bytes", Value::Number(0, i64::MAX as u64), "17179869184", "The most bytes of weights there; what was not used for longest goes first"),
     flag(REPOSITORY, "queue-size-default", Value::Number(1, 10_000_000), "4096", "Requests that wait per model whose max_queue_size is 0"),
