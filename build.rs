@@ -48,7 +48,15 @@ fn top_level_names(file: &prost_types::FileDescriptorProto) -> Vec<String> {
 fn compile_shim(out: &Path) -> Result<(), Box<dyn Error>> {
     let folder = Path::new("src/backend/libtorch");
     let sources = ["shim.cpp", "shim_aoti.cpp"];
-    let headers = ["shim.h", "shim_aoti.h", "shim_base.h", "shim_packed.h", "shim_precision.h", "shim_storages.h"];
+    let headers = [
+        "shim.h",
+        "shim_aoti.h",
+        "shim_base.h",
+        "shim_frozen.h",
+        "shim_packed.h",
+        "shim_precision.h",
+        "shim_storages.h",
+    ];
     for file in sources.iter().chain(&headers) {
         println!("cargo:rerun-if-changed={}", folder.join(file).display());
     }

@@ -1,6 +1,7 @@
 // The C++ side of shim.h: each function is one libtorch call, with every exception caught.
 #include "shim.h"
 #include "shim_base.h"
+#include "shim_frozen.h"
 #include "shim_packed.h"
 #include "shim_precision.h"
 #include "shim_storages.h"
@@ -401,13 +402,13 @@ char* module_copy(const nt_module* self, nt_module** out) {
 char* module_freeze(const nt_module* self, nt_module** out) {
   return guarded([&] {
     c10::InferenceMode guard(false);
-    *out = new nt_module{torch::jit::freeze(self->module)};
+    *out = new nt_module{frozen::freeze(self->module)};
   });
 }
 
 char* module_optimize(const nt_module* self, nt_module** out, uint64_t* layers) {
   return guarded([&] {
-    Module frozen = torch::jit::freeze(self->module);
+    Module frozen = frozen::freeze(self->module);
     *layers = packed::pack(frozen);
     *out = new nt_module{torch::jit::optimize_for_inference(frozen)};
   });
@@ -533,7 +534,7 @@ struct Effects {
 // of the whole module from its load on; a graph that sets it has an effect anyway.
 void leave_out_training(const Module& module, std::shared_ptr<torch::jit::Graph>& graph) {
   if (!module.hasattr("training") || module.is_training()) return;
-  precision::each_node(graph->block(), [&](torch::jit::Node* node) {
+  frozen::each_node(graph->block(), [&](torch::jit::Node* node) {
     if (node->kind() != c10::prim::GetAttr || node->s(c10::attr::name) != "training") return;
     // Other objects may have something of that name.
     const auto holder = node->input()->type()->cast<c10::ClassType>();

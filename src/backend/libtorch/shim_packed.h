@@ -85,7 +85,7 @@ inline size_t pack(Module& module) {
   auto graph = module.get_method("forward").graph();
   std::map<precision::Weight, size_t> known;
   size_t count = 0;
-  precision::each_node(graph->block(), [&](Node* node) {
+  frozen::each_node(graph->block(), [&](Node* node) {
     const auto layer = precision::layer_of(node);
     if (!layer.weight.defined() || !layer.weight.is_cpu() || layer.weight.numel() < kElementsMin) return;
     if (layer.bias.defined() && layer.bias.scalar_type() != at::kFloat) return;

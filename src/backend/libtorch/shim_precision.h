@@ -15,20 +15,13 @@
 #include <torch/csrc/jit/passes/dead_code_elimination.h>
 #include <torch/types.h>
 
+#include "shim_frozen.h"
+
 namespace precision {
 
 using torch::jit::IValue;
 using torch::jit::Module;
 using torch::jit::Node;
-
-// All nodes of a block and of the blocks in it. `visit` may replace its node, but must not remove it.
-template <typename Visit>
-void each_node(torch::jit::Block* block, const Visit& visit) {
-  for (auto* node : block->nodes()) {
-    for (auto* inner : node->blocks()) each_node(inner, visit);
-    visit(node);
-  }
-}
 
 inline bool is_float(const at::Tensor& tensor) {
   return tensor.defined() && tensor.has_storage() && !tensor.is_quantized() && at::isFloatingType(tensor.scalar_type());
@@ -76,7 +69,7 @@ inline void convert(Module& module, at::ScalarType to) {
   // A constant with dimensions decides the type of what is computed with it; one without does not.
   for (const auto& part : module.modules()) {
     for (const auto& method : part.get_methods()) {
-      each_node(method.graph()->block(), [&](Node* node) {
+      frozen::each_node(method.graph()->block(), [&](Node* node) {
         if (!is_tensor_constant(node)) return;
         const auto tensor = node->t(c10::attr::value);
         if (!is_float(tensor) || tensor.dim() == 0 || tensor.scalar_type() == to) return;
@@ -165,10 +158,10 @@ inline IValue packed(const Layer& layer) {
 inline Quantized quantize(const Module& module) {
   static const auto dynamic = c10::Symbol::fromQualString("quantized::linear_dynamic");
   at::NoGradGuard no_grad;
-  Quantized made{torch::jit::freeze(module), 0, 0};
+  Quantized made{frozen::freeze(module), 0, 0};
   auto graph = made.module.get_method("forward").graph();
   std::map<std::pair<Weight, const void*>, std::string> names;
-  each_node(graph->block(), [&](Node* node) {
+  frozen::each_node(graph->block(), [&](Node* node) {
     const auto layer = layer_of(node);
     if (!layer.weight.defined()) return;
     const auto* bias = layer.bias.defined() ? layer.bias.const_data_ptr() : nullptr;
@@ -193,7 +186,7 @@ inline Quantized quantize(const Module& module) {
     const bool plain = tensor.defined() && tensor.has_storage();
     if (plain && seen.insert(tensor.storage().data()).second) made.bytes += tensor.storage().nbytes();
   };
-  each_node(graph->block(), [&](Node* node) {
+  frozen::each_node(graph->block(), [&](Node* node) {
     if (is_tensor_constant(node)) count(node->t(c10::attr::value));
   });
   for (const auto& tensor : made.module.parameters()) count(tensor);

@@ -27,7 +27,7 @@ inline bool returns_its_own(const Module& module) {
   torch::jit::Inline(*graph);
   const torch::jit::AliasDb aliases(graph, /*isFrozen=*/true);
   bool found = false;
-  precision::each_node(graph->block(), [&](Node* node) {
+  frozen::each_node(graph->block(), [&](Node* node) {
     const auto kind = node->kind();
     // What these run is not in this graph.
     found |= kind == c10::prim::CallMethod || kind == c10::prim::CallFunction || kind == c10::prim::fork ||
@@ -53,7 +53,7 @@ class Storages {
     });
     for (const auto& part : module_.modules()) {
       for (const auto& method : part.get_methods()) {
-        precision::each_node(method.graph()->block(), [&](Node* node) {
+        frozen::each_node(method.graph()->block(), [&](Node* node) {
           if (precision::is_tensor_constant(node)) add(node->t(c10::attr::value));
         });
       }

@@ -24,6 +24,41 @@ fn shapes_that_do_not_fit_are_the_models_error() {
     assert!(error.message().contains("mat1 and mat2 shapes cannot be multiplied (1x2 and 3x1)"), "{error}");
 }
 
+/// Libtorch tells which methods call the operation that fails, also where only another form of the module is left.
+#[test]
+fn what_fails_inside_of_a_method_is_told_in_every_form() {
+    let sum = "def sum(self, a, b):\n    return a + b\n\n";
+    let twice = "def twice(self, a, b):\n    if a.size(0) > 0:\n        a = self.sum(a, b)\n    return a * 2\n\n";
+    let linear = "def linear(self, a):\n    return torch.gelu(torch.linear(a, self.weight))\n\n";
+    let image = "def image(self, a):\n    a = torch.relu(torch.conv2d(a.view(1, 2, 2, 2), self.kernel))\n    return a.view(1, -1)\n\n";
+    let forward = |result: &str| format!("def forward(self, a, b):\n    return {result}\n");
+    let cases = [
+        (format!("{sum}{}", forward("self.sum(a, b) * 2")), "tensor a (8) must match"),
+        (format!("{sum}{twice}{}", forward("self.twice(a, b)")), "tensor a (8) must match"),
+        (format!("{linear}{}", forward("self.linear(a) + b.sum()")), "RuntimeError"),
+        (format!("{image}{}", forward("self.image(a) + b.sum()")), "RuntimeError"),
+    ];
+    let columns: [(&str, DataType, &[i64]); 2] = [("a", FP32, &[-1, -1]), ("b", FP32, &[-1, -1])];
+    let forms = ["off", "freeze", "full", "auto"].map(|form| ("torch.optimize", form));
+    for (source, message) in cases {
+        let precisions = [("torch.precision", "bf16"), ("torch.precision", "int8")];
+        let precisions = &precisions[..if source.contains("linear") { 2 } else { 1 }];
+        let script = Script::new(&source)
+            .parameter("weight", floats(&[160, 128], &[0.5; 160 * 128]))
+            .parameter("kernel", floats(&[4, 3, 1, 1], &[0.5; 12]));
+        for (key, form) in forms.iter().chain(precisions) {
+            let bench = Bench::new(&script, &columns, &[("y", FP32, &[-1, -1])]).parameter(key, form);
+            let mut instance = bench.instance();
+            for _ in 0..3 {
+                let inputs = vec![floats(&[1, 8], &[0.0; 8]), floats(&[1, 9], &[0.0; 9])];
+                let error = run(&mut *instance, vec![Member::new(1, inputs)]).expect_err("the sizes differ");
+                assert_eq!(error.kind(), Kind::Backend, "{source} {form}: {error}");
+                assert!(key.contains("precision") || error.message().contains(message), "{source} {form}: {error}");
+            }
+        }
+    }
+}
+
 #[test]
 fn an_output_of_another_type_is_refused() {
     let bench = Bench::new(&Script::new(IDENTITY), &[("x", FP32, &[1])], &[("y", DataType::Int64, &[1])]);
