@@ -30,6 +30,7 @@ use super::health::HealthService;
 use super::health_wire::health_server::HealthServer;
 use super::service::InferenceService;
 use super::settings::Settings;
+use super::whole::Whole;
 use super::{framing, methods, timeout};
 use crate::error::{Error, Kind, Result};
 use crate::gateway::Gateway;
@@ -44,7 +45,9 @@ use crate::protocol::v2::decode::Arrival;
 use crate::protocol::v2::forward::Forward;
 use crate::protocol::v2::infer;
 use crate::protocol::v2::unread::Unread;
-use crate::protocol::v2::wire::grpc_inference_service_server::{GrpcInferenceService as _, GrpcInferenceServiceServer};
+use crate::protocol::v2::wire::grpc_inference_service_server::{
+    GrpcInferenceService as _, GrpcInferenceServiceServer, SERVICE_NAME,
+};
 use crate::telemetry::metrics::Answers;
 use crate::telemetry::trace::Protocol;
 
@@ -53,6 +56,8 @@ const MODEL_STREAM_INFER: &str = "/inference.GRPCInferenceService/ModelStreamInf
 
 /// The beginning of the paths of the reflection services, whose calls are streams.
 const REFLECTION: &str = "/grpc.reflection.";
+/// What tonic takes by default, as it does for health and reflection.
+const OTHERS_BYTES_MAX: usize = 4 << 20;
 
 /// Answers every call of every connection.
 pub struct Dispatch {
@@ -159,8 +164,11 @@ impl Dispatch {
             MODEL_STREAM_INFER => return self.stream(request).await,
             _ => {}
         }
-        let is_stream = request.uri().path().starts_with(REFLECTION);
-        let request = request.map(|body| readable(if is_stream { body.patient() } else { body }));
+        let path = request.uri().path();
+        let is_stream = path.starts_with(REFLECTION);
+        let is_own = path.strip_prefix('/').is_some_and(|path| path.starts_with(SERVICE_NAME));
+        let bytes_max = if is_own { self.request_bytes_max } else { OTHERS_BYTES_MAX };
+        let request = request.map(|body| readable(if is_stream { body.patient() } else { body }, bytes_max));
         match self.services.clone().oneshot(request).await {
             Ok(response) => response.map(|body| Body::Boxed { body, _inference: None, ending: None }),
             Err(never) => match never {},
@@ -190,7 +198,7 @@ impl Dispatch {
                 service.model_infer(request).await
             }
         });
-        let response = self.tonic().unary(infer, request.map(readable)).await;
+        let response = self.tonic().unary(infer, request.map(|body| readable(body, self.request_bytes_max))).await;
         if let Some(unread) = unread.lock().take() {
             unread.refuse(Kind::InvalidArgument);
         }
@@ -205,7 +213,7 @@ impl Dispatch {
             let service = self.inference.clone();
             async move { service.model_stream_infer(request).await }
         });
-        let request = request.map(|body| readable(body.patient()));
+        let request = request.map(|body| readable(body.patient(), self.request_bytes_max));
         let response = self.tonic().streaming(infer, request).await;
         if let Some(status) = Status::from_header_map(response.headers()) {
             self.gateway.refused(kind(status.code()));
@@ -261,9 +269,9 @@ impl Service for Dispatch {
     }
 }
 
-/// `body` with errors as tonic has them.
-fn readable(body: transport::Body) -> MapErr<transport::Body, fn(BodyError) -> Status> {
-    body.map_err(|error| match error {
+/// `body` with whole messages and errors as tonic has them.
+fn readable(body: transport::Body, bytes_max: usize) -> MapErr<Whole<transport::Body>, fn(BodyError) -> Status> {
+    Whole::new(body, bytes_max).map_err(|error| match error {
         BodyError::Broken(error) => Status::from_error(error.into()),
         BodyError::TimedOut(_) => Status::deadline_exceeded(error.to_string()),
     })

@@ -41,11 +41,38 @@ pub struct Chunks {
 }
 
 impl Chunks {
-    fn push(&mut self, chunk: Bytes) {
+    /// Adds what came next.
+    pub fn push(&mut self, chunk: Bytes) {
         if !chunk.is_empty() {
             self.remaining += chunk.len();
             self.list.push_back(chunk);
         }
+    }
+
+    /// How long the message is whose header stands at the front; `None` if not all of the header has come.
+    pub fn peek_length(&self) -> Option<usize> {
+        let mut header = self.list.iter().flat_map(|chunk| chunk.iter().copied()).take(HEADER_BYTES).skip(1);
+        let length = [header.next()?, header.next()?, header.next()?, header.next()?];
+        Some(u32::from_be_bytes(length) as usize)
+    }
+
+    /// Moves the first `count` bytes, of which there are as many, to the end of `other`.
+    pub fn move_to(&mut self, mut count: usize, other: &mut VecDeque<Bytes>) {
+        while let Some(front) = self.list.front_mut().filter(|_| count > 0) {
+            let part = front.split_to(count.min(front.len()));
+            if front.is_empty() {
+                self.list.pop_front();
+            }
+            self.remaining -= part.len();
+            count -= part.len();
+            other.push_back(part);
+        }
+    }
+
+    /// A copy of the first `count` bytes, or of all if there are fewer.
+    pub fn copy_start(mut self, count: usize) -> Bytes {
+        let count = count.min(self.remaining);
+        self.copy_to_bytes(count)
     }
 }
 

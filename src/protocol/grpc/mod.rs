@@ -17,6 +17,7 @@ mod service;
 mod settings;
 mod stream;
 mod timeout;
+mod whole;
 
 pub use dispatch::Dispatch;
 pub use methods::METHODS;

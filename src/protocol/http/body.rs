@@ -16,6 +16,8 @@ use crate::error::{Error, Result};
 
 /// The most bytes of a body that holds settings only.
 const SMALL_BYTES_MAX: usize = 64 << 10;
+/// The most memory that is reserved for what is announced, where less than a quarter of it has come.
+const RESERVED_MAX: usize = 4 << 20;
 /// The most members of an object of any size.
 const MEMBERS_MAX: usize = 4096;
 
@@ -27,16 +29,24 @@ pub type Object = serde_json::Map<String, Value>;
 /// # Errors
 /// [`crate::error::Kind::InvalidArgument`] if it is too large or the caller broke off.
 pub async fn read(body: Body, bytes_max: usize) -> Result<Bytes> {
+    // What is announced to be too large is refused before it comes.
+    if body.size_hint().lower() > bytes_max as u64 {
+        return Err(too_large(bytes_max));
+    }
     gathered(Limited::new(body, bytes_max)).await.map_err(|error| {
-        Error::invalid(if error.is::<LengthLimitError>() {
-            format!(
-                "request body exceeds the maximum allowed input size of {bytes_max} bytes. Use --http-max-input-size to \
-                 increase the limit."
-            )
+        if error.is::<LengthLimitError>() {
+            too_large(bytes_max)
         } else {
-            format!("the request body could not be read: {error}")
-        })
+            Error::invalid(format!("the request body could not be read: {error}"))
+        }
     })
+}
+
+fn too_large(bytes_max: usize) -> Error {
+    Error::invalid(format!(
+        "request body exceeds the maximum allowed input size of {bytes_max} bytes. Use --http-max-input-size to increase \
+         the limit."
+    ))
 }
 
 /// All of `body`, without a copy if it came at once. Each piece is copied as soon as it is there, while the processor has
@@ -50,10 +60,12 @@ async fn gathered(mut body: Limited<Body>) -> std::result::Result<Bytes, Box<dyn
             first = data;
             continue;
         }
-        if whole.is_empty() {
-            // What is left to come is known where the length was announced, and is within the limit.
+        if whole.capacity() - whole.len() < first.len() + data.len() {
+            // What is left to come is known where the length was announced, and is within the limit; but who announces much
+            // has it only once he has sent much.
+            let came = whole.len() + first.len() + data.len();
             let left = usize::try_from(body.size_hint().lower()).unwrap_or_default();
-            whole.reserve(first.len() + data.len() + left);
+            whole.reserve(first.len() + data.len() + left.min(RESERVED_MAX.max(4 * came)));
             whole.extend_from_slice(&std::mem::take(&mut first));
         }
         whole.extend_from_slice(&data);
@@ -182,7 +194,31 @@ pub fn wrong_type(key: &str, expected: &str, found: &Value) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use http_body::{Frame, SizeHint};
+
     use super::*;
+
+    /// A body that says how long it is.
+    struct Announced<B>(B, u64);
+
+    impl<B: http_body::Body + Unpin> http_body::Body for Announced<B> {
+        type Data = B::Data;
+        type Error = B::Error;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            ctx: &mut Context<'_>,
+        ) -> Poll<Option<std::result::Result<Frame<B::Data>, B::Error>>> {
+            Pin::new(&mut self.0).poll_frame(ctx)
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            SizeHint::with_exact(self.1)
+        }
+    }
 
     #[tokio::test]
     async fn a_body_is_whole_however_it_was_cut_and_refused_once_it_is_too_long() {
@@ -195,6 +231,8 @@ mod tests {
             assert_eq!(read(pieces(sizes), 10).await.expect("fits"), expected);
         }
         assert!(read(pieces(&[4, 4, 4]), 10).await.is_err());
+        assert!(read(Body::new(Announced(pieces(&[]), 11)), 10).await.is_err(), "though nothing came");
+        assert_eq!(read(Body::new(Announced(pieces(&[1, 2]), 3)), 10).await.expect("fits").len(), 3);
         let once = Bytes::from_static(b"once");
         assert_eq!(read(Body::from(once.clone()), 4).await.expect("fits").as_ptr(), once.as_ptr(), "it is not copied");
     }
