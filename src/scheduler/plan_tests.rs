@@ -178,6 +178,17 @@ prop_compose! {
     }
 }
 
+/// Those of these requests (rows, and milliseconds until they are due) that a queue would plan for: in time if they ran
+/// alone now.
+fn served(waiting: Vec<(usize, Option<u64>)>, rows_max: usize, table: &Table, now: Instant) -> Vec<Waiting> {
+    let due = |ms: Option<u64>| ms.map(|ms| now + Duration::from_millis(ms));
+    waiting
+        .into_iter()
+        .map(|(rows, ms)| Waiting { rows: rows.min(rows_max), arrived: now, due: due(ms) })
+        .filter(|each| in_time(each, now + table.cautious(each.rows).expect("long enough")))
+        .collect()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
 
@@ -185,12 +196,7 @@ proptest! {
     fn no_batch_is_late_or_too_large_or_worse_than_a_smaller_one((table, waiting, rows_max) in situation()) {
         let now = Instant::now();
         let table = Table(table);
-        let due = |ms: Option<u64>| ms.map(|ms| now + Duration::from_millis(ms));
-        let waiting: Vec<Waiting> = waiting
-            .into_iter()
-            .map(|(rows, ms)| Waiting { rows: rows.min(rows_max), arrived: now, due: due(ms) })
-            .filter(|each| in_time(each, now + table.cautious(each.rows).expect("long enough")))
-            .collect();
+        let waiting = served(waiting, rows_max, &table, now);
         prop_assume!(!waiting.is_empty());
         let limits = limits(rows_max);
         let take = take(plan(&waiting, &limits, &table, now));
@@ -210,12 +216,7 @@ proptest! {
     fn to_give_some_up_keeps_more_rows_in_time((table, waiting, rows_max) in situation()) {
         let now = Instant::now();
         let table = Table(table);
-        let due = |ms: Option<u64>| ms.map(|ms| now + Duration::from_millis(ms));
-        let waiting: Vec<Waiting> = waiting
-            .into_iter()
-            .map(|(rows, ms)| Waiting { rows: rows.min(rows_max), arrived: now, due: due(ms) })
-            .filter(|each| in_time(each, now + table.cautious(each.rows).expect("long enough")))
-            .collect();
+        let waiting = served(waiting, rows_max, &table, now);
         prop_assume!(!waiting.is_empty());
         let limits = limits(rows_max);
         let all_in_time = |batch: &[Waiting]| {

@@ -96,7 +96,7 @@ mod tests {
         bytes
     }
 
-    /// What is passed on of `bytes`, which come in pieces of `size`: after how many bytes, and the bytes.
+    /// What is passed on of `bytes`, which come in pieces of `size`, up to their end.
     async fn passed(bytes: &[u8], size: usize, bytes_max: usize) -> Vec<u8> {
         let pieces: Vec<_> =
             bytes.chunks(size).map(|piece| Ok::<_, Infallible>(Frame::data(piece.to_vec().into()))).collect();
