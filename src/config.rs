@@ -51,6 +51,8 @@ pub struct Config {
     pub instances: crate::engine::InstanceSettings,
     /// Whether MKL uses all instructions of processors that are not Intel's, too.
     pub mkl_fast_path: bool,
+    /// What requests may hold together; `None` for the usual share of the host's memory.
+    pub request_memory: Option<MemoryLimit>,
     /// The response cache; `None` for none.
     pub cache: Option<CacheSettings>,
     /// Regions of shared memory that clients may register; `None` if they may not.
@@ -206,6 +208,7 @@ impl Config {
             allow_aoti: reader.truth("allow-aoti"),
             instances: instances::read(&mut reader),
             mkl_fast_path: reader.truth("mkl-fast-path"),
+            request_memory: memory::requests(&mut reader),
             cache: cache::read(&mut reader),
             client_regions_max: client_regions_max(&reader),
             single_port: reader.truth("single-port"),

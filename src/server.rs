@@ -17,10 +17,11 @@ use self::front_ends::{FrontEnd, FrontEnds};
 use crate::backend::libtorch::aoti;
 use crate::backend::{Backend, identity, libtorch, onnx};
 use crate::config::{self, Config};
-use crate::engine::{self, Control, Engine};
+use crate::engine::{self, Control, Engine, MemoryLimit};
 use crate::error::{Error, Result};
 use crate::gateway::Gateway;
 use crate::gateway::regions::Regions;
+use crate::gateway::request_memory::RequestMemory;
 use crate::infer::Instant;
 use crate::model::Device;
 use crate::repository::{CudaDevices, Facts, Roots};
@@ -129,7 +130,11 @@ impl Server {
         let (tracer, traces) = Tracer::start(config.trace.clone(), metrics.clone())?;
         let log = logging::install(&config.log)?;
         let regions = Regions::new(config.client_regions_max, &metrics);
-        let gateway = Arc::new(Gateway::new(engine.clone()).with_regions(regions).telling(tracer, log));
+        let gateway = Gateway::new(engine.clone()).with_regions(regions).telling(tracer, log);
+        let gateway = Arc::new(match request_bytes(config.request_memory) {
+            Some(limit) => gateway.with_request_memory(RequestMemory::new(limit, metrics.request_memory())),
+            None => gateway,
+        });
         let front_ends = FrontEnds::open(config, &gateway, &metrics)?;
         let sample = |interval| tokio::spawn(host::sample_every(interval, metrics.clone(), libtorch::cuda_allocated));
         let host = config.metrics.as_ref().and_then(|metrics| metrics.host_interval).map(sample);
@@ -203,6 +208,20 @@ impl Server {
         }
         Err(Error::internal(format!("requests were still in flight {} s after the stop began", timeout.as_secs_f64())))
     }
+}
+
+/// How many bytes requests may hold together; `None` if that depends on the host's memory and nobody says how much it has.
+///
+/// By default an eighth of it, which is half of what models leave of a large host, and of a small one what libtorch leaves
+/// of their half.
+fn request_bytes(limit: Option<MemoryLimit>) -> Option<usize> {
+    let part = |part: f64| engine::host_memory().map(|total| (total as f64 * part) as u64);
+    let bytes = match limit {
+        Some(MemoryLimit::Bytes(bytes)) => Some(bytes),
+        Some(MemoryLimit::Fraction(fraction)) => part(fraction),
+        None => part(1.0 / 8.0),
+    };
+    bytes.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX))
 }
 
 /// The CUDA devices that models may use. Without libtorch there are none, and its models say so when they load.

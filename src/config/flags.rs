@@ -67,6 +67,7 @@ pub const FLAGS: &[Flag] = &[
     flag(GENERAL, "strict-readiness", Value::Bool, "true", "Ready only when every model is"),
     flag(GENERAL, "single-port", Value::Bool, "false", "Serve gRPC on HTTP's port too, with HTTP's limits, and on no other"),
     flag(GENERAL, "ssl-reload-interval-ms", Value::Number(10, MILLISECONDS_MAX), "1000", "Milliseconds between looks at the files of TLS"),
+    flag(GENERAL, "request-memory-limit", Value::Text("BYTES|FRACTION"), "", "How much memory requests that are read or wait may hold together, such as 2GB, or 0.1 of the host's; an eighth of it by default"),
     flag(GENERAL, "threads", Value::Number(0, 1024), "0", "Threads for the network; 0 for one per processor, at most 4"),
 
     flag(REPOSITORY, "model-repository", Value::List("DIR|URL"), "", "Directory of models, or s3://, gs:// or as:// and a path; required, repeatable"),

@@ -1,4 +1,5 @@
-//! Reads `--memory-limit`, how much memory models may hold on each device, and where weights go that leave the host.
+//! Reads `--memory-limit`, how much memory models may hold on each device, `--request-memory-limit`, how much requests
+//! may, and where weights go that leave the host.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -22,6 +23,17 @@ pub(super) fn read(reader: &mut Reader) -> BTreeMap<Device, MemoryLimit> {
         }
     }
     limits
+}
+
+/// How much memory requests may hold together, if that is said.
+pub(super) fn requests(reader: &mut Reader) -> Option<MemoryLimit> {
+    let text = reader.optional("request-memory-limit")?;
+    let limit = limit(&text);
+    if limit.is_none() {
+        let origin = reader.typed.origin("request-memory-limit");
+        reader.mistake(&origin, format!("'{text}' is not BYTES or FRACTION, such as 2GB or 0.1"));
+    }
+    limit
 }
 
 /// Where weights go that leave the host, if they may go anywhere.
@@ -100,6 +112,19 @@ mod tests {
         assert_eq!(limits[&Device::Cuda(0)], MemoryLimit::Fraction(0.9));
         assert_eq!(limits[&Device::Cuda(1)], MemoryLimit::Bytes(20 << 30));
         assert_eq!(limits[&Device::Cuda(2)], MemoryLimit::Bytes(1234));
+    }
+
+    #[test]
+    fn requests_have_bytes_or_a_fraction_of_the_host() {
+        let read = |line: &str| config(line).map(|config| config.request_memory);
+        assert_eq!(read(""), Ok(None));
+        assert_eq!(read("--request-memory-limit=1GiB"), Ok(Some(MemoryLimit::Bytes(1 << 30))));
+        assert_eq!(read("--request-memory-limit=0.5"), Ok(Some(MemoryLimit::Fraction(0.5))));
+        for text in ["much", "1.5", "host:1GB", "-1"] {
+            let mistakes = read(&format!("--request-memory-limit={text}")).expect_err(text);
+            let expected = format!("--request-memory-limit: '{text}' is not BYTES or FRACTION, such as 2GB or 0.1");
+            assert_eq!(mistakes, [expected]);
+        }
     }
 
     #[test]

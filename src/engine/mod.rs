@@ -68,7 +68,7 @@ pub use handle::Handle;
 pub use key::Key;
 pub use lifecycle::State;
 pub use loader::facts;
-pub use memory::MemoryLimit;
+pub use memory::{MemoryLimit, host_memory};
 pub use overrides::Overrides;
 
 pub use crate::model::{Amount, Device, HostPolicies, HostPolicy, parse_cores};

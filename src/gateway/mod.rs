@@ -5,6 +5,7 @@
 
 mod classify;
 pub mod regions;
+pub mod request_memory;
 
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use futures_util::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
 use self::regions::Regions;
+use self::request_memory::{Portion, RequestMemory};
 use crate::engine::Engine;
 use crate::error::{Error, Kind, Result};
 use crate::infer::{Infer, Request, RequestedOutput, Responses};
@@ -26,17 +28,21 @@ pub use crate::engine::{Handle, IndexEntry, Overrides, State};
 pub struct Gateway {
     engine: Arc<Engine>,
     regions: Regions,
+    /// `None` if nothing bounds it.
+    request_memory: Option<RequestMemory>,
     draining: CancellationToken,
     tracer: Arc<Tracer>,
     log: Arc<logging::Control>,
 }
 
 impl Gateway {
-    /// A gateway to `engine`, without shared memory and traces, and with a log that is not its own.
+    /// A gateway to `engine`, without shared memory, traces and a bound on the memory of requests, and with a log that is not
+    /// its own.
     pub fn new(engine: Arc<Engine>) -> Self {
         Self {
             engine,
             regions: Regions::off(),
+            request_memory: None,
             draining: CancellationToken::new(),
             tracer: Arc::default(),
             log: Arc::default(),
@@ -63,6 +69,17 @@ impl Gateway {
     #[must_use]
     pub fn with_regions(self, regions: Regions) -> Self {
         Self { regions, ..self }
+    }
+
+    /// This gateway with this bound on what requests hold together.
+    #[must_use]
+    pub fn with_request_memory(self, memory: RequestMemory) -> Self {
+        Self { request_memory: Some(memory), ..self }
+    }
+
+    /// What a request that begins to be read holds, which grows as it comes.
+    pub fn portion(&self) -> Portion {
+        self.request_memory.as_ref().map(RequestMemory::portion).unwrap_or_default()
     }
 
     /// The clients' shared memory.

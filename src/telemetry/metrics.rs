@@ -10,6 +10,7 @@ mod instances;
 mod memory;
 mod model;
 mod regions;
+mod request_memory;
 mod sequences;
 mod series;
 mod settings;
@@ -31,6 +32,7 @@ pub use self::memory::{HeldBytes, MemoryMetrics, OnDemandMetrics, PageMetrics};
 pub(super) use self::model::ModelMetrics;
 pub use self::model::{MODEL_HISTOGRAMS, Running};
 pub use self::regions::RegionMetrics;
+pub use self::request_memory::RequestMemoryMetrics;
 pub use self::sequences::{Held, Slots, SlotsTold};
 pub use self::settings::Settings;
 pub use self::traffic::{Answers, OpenConnection, PortMetrics};
@@ -154,6 +156,14 @@ const RECEIVED: Family =
 const IN_FLIGHT: Family = Family("nereid_requests_in_flight", "Inference requests that have no final answer yet");
 const UNROUTED: Family =
     Family("nereid_unrouted_requests_total", "Requests refused before a model version was found for them, by reason");
+const REQUEST_MEMORY: Family = Family(
+    "nereid_request_memory_bytes",
+    "Bytes of requests that are being read or wait for their answers, as they are when decompressed",
+);
+const REQUEST_MEMORY_LIMIT: Family =
+    Family("nereid_request_memory_limit_bytes", "Bytes that requests may hold together");
+const REQUEST_MEMORY_REFUSALS: Family =
+    Family("nereid_request_memory_refusals_total", "Requests refused because requests held as many bytes as they may");
 const REGIONS: Family = Family("nereid_shared_memory_regions", "Regions of shared memory that clients have registered");
 const REGION_BYTES: Family = Family(
     "nereid_shared_memory_bytes_total",
@@ -354,6 +364,11 @@ impl Metrics {
         RegionMetrics::register(&self.series(Vec::new()))
     }
 
+    /// The series of the memory that requests take.
+    pub fn request_memory(&self) -> RequestMemoryMetrics {
+        RequestMemoryMetrics::register(&self.series(Vec::new()))
+    }
+
     /// How many traces were counted so.
     #[cfg(test)]
     pub(super) fn count(&self, traced: Traced) -> u64 {
@@ -542,7 +557,8 @@ mod tests {
     fn every_series_has_help_and_type() {
         let metrics =
             Metrics::of(Settings { summary_latencies: true, histogram_latencies: true, ..Settings::default() });
-        let _server = (metrics.host(), metrics.regions(), metrics.cache(), metrics.port("grpc"));
+        let _server =
+            (metrics.host(), metrics.regions(), metrics.request_memory(), metrics.cache(), metrics.port("grpc"));
         let _on_demand = metrics.on_demand();
         let _limiter = metrics.limiter().resource("r", "global");
         let _memory = (metrics.memory("cpu"), metrics.held(&ModelConfig::new("m", "identity"), 1, "cpu", 1));

@@ -12,6 +12,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use nereid::engine::{self, Control, Engine};
 use nereid::error::Error;
+use nereid::gateway::Gateway;
+use nereid::gateway::request_memory::RequestMemory;
 use nereid::infer::{Instant, Request};
 use nereid::repository::CudaDevices;
 use nereid::telemetry::metrics::Metrics;
@@ -102,6 +104,13 @@ pub fn metric(engine: &Engine, start: &str) -> f64 {
     let text = engine.metrics().render();
     let lines = text.lines().filter(|line| line.starts_with(start));
     lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}
+
+/// `gateway` with so many bytes for all requests, or without a bound.
+pub fn bounded(gateway: Gateway, request_memory: Option<usize>) -> Gateway {
+    let Some(limit) = request_memory else { return gateway };
+    let metrics = gateway.metrics().request_memory();
+    gateway.with_request_memory(RequestMemory::new(limit, metrics))
 }
 
 /// Does something with the engine beside the test.

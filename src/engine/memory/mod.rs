@@ -201,6 +201,11 @@ fn safe_share(device: Device, total: u64) -> u64 {
     share(total, SHARE).min(total - own)
 }
 
+/// The bytes of the host's memory, or of the control group's that the process is in; `None` if nobody says.
+pub fn host_memory() -> Option<u64> {
+    total(Device::Cpu)
+}
+
 /// The bytes that there are on a device; `None` if nobody says.
 fn total(device: Device) -> Option<u64> {
     match device {

@@ -176,7 +176,8 @@ fn message() -> Bytes {
 /// The way of one request, between the network's two ends.
 async fn answer(gateway: &Gateway, message: &Bytes) -> framing::Body {
     let message = ModelInferRequest::decode(message.clone()).expect("it is a request");
-    let arrival = Arrival { at: Instant::now(), deadline: None, context: Context::default() };
+    let arrival =
+        Arrival { at: Instant::now(), deadline: None, context: Context::default(), portion: gateway.portion() };
     let response = infer::unary(gateway, message, arrival).await.expect("it is answered");
     framing::Body::new(response, usize::MAX).expect("it is small")
 }

@@ -25,12 +25,13 @@ use tonic::{Code, Status};
 use tower::ServiceExt as _;
 
 use super::codec::InferCodec;
+use super::compressed::Encoding;
 use super::ending::{self, BodyEnding, Ending};
 use super::health::HealthService;
 use super::health_wire::health_server::HealthServer;
 use super::service::InferenceService;
 use super::settings::Settings;
-use super::whole::Whole;
+use super::whole::{Portions, Whole};
 use super::{framing, methods, timeout};
 use crate::error::{Error, Kind, Result};
 use crate::gateway::Gateway;
@@ -168,11 +169,28 @@ impl Dispatch {
         let is_stream = path.starts_with(REFLECTION);
         let is_own = path.strip_prefix('/').is_some_and(|path| path.starts_with(SERVICE_NAME));
         let bytes_max = if is_own { self.request_bytes_max } else { OTHERS_BYTES_MAX };
-        let request = request.map(|body| readable(if is_stream { body.patient() } else { body }, bytes_max));
+        let (request, _portions) = self.readable(request, is_stream, bytes_max);
         match self.services.clone().oneshot(request).await {
             Ok(response) => response.map(|body| Body::Boxed { body, _inference: None, ending: None }),
             Err(never) => match never {},
         }
+    }
+
+    /// `request` with whole messages, and errors as tonic has them; and what its messages hold, which the services of
+    /// inference find among its extensions.
+    fn readable(
+        &self,
+        request: Request<transport::Body>,
+        is_stream: bool,
+        bytes_max: usize,
+    ) -> (Request<Whole<TonicBody>>, Portions) {
+        let (mut head, body) = request.into_parts();
+        let body = if is_stream { body.patient() } else { body };
+        let body = body.map_err(body_status as fn(BodyError) -> Status);
+        let body = Whole::new(body, bytes_max, Encoding::take(&mut head.headers), self.gateway.portion());
+        let portions = body.portions();
+        head.extensions.insert(portions.clone());
+        (Request::from_parts(head, body), portions)
     }
 
     /// tonic's way for a service whose requests are bounded.
@@ -198,9 +216,12 @@ impl Dispatch {
                 service.model_infer(request).await
             }
         });
-        let response = self.tonic().unary(infer, request.map(|body| readable(body, self.request_bytes_max))).await;
+        let (request, _portions) = self.readable(request, false, self.request_bytes_max);
+        let response = self.tonic().unary(infer, request).await;
         if let Some(unread) = unread.lock().take() {
-            unread.refuse(Kind::InvalidArgument);
+            let code =
+                Status::from_header_map(response.headers()).map_or(Code::InvalidArgument, |status| status.code());
+            unread.refuse(kind(code));
         }
         response.map(|body| Body::Boxed { body, _inference: None, ending: None })
     }
@@ -213,7 +234,7 @@ impl Dispatch {
             let service = self.inference.clone();
             async move { service.model_stream_infer(request).await }
         });
-        let request = request.map(|body| readable(body.patient(), self.request_bytes_max));
+        let (request, _) = self.readable(request, true, self.request_bytes_max);
         let response = self.tonic().streaming(infer, request).await;
         if let Some(status) = Status::from_header_map(response.headers()) {
             self.gateway.refused(kind(status.code()));
@@ -231,10 +252,12 @@ impl Dispatch {
         let unread = Unread::new(self.gateway.clone());
         let read = async {
             let deadline = timeout::deadline(&head.headers).map_err(|error| status::grpc(&error))?;
-            let message = timeout::before(deadline, framing::read(&mut body, self.request_bytes_max)).await?;
-            Ok::<_, Status>((deadline, message))
+            let mut portion = self.gateway.portion();
+            let reading = framing::read(&mut body, self.request_bytes_max, &mut portion);
+            let message = timeout::before(deadline, reading).await?;
+            Ok::<_, Status>((deadline, message, portion))
         };
-        let (deadline, mut message) = match read.await {
+        let (deadline, mut message, portion) = match read.await {
             Ok(read) => read,
             Err(status) => {
                 let kind = kind(status.code());
@@ -246,7 +269,7 @@ impl Dispatch {
         unread.read();
         self.forward.add(&head.headers, &mut message.parameters);
         let inference = self.inferences.token();
-        let arrival = Arrival { at: Instant::now(), deadline, context: context.clone() };
+        let arrival = Arrival { at: Instant::now(), deadline, context: context.clone(), portion };
         let response = infer::unary(&self.gateway, message, arrival).await.map_err(|error| status::grpc(&error))?;
         context.sending();
         let body = framing::Body::new(response, self.response_bytes_max)?;
@@ -269,12 +292,14 @@ impl Service for Dispatch {
     }
 }
 
-/// `body` with whole messages and errors as tonic has them.
-fn readable(body: transport::Body, bytes_max: usize) -> MapErr<Whole<transport::Body>, fn(BodyError) -> Status> {
-    Whole::new(body, bytes_max).map_err(|error| match error {
+/// A body with errors as tonic has them.
+type TonicBody = MapErr<transport::Body, fn(BodyError) -> Status>;
+
+fn body_status(error: BodyError) -> Status {
+    match error {
         BodyError::Broken(error) => Status::from_error(error.into()),
         BodyError::TimedOut(_) => Status::deadline_exceeded(error.to_string()),
-    })
+    }
 }
 
 /// What a request that could not be read is counted as: the caller's mistake, whatever code gRPC has for it.

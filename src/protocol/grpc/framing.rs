@@ -19,7 +19,9 @@ use tonic::Status;
 
 use super::bounds;
 use super::head::Head;
+use crate::gateway::request_memory::Portion;
 use crate::infer::Response;
+use crate::protocol::status;
 use crate::protocol::transport::{self, BodyError};
 use crate::protocol::v2::wire::ModelInferRequest;
 
@@ -49,15 +51,17 @@ impl Chunks {
         }
     }
 
-    /// How long the message is whose header stands at the front; `None` if not all of the header has come.
-    pub fn peek_length(&self) -> Option<usize> {
-        let mut header = self.list.iter().flat_map(|chunk| chunk.iter().copied()).take(HEADER_BYTES).skip(1);
+    /// The header that stands at the front; `None` if not all of it has come.
+    pub fn peek_header(&self) -> Option<Header> {
+        let mut header = self.list.iter().flat_map(|chunk| chunk.iter().copied());
+        let is_compressed = header.next()? != 0;
         let length = [header.next()?, header.next()?, header.next()?, header.next()?];
-        Some(u32::from_be_bytes(length) as usize)
+        Some(Header { is_compressed, length: u32::from_be_bytes(length) as usize })
     }
 
-    /// Moves the first `count` bytes, of which there are as many, to the end of `other`.
-    pub fn move_to(&mut self, mut count: usize, other: &mut VecDeque<Bytes>) {
+    /// Takes the first `count` bytes, of which there are as many.
+    pub fn split_to(&mut self, mut count: usize) -> Self {
+        let mut first = Self::default();
         while let Some(front) = self.list.front_mut().filter(|_| count > 0) {
             let part = front.split_to(count.min(front.len()));
             if front.is_empty() {
@@ -65,8 +69,9 @@ impl Chunks {
             }
             self.remaining -= part.len();
             count -= part.len();
-            other.push_back(part);
+            first.push(part);
         }
+        first
     }
 
     /// A copy of the first `count` bytes, or of all if there are fewer.
@@ -74,6 +79,25 @@ impl Chunks {
         let count = count.min(self.remaining);
         self.copy_to_bytes(count)
     }
+}
+
+/// Its buffers.
+impl IntoIterator for Chunks {
+    type Item = Bytes;
+    type IntoIter = std::collections::vec_deque::IntoIter<Bytes>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.list.into_iter()
+    }
+}
+
+/// What stands before a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Whether the message is compressed.
+    pub is_compressed: bool,
+    /// The message's bytes.
+    pub length: usize,
 }
 
 impl Buf for Chunks {
@@ -124,8 +148,12 @@ impl Buf for Chunks {
 /// # Errors
 /// `RESOURCE_EXHAUSTED` beyond `bytes_max`, as soon as the message's header says so; `INTERNAL` if the body is not
 /// exactly one message; `INVALID_ARGUMENT` beyond [`bounds`]; `UNIMPLEMENTED` if it is compressed; `CANCELLED` if the client
-/// went away, `DEADLINE_EXCEEDED` if it stopped sending.
-pub async fn read(body: &mut transport::Body, bytes_max: usize) -> Result<ModelInferRequest, Status> {
+/// went away, `DEADLINE_EXCEEDED` if it stopped sending; those of [`Portion::hold`].
+pub async fn read(
+    body: &mut transport::Body,
+    bytes_max: usize,
+    portion: &mut Portion,
+) -> Result<ModelInferRequest, Status> {
     let mut chunks = Chunks::default();
     let mut wanted = None;
     while let Some(frame) = body.frame().await {
@@ -134,9 +162,10 @@ pub async fn read(body: &mut transport::Body, bytes_max: usize) -> Result<ModelI
             BodyError::Broken(_) => Status::cancelled(error.to_string()),
         })?;
         let Ok(data) = frame.into_data() else { break };
+        portion.hold(data.len()).map_err(|error| status::grpc(&error))?;
         chunks.push(data);
         if wanted.is_none() && chunks.remaining() >= HEADER_BYTES {
-            wanted = Some(header(&mut chunks, bytes_max)?);
+            wanted = Some(message_length(&mut chunks, bytes_max)?);
         }
         if body.is_end_stream() || wanted.is_some_and(|wanted| chunks.remaining() > wanted) {
             break;
@@ -149,7 +178,8 @@ pub async fn read(body: &mut transport::Body, bytes_max: usize) -> Result<ModelI
     ModelInferRequest::decode(chunks).map_err(|error| Status::internal(format!("malformed request message: {error}")))
 }
 
-fn header(chunks: &mut Chunks, bytes_max: usize) -> Result<usize, Status> {
+/// Takes the header away.
+fn message_length(chunks: &mut Chunks, bytes_max: usize) -> Result<usize, Status> {
     let compressed = chunks.get_u8() != 0;
     let length = chunks.get_u32() as usize;
     if compressed {
@@ -159,6 +189,14 @@ fn header(chunks: &mut Chunks, bytes_max: usize) -> Result<usize, Status> {
         return Err(too_large(length, bytes_max));
     }
     Ok(length)
+}
+
+/// What stands before a message of `length` bytes, fewer than 4 GiB, that is not compressed.
+pub fn header(length: usize) -> Bytes {
+    let mut header = BytesMut::with_capacity(HEADER_BYTES);
+    header.put_u8(0);
+    header.put_u32(length as u32);
+    header.freeze()
 }
 
 /// The refusal of a request message that is larger than allowed.

@@ -6,6 +6,7 @@
 
 mod bounds;
 mod codec;
+mod compressed;
 mod dispatch;
 mod encode;
 mod ending;

@@ -7,6 +7,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::settings::Settings;
 use super::stream::{Infers, Options};
+use super::whole::Portions;
 use super::{encode, framing, timeout};
 use crate::gateway::Gateway;
 use crate::infer::Instant;
@@ -72,7 +73,8 @@ impl GrpcInferenceService for InferenceService {
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Answer<ModelInferResponse> {
         let deadline = timeout::deadline(request.metadata().as_ref()).map_err(|error| status::grpc(&error))?;
         let context = context(&request);
-        let arrival = Arrival { at: Instant::now(), deadline, context: context.clone() };
+        let portion = portions(&request).next();
+        let arrival = Arrival { at: Instant::now(), deadline, context: context.clone(), portion };
         let forwarded = self.forward.parameters(request.metadata().as_ref());
         let mut message = request.into_inner();
         message.parameters.extend(forwarded);
@@ -103,6 +105,7 @@ impl GrpcInferenceService for InferenceService {
             end_at_error: request.metadata().get("triton_grpc_error").is_some_and(|value| value == "true"),
             deadline,
             context: context(&request),
+            portions: portions(&request),
             forwarded: self.forward.parameters(request.metadata().as_ref()),
         };
         Ok(Response::new(Infers::new(self.gateway.clone(), request.into_inner(), options)))
@@ -187,5 +190,10 @@ impl GrpcInferenceService for InferenceService {
 
 /// What `dispatch.rs` has learned from the call's headers.
 fn context<T>(request: &Request<T>) -> Context {
+    request.extensions().get().cloned().unwrap_or_default()
+}
+
+/// What the call's messages hold.
+fn portions<T>(request: &Request<T>) -> Portions {
     request.extensions().get().cloned().unwrap_or_default()
 }

@@ -17,6 +17,7 @@ use prost::Message as _;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Code, Status};
 
+use super::whole::Portions;
 use super::{dispatch, encode, framing};
 use crate::error::{Error, Result};
 use crate::gateway::Gateway;
@@ -41,6 +42,8 @@ pub struct Options {
     pub deadline: Option<Instant>,
     /// The call's id, and whether its requests may be traced.
     pub context: RequestContext,
+    /// What each request holds.
+    pub portions: Portions,
     /// The parameters that the call's headers add to each request.
     pub forwarded: Vec<(String, InferParameter)>,
 }
@@ -128,7 +131,12 @@ where
     fn start(&mut self, mut request: ModelInferRequest) {
         request.parameters.extend(self.options.forwarded.iter().cloned());
         let context = self.options.context.another();
-        let arrival = Arrival { at: Instant::now(), deadline: self.options.deadline, context };
+        let arrival = Arrival {
+            at: Instant::now(),
+            deadline: self.options.deadline,
+            context,
+            portion: self.options.portions.next(),
+        };
         let id = request.id.clone();
         let model = request.model_name.clone();
         match infer::start(&self.gateway, request, arrival, Rpc::Stream) {

@@ -5,7 +5,7 @@ use std::fmt;
 
 use axum::body::{Body, to_bytes};
 use bytes::{Bytes, BytesMut};
-use http_body::Body as _;
+use http_body::{Body as _, SizeHint};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -13,33 +13,34 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
+use crate::gateway::request_memory::Portion;
+use crate::protocol::v2::{RESERVED_MAX, room_for_more};
 
 /// The most bytes of a body that holds settings only.
 const SMALL_BYTES_MAX: usize = 64 << 10;
-/// The most memory that is reserved for what is announced, where less than a quarter of it has come.
-const RESERVED_MAX: usize = 4 << 20;
 /// The most members of an object of any size.
 const MEMBERS_MAX: usize = 4096;
 
 /// A JSON object by key.
 pub type Object = serde_json::Map<String, Value>;
 
-/// All of `body`, which is refused if it has more than `bytes_max` bytes.
+/// All of `body`, which is refused if it has more than `bytes_max` bytes, or than `portion` can hold.
 ///
 /// # Errors
-/// [`crate::error::Kind::InvalidArgument`] if it is too large or the caller broke off.
-pub async fn read(body: Body, bytes_max: usize) -> Result<Bytes> {
+/// [`crate::error::Kind::InvalidArgument`] if it is too large or the caller broke off; those of [`Portion::hold`].
+pub async fn read(body: Body, bytes_max: usize, portion: &mut Portion) -> Result<Bytes> {
     // What is announced to be too large is refused before it comes.
     if body.size_hint().lower() > bytes_max as u64 {
         return Err(too_large(bytes_max));
     }
-    gathered(Limited::new(body, bytes_max)).await.map_err(|error| {
-        if error.is::<LengthLimitError>() {
-            too_large(bytes_max)
-        } else {
-            Error::invalid(format!("the request body could not be read: {error}"))
-        }
-    })
+    gathered(Limited::new(body, bytes_max), bytes_max, portion).await
+}
+
+fn unreadable(error: &(dyn std::error::Error + 'static), bytes_max: usize) -> Error {
+    if error.is::<LengthLimitError>() {
+        return too_large(bytes_max);
+    }
+    Error::invalid(format!("the request body could not be read: {error}"))
 }
 
 fn too_large(bytes_max: usize) -> Error {
@@ -51,26 +52,36 @@ fn too_large(bytes_max: usize) -> Error {
 
 /// All of `body`, without a copy if it came at once. Each piece is copied as soon as it is there, while the processor has
 /// it, and so that the connection reads the next one into the same memory.
-async fn gathered(mut body: Limited<Body>) -> std::result::Result<Bytes, Box<dyn std::error::Error + Send + Sync>> {
+async fn gathered(mut body: Limited<Body>, bytes_max: usize, portion: &mut Portion) -> Result<Bytes> {
     let mut first = Bytes::new();
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let Ok(data) = frame?.into_data() else { continue };
+        let frame = frame.map_err(|error| unreadable(&*error, bytes_max))?;
+        let Ok(data) = frame.into_data() else { continue };
+        portion.hold(data.len())?;
         if first.is_empty() && whole.is_empty() {
             first = data;
             continue;
         }
         if whole.capacity() - whole.len() < first.len() + data.len() {
-            // What is left to come is known where the length was announced, and is within the limit; but who announces much
-            // has it only once he has sent much.
             let came = whole.len() + first.len() + data.len();
-            let left = usize::try_from(body.size_hint().lower()).unwrap_or_default();
-            whole.reserve(first.len() + data.len() + left.min(RESERVED_MAX.max(4 * came)));
+            whole.reserve(first.len() + data.len() + room(&body.size_hint(), came));
             whole.extend_from_slice(&std::mem::take(&mut first));
         }
         whole.extend_from_slice(&data);
     }
     Ok(if whole.is_empty() { first } else { whole.freeze() })
+}
+
+/// The memory to reserve for what is left of a body of which so many bytes `came`.
+///
+/// Where the length was announced, that is what is left; but who announces much has it only once he has sent much.
+fn room(left: &SizeHint, came: usize) -> usize {
+    let most = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    match left.exact() {
+        Some(left) => most(left).min(RESERVED_MAX.max(4 * came)),
+        None => room_for_more(came, most(left.upper().unwrap_or_default())),
+    }
 }
 
 /// As [`read`], for a call that has little to say: parsed JSON can be many times as large as its text.
@@ -197,7 +208,7 @@ mod tests {
     use std::pin::Pin;
     use std::task::{Context, Poll};
 
-    use http_body::{Frame, SizeHint};
+    use http_body::Frame;
 
     use super::*;
 
@@ -220,6 +231,10 @@ mod tests {
         }
     }
 
+    async fn whole(body: Body, bytes_max: usize) -> Result<Bytes> {
+        read(body, bytes_max, &mut Portion::default()).await
+    }
+
     #[tokio::test]
     async fn a_body_is_whole_however_it_was_cut_and_refused_once_it_is_too_long() {
         let pieces = |sizes: &'static [usize]| {
@@ -228,19 +243,30 @@ mod tests {
         };
         for sizes in [&[][..], &[0], &[3], &[0, 3], &[3, 0, 2], &[1, 2, 3, 4]] {
             let expected: Vec<u8> = sizes.iter().enumerate().flat_map(|(at, &size)| vec![at as u8; size]).collect();
-            assert_eq!(read(pieces(sizes), 10).await.expect("fits"), expected);
+            assert_eq!(whole(pieces(sizes), 10).await.expect("fits"), expected);
         }
-        assert!(read(pieces(&[4, 4, 4]), 10).await.is_err());
-        assert!(read(Body::new(Announced(pieces(&[]), 11)), 10).await.is_err(), "though nothing came");
-        assert_eq!(read(Body::new(Announced(pieces(&[1, 2]), 3)), 10).await.expect("fits").len(), 3);
+        assert!(whole(pieces(&[4, 4, 4]), 10).await.is_err());
+        assert!(whole(Body::new(Announced(pieces(&[]), 11)), 10).await.is_err(), "though nothing came");
+        assert_eq!(whole(Body::new(Announced(pieces(&[1, 2]), 3)), 10).await.expect("fits").len(), 3);
         let once = Bytes::from_static(b"once");
-        assert_eq!(read(Body::from(once.clone()), 4).await.expect("fits").as_ptr(), once.as_ptr(), "it is not copied");
+        assert_eq!(whole(Body::from(once.clone()), 4).await.expect("fits").as_ptr(), once.as_ptr(), "it is not copied");
+    }
+
+    #[test]
+    fn memory_is_reserved_as_a_body_comes() {
+        let of_length = |left| room(&SizeHint::with_exact(left), 1000);
+        assert_eq!((of_length(0), of_length(500), of_length(1 << 30)), (0, 500, RESERVED_MAX));
+        assert_eq!(room(&SizeHint::with_exact(1 << 30), 8 << 20), 32 << 20);
+        let mut bounded = SizeHint::new();
+        bounded.set_upper(60 << 20);
+        let of_any = |came| room(&bounded, came);
+        assert_eq!((of_any(1000), of_any(1 << 20), of_any(4 << 20)), (1000, 1 << 20, 60 << 20));
     }
 
     #[tokio::test]
     async fn a_body_may_be_as_long_as_the_limit_and_no_longer() {
-        assert_eq!(read(Body::from("four"), 4).await.expect("fits"), "four");
-        let refused = read(Body::from("fives"), 4).await.expect_err("too long").to_string();
+        assert_eq!(whole(Body::from("four"), 4).await.expect("fits"), "four");
+        let refused = whole(Body::from("fives"), 4).await.expect_err("too long").to_string();
         assert!(refused.contains("maximum allowed input size of 4 bytes"), "{refused}");
     }
 

@@ -5,14 +5,18 @@
 
 use std::convert::Infallible;
 use std::future::Ready;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
+use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH};
 use http::{HeaderValue, StatusCode};
+use http_body::Frame;
 use tower::{Service, ServiceExt as _};
 use tower_http::CompressionLevel;
 use tower_http::compression::Compression;
@@ -21,6 +25,7 @@ use tower_http::decompression::Decompression;
 use super::counted::Counted;
 use super::{App, reply};
 use crate::error::Kind;
+use crate::protocol::v2::TURN_BYTES;
 
 /// What a request may be compressed with.
 const ACCEPTED: &str = "gzip, deflate, zstd";
@@ -86,8 +91,41 @@ async fn decompressed(request: Request) -> Request {
         received.headers_mut().insert(CONTENT_ENCODING, encoding);
     }
     match Decompression::new(given(received)).oneshot(http::Request::new(())).await {
-        Ok(plain) => Request::from_parts(head, Body::new(plain.into_body())),
+        Ok(plain) => Request::from_parts(head, Body::new(InTurns::new(plain.into_body()))),
         Err(never) => match never {},
+    }
+}
+
+/// A body that lets the thread's other tasks run from time to time, as one does that waits for the network: what is
+/// compressed a thousandfold need not.
+struct InTurns<B> {
+    body: B,
+    /// How much came in this turn.
+    bytes: usize,
+}
+
+impl<B> InTurns<B> {
+    fn new(body: B) -> Self {
+        Self { body, bytes: 0 }
+    }
+}
+
+impl<B: http_body::Body<Data = Bytes> + Unpin> http_body::Body for InTurns<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, ctx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = self.get_mut();
+        if this.bytes >= TURN_BYTES {
+            this.bytes = 0;
+            ctx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let frame = Pin::new(&mut this.body).poll_frame(ctx);
+        if let Poll::Ready(Some(Ok(frame))) = &frame {
+            this.bytes += frame.data_ref().map_or(0, Bytes::len);
+        }
+        frame
     }
 }
 

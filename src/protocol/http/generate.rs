@@ -16,6 +16,7 @@ use super::path::Named;
 use super::reply::{self, Answer};
 use super::{App, body, json, mapping, sse};
 use crate::error::{Error, Result};
+use crate::gateway::request_memory::Portion;
 use crate::infer::{Instant, Response};
 use crate::protocol::v2::context::{Context, REQUEST_ID};
 use crate::protocol::v2::decode::{self, Arrival};
@@ -80,7 +81,8 @@ async fn event_of_each(app: &App, at: Named, request: Request, context: Context)
 async fn start(app: &App, at: Named, request: Request, context: Context) -> Result<Objects> {
     let unread = Unread::new(app.gateway.clone());
     let deadline = deadline(request.headers());
-    let message = match read(app, at, request).await {
+    let mut portion = app.gateway.portion();
+    let message = match read(app, at, request, &mut portion).await {
         Ok(message) => message,
         Err(error) => {
             unread.refuse(error.kind());
@@ -89,7 +91,7 @@ async fn start(app: &App, at: Named, request: Request, context: Context) -> Resu
         }
     };
     unread.read();
-    let arrival = Arrival { at: Instant::now(), deadline, context };
+    let arrival = Arrival { at: Instant::now(), deadline, context, portion };
     let responses = infer::start(&app.gateway, message, arrival, Rpc::Stream)?.responses;
     let says_something = |response: &Result<Response>| match response {
         Ok(response) => !response.last || !response.outputs.is_empty(),
@@ -100,10 +102,10 @@ async fn start(app: &App, at: Named, request: Request, context: Context) -> Resu
 }
 
 /// Reads and decodes a request. Its model must be there: no body is read for one that is not.
-async fn read(app: &App, at: Named, request: Request) -> Result<ModelInferRequest> {
+async fn read(app: &App, at: Named, request: Request, portion: &mut Portion) -> Result<ModelInferRequest> {
     let handle = app.gateway.find(&at.model, decode::version(&at.version)?)?;
     let (head, body) = request.into_parts();
-    let text = body::read(body, app.settings.request_bytes_max).await?;
+    let text = body::read(body, app.settings.request_bytes_max, portion).await?;
     let mut message = mapping::request(&text, at, &handle.config)?;
     app.settings.forward.add(&head.headers, &mut message.parameters);
     Ok(message)

@@ -14,6 +14,7 @@ use super::path::Named;
 use super::reply::Answer;
 use super::{App, body, encode};
 use crate::error::Result;
+use crate::gateway::request_memory::Portion;
 use crate::infer::Instant;
 use crate::protocol::v2::context::{Context, REQUEST_ID};
 use crate::protocol::v2::decode::{Arrival, version};
@@ -36,7 +37,8 @@ async fn answer(app: &App, at: Named, request: Request, context: Context) -> Ans
     let (head, body) = request.into_parts();
     let deadline = deadline(&head.headers);
     let unread = Unread::new(app.gateway.clone());
-    let Decoded { mut message, binary } = match read(app, &at, &head.headers, body).await {
+    let mut portion = app.gateway.portion();
+    let Decoded { mut message, binary } = match read(app, &at, &head.headers, body, &mut portion).await {
         Ok(decoded) => decoded,
         Err(error) => {
             unread.refuse(error.kind());
@@ -47,16 +49,16 @@ async fn answer(app: &App, at: Named, request: Request, context: Context) -> Ans
     unread.read();
     app.settings.forward.add(&head.headers, &mut message.parameters);
     (message.model_name, message.model_version) = (at.model, at.version);
-    let arrival = Arrival { at: Instant::now(), deadline, context: context.clone() };
+    let arrival = Arrival { at: Instant::now(), deadline, context: context.clone(), portion };
     let response = infer::over_http(&app.gateway, message, arrival).await?;
     context.sending();
     Ok(encode::response(response, &binary, context)?)
 }
 
 /// Reads and decodes a request. Its model must be there: no body is read for one that is not.
-async fn read(app: &App, at: &Named, headers: &HeaderMap, body: Body) -> Result<Decoded> {
+async fn read(app: &App, at: &Named, headers: &HeaderMap, body: Body, portion: &mut Portion) -> Result<Decoded> {
     let handle = app.gateway.find(&at.model, version(&at.version)?)?;
-    let body = body::read(body, app.settings.request_bytes_max).await?;
+    let body = body::read(body, app.settings.request_bytes_max, portion).await?;
     match binary::split(headers, body)? {
         Layout::Request(text, blobs) => decode::request(&text, blobs),
         Layout::Tensor(data) => binary::tensor(&handle.config, data),

@@ -99,6 +99,7 @@ fn missing(field: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gateway::request_memory::Portion;
 
     fn decoded(text: &str) -> std::result::Result<Bytes, String> {
         handle(&mut body::object(text.as_bytes(), "register").expect("an object")).map_err(|error| error.to_string())
@@ -132,7 +133,8 @@ mod tests {
         };
         let response =
             listed("SystemSharedMemoryStatusResponse.RegionStatus", HashMap::from([region("b"), region("a")]));
-        let body = futures_util::FutureExt::now_or_never(body::read(response.into_body(), 1000));
+        let mut portion = Portion::default();
+        let body = futures_util::FutureExt::now_or_never(body::read(response.into_body(), 1000, &mut portion));
         let expected =
             r#"[{"byte_size":64,"key":"/a","name":"a","offset":0},{"byte_size":64,"key":"/b","name":"b","offset":0}]"#;
         assert_eq!(body.expect("it is there").expect("short"), expected);

@@ -55,7 +55,8 @@ pub async fn entries(gateway: &Gateway, ready: bool) -> Result<Vec<ModelIndex>> 
 
 /// `POST /v2/repository/models/{model}/load`: answers when the model is loaded.
 pub async fn load(State(app): State<Arc<App>>, at: Named, body: Body) -> Answer {
-    let text = body::read(body, app.settings.request_bytes_max).await?;
+    let mut portion = app.gateway.portion();
+    let text = body::read(body, app.settings.request_bytes_max, &mut portion).await?;
     let parameters = load_parameters(&text)?;
     drop(text);
     let request = RepositoryModelLoadRequest { repository_name: at.repository, model_name: at.model, parameters };

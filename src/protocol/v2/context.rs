@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderValue};
 use super::outcome::Observer;
 use crate::error::Error;
 use crate::gateway::Gateway;
+use crate::gateway::request_memory::Portion;
 use crate::infer::{Follow, Instant};
 use crate::telemetry::trace::{Caller, Protocol, Trace, random_id};
 
@@ -76,7 +77,8 @@ impl Context {
 
     /// Notes that the request is refused before it was decoded.
     pub fn refused(&self, error: &Error) {
-        Observer { context: self.clone(), handle: None, arrived: Instant::now() }.failed(error);
+        Observer { context: self.clone(), handle: None, arrived: Instant::now(), portion: Portion::default() }
+            .failed(error);
     }
 
     /// The trace, for requests that this one is passed on as; `None` if it is not traced.

@@ -14,6 +14,7 @@ use super::wire::model_infer_request::{InferInputTensor, InferRequestedOutputTen
 use super::{contents, parameters};
 use crate::error::{Error, Result};
 use crate::gateway::regions::Regions;
+use crate::gateway::request_memory::Portion;
 use crate::infer::{Instant, Request, RequestedOutput};
 use crate::model::{ModelConfig, Version};
 use crate::tensor::{DataType, NamedTensor, Shape, Tensor};
@@ -22,7 +23,7 @@ use crate::tensor::{DataType, NamedTensor, Shape, Tensor};
 const DIMENSIONS_MAX: usize = 64;
 
 /// What a caller said about a request beside the message.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Arrival {
     /// When the message had been read.
     pub at: Instant,
@@ -30,6 +31,8 @@ pub struct Arrival {
     pub deadline: Option<Instant>,
     /// Its id and its trace.
     pub context: Context,
+    /// The memory that it holds.
+    pub portion: Portion,
 }
 
 /// A decoded request.
@@ -41,6 +44,16 @@ pub struct Decoded {
     pub empty_final_response: bool,
     /// The shared memory that the request uses; its responses go through it.
     pub exchange: Exchange,
+}
+
+impl Decoded {
+    /// The bytes of its tensors that are not in shared memory; more than those of the message where they came as numbers.
+    pub fn own_bytes(&self) -> usize {
+        if self.request.inputs_shared {
+            return 0;
+        }
+        self.request.inputs.iter().map(|input| input.tensor.data.len()).sum()
+    }
 }
 
 /// The version that a version string names; `None` for the empty one, which means the highest that is ready.

@@ -67,12 +67,16 @@ pub fn start(gateway: &Gateway, wire: ModelInferRequest, arrival: Arrival, rpc: 
 }
 
 /// As [`start`]; whoever takes the responses shows them to the observer.
-fn begin(gateway: &Gateway, wire: ModelInferRequest, arrival: Arrival, rpc: Rpc) -> Result<(Started, Observer)> {
-    let mut observer = Observer { context: arrival.context.clone(), handle: None, arrived: arrival.at };
+fn begin(gateway: &Gateway, wire: ModelInferRequest, mut arrival: Arrival, rpc: Rpc) -> Result<(Started, Observer)> {
+    let portion = std::mem::take(&mut arrival.portion);
+    let mut observer = Observer { context: arrival.context.clone(), handle: None, arrived: arrival.at, portion };
     if let Some(trace) = observer.context.trace() {
         trace.start(Start { model: &wire.model_name, id: &wire.id, arrived: arrival.at });
     }
-    let checked = check(gateway, wire, arrival, rpc);
+    let checked = check(gateway, wire, arrival, rpc).and_then(|(handle, decoded)| {
+        observer.portion.cover(decoded.own_bytes())?;
+        Ok((handle, decoded))
+    });
     let (handle, mut decoded) = checked.inspect_err(|error| {
         gateway.refused(error.kind());
         observer.failed(error);

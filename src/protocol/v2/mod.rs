@@ -21,6 +21,19 @@ pub mod unread;
 /// The most inputs, requested outputs, parameters and raw contents of one request, each.
 pub const PARTS_MAX: usize = 4096;
 
+/// How much is decompressed before other tasks of the same network thread have their turn: a fraction of a millisecond.
+pub const TURN_BYTES: usize = 256 << 10;
+
+/// The most memory that is reserved for what is announced, where less than a quarter of it has come.
+pub const RESERVED_MAX: usize = 4 << 20;
+
+/// The memory to reserve for what may follow where so many bytes `came` and `most` more may, of which nobody says how many
+/// will. After a few steps it is all of that: each step is a copy of what came, for which other tasks wait, and what is
+/// reserved and not used is no memory yet.
+pub fn room_for_more(came: usize, most: usize) -> usize {
+    most.min(if came < RESERVED_MAX { came } else { 15 * came })
+}
+
 /// The messages and services of `proto/grpc_service.proto`, generated.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
 pub mod wire {

@@ -11,10 +11,10 @@ use futures_core::Stream;
 use super::context::Context as RequestContext;
 use crate::error::{Error, Kind, Result};
 use crate::gateway::Handle;
+use crate::gateway::request_memory::Portion;
 use crate::infer::{Instant, Response, Responses};
 
 /// Sees what a request is answered with.
-#[derive(Clone)]
 pub struct Observer {
     /// The request's id and trace.
     pub context: RequestContext,
@@ -22,6 +22,8 @@ pub struct Observer {
     pub handle: Option<Arc<Handle>>,
     /// When it had been read.
     pub arrived: Instant,
+    /// The memory that it holds until it is answered.
+    pub portion: Portion,
 }
 
 impl Observer {

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use nereid::backend::libtorch::script::Script;
 use nereid::engine::{Control, Handle, Overrides};
 use nereid::error::Kind;
+use nereid::gateway::request_memory::Portion;
 use nereid::infer::Instant;
 use nereid::protocol::grpc::Settings;
 use nereid::protocol::v2::context::Context;
@@ -209,7 +210,8 @@ async fn one_call_for_one_response_is_refused() {
     let mut client = served.client().await;
     let expected = "ModelInfer RPC doesn't support models with decoupled transaction policy";
     assert_eq!(refusal(client.model_infer(repeat(&[0])).await), (Code::Unimplemented, expected.to_owned()));
-    let arrival = Arrival { at: Instant::now(), deadline: None, context: Context::default() };
+    let arrival =
+        Arrival { at: Instant::now(), deadline: None, context: Context::default(), portion: Portion::default() };
     let error = infer::over_http(&served.gateway, repeat(&[0]), arrival).await.expect_err("one response only");
     let expected = "HTTP end point doesn't support models with decoupled transaction policy";
     assert_eq!((error.kind(), error.message()), (Kind::Unimplemented, expected));

@@ -8,6 +8,7 @@ mod decoupled;
 mod describe;
 mod health;
 mod infer;
+mod memory;
 mod onnx;
 mod reflection;
 mod shared_memory;
@@ -61,20 +62,31 @@ impl Served {
 
     /// Serves the models of [`support::write_usual_models`].
     async fn with(control: Control, settings: Settings) -> Self {
-        Self::build(control, settings, Limits::grpc(), None).await
+        Self::build(control, settings, Limits::grpc(), None, None).await
     }
 
     /// As [`Served::with`], on a port with these limits.
     async fn limited(control: Control, settings: Settings, limits: Limits) -> Self {
-        Self::build(control, settings, limits, None).await
+        Self::build(control, settings, limits, None, None).await
     }
 
     /// Serves the usual models, and lets clients register as many regions of shared memory.
     async fn sharing(regions_max: usize) -> Self {
-        Self::build(Control::None, Settings::default(), Limits::grpc(), Some(regions_max)).await
+        Self::build(Control::None, Settings::default(), Limits::grpc(), Some(regions_max), None).await
     }
 
-    async fn build(control: Control, settings: Settings, limits: Limits, regions_max: Option<usize>) -> Self {
+    /// As [`Served::start`], with so many bytes for all requests.
+    async fn bounded(request_memory: usize) -> Self {
+        Self::build(Control::None, Settings::default(), Limits::grpc(), None, Some(request_memory)).await
+    }
+
+    async fn build(
+        control: Control,
+        settings: Settings,
+        limits: Limits,
+        regions_max: Option<usize>,
+        request_memory: Option<usize>,
+    ) -> Self {
         let root = tempfile::tempdir().expect("a temporary directory");
         support::write_usual_models(root.path());
         let (engine, failed) = support::engine(root.path(), control).await;
@@ -82,7 +94,8 @@ impl Served {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         let regions = Regions::new(regions_max, engine.metrics());
-        let gateway = Arc::new(Gateway::new(engine.clone()).with_regions(regions));
+        let gateway = Gateway::new(engine.clone()).with_regions(regions);
+        let gateway = Arc::new(support::bounded(gateway, request_memory));
         let shutdown = CancellationToken::new();
         let workers = Arc::new(Workers::start(0).expect("nothing to start"));
         let port = Port {

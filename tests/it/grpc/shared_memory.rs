@@ -1,6 +1,7 @@
 //! Regions of shared memory over gRPC: the calls about them, and tensors that come and go by them.
 
 use bytes::Bytes;
+use nereid::gateway::request_memory::Portion;
 use nereid::infer::Instant;
 use nereid::protocol::v2::context::Context;
 use nereid::protocol::v2::decode::Arrival;
@@ -90,7 +91,8 @@ async fn the_backend_gets_the_mapping_itself() {
     let mut asked = request("free", &[]);
     asked.inputs = vec![input("INPUT0", "FP32", &[256])];
     share(&mut asked.inputs[0].parameters, "in", 1024, 1024);
-    let arrival = Arrival { at: Instant::now(), deadline: None, context: Context::default() };
+    let arrival =
+        Arrival { at: Instant::now(), deadline: None, context: Context::default(), portion: Portion::default() };
     let response = infer::unary(&served.gateway, asked, arrival).await.expect("answered");
     // The identity backend answers with the tensors that it got.
     let got = &response.outputs[0].tensor.data;

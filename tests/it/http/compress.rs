@@ -21,7 +21,7 @@ fn body() -> String {
     format!(r#"{{"inputs": [{{"name": "INPUT0", "shape": [1000], "datatype": "FP32", "data": [{data}]}}]}}"#)
 }
 
-async fn compressed(encoding: &str, body: String) -> Bytes {
+pub(super) async fn compressed(encoding: &str, body: String) -> Bytes {
     let plain = tower::service_fn(move |_: Request<()>| {
         std::future::ready(Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(body.clone())))))
     });
@@ -42,7 +42,7 @@ async fn decompressed(answer: Answer) -> serde_json::Value {
     serde_json::from_slice(&plain).expect("JSON")
 }
 
-fn post(path: &str, headers: &[(header::HeaderName, &str)], body: impl Into<Bytes>) -> Request<Full<Bytes>> {
+pub(super) fn post(path: &str, headers: &[(header::HeaderName, &str)], body: impl Into<Bytes>) -> Request<Full<Bytes>> {
     let mut request = request(Method::POST, path, body);
     for (name, value) in headers {
         request.headers_mut().insert(name, value.parse().expect("a value"));

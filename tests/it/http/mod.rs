@@ -4,6 +4,7 @@ mod compress;
 mod generate;
 mod health;
 mod infer;
+mod memory;
 mod models;
 mod regions;
 mod repository;
@@ -59,6 +60,15 @@ impl Served {
 
     /// As [`Served::with`], on a port with these limits.
     async fn limited(control: Control, settings: Settings, limits: Limits) -> Self {
+        Self::build(control, settings, limits, None).await
+    }
+
+    /// As [`Served::start`], with so many bytes for all requests.
+    async fn bounded(request_memory: usize) -> Self {
+        Self::build(Control::None, Settings::default(), Limits::http(), Some(request_memory)).await
+    }
+
+    async fn build(control: Control, settings: Settings, limits: Limits, request_memory: Option<usize>) -> Self {
         let root = tempfile::tempdir().expect("a temporary directory");
         support::write_usual_models(root.path());
         let (engine, failed) = support::engine(root.path(), control).await;
@@ -66,7 +76,8 @@ impl Served {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         let regions = Regions::new(Some(REGIONS_MAX), engine.metrics());
-        let gateway = Arc::new(Gateway::new(engine.clone()).with_regions(regions));
+        let gateway = Gateway::new(engine.clone()).with_regions(regions);
+        let gateway = Arc::new(support::bounded(gateway, request_memory));
         let shutdown = CancellationToken::new();
         let workers = Arc::new(Workers::start(0).expect("nothing to start"));
         let listener = Listener::try_from(listener).expect("it is bound");

@@ -1,0 +1,201 @@
+//! The memory of requests that are being read or wait for their answers: counted over all of them, and bounded.
+//!
+//! Limits for one request bound nothing where thousands can come at a time. Who reads a request holds a [`Portion`] that
+//! grows with what has come, or with what that is when decompressed, and drops it with the last response. Knows nothing
+//! of models.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::error::{Error, Result};
+use crate::telemetry::metrics::RequestMemoryMetrics;
+
+/// A request up to this size finds room while there is any; larger ones leave it a quarter of the limit, so that they
+/// cannot shut out all others.
+const SMALL_BYTES: usize = 64 << 10;
+
+/// What all requests together may hold. Cloning shares it.
+#[derive(Clone, Debug)]
+pub struct RequestMemory(Arc<Books>);
+
+#[derive(Debug)]
+struct Books {
+    limit: usize,
+    held: AtomicUsize,
+    metrics: RequestMemoryMetrics,
+}
+
+impl RequestMemory {
+    /// A bound of `limit` bytes.
+    pub fn new(limit: usize, metrics: RequestMemoryMetrics) -> Self {
+        metrics.limited(limit);
+        Self(Arc::new(Books { limit, held: AtomicUsize::new(0), metrics }))
+    }
+
+    /// What a new request holds: nothing yet.
+    pub fn portion(&self) -> Portion {
+        Portion { books: Some(self.0.clone()), bytes: 0 }
+    }
+}
+
+impl Books {
+    /// # Errors
+    /// As [`Portion::hold`], for a request that would hold `in_all` bytes with these.
+    fn hold(&self, bytes: usize, in_all: usize) -> Result<()> {
+        let most = if in_all <= SMALL_BYTES { self.limit } else { self.limit - self.limit / 4 };
+        let fits = |held: usize| held.checked_add(bytes).filter(|held| *held <= most);
+        match self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
+            Ok(_) => {
+                self.metrics.holds(bytes);
+                Ok(())
+            }
+            Err(held) => {
+                self.metrics.refused();
+                Err(self.refusal(held, in_all, most))
+            }
+        }
+    }
+
+    fn refusal(&self, held: usize, in_all: usize, most: usize) -> Error {
+        let limit = self.limit;
+        if in_all > most {
+            let what = format!("the request takes more than {most} bytes, the most for one where all may take {limit}");
+            return Error::invalid(format!("{what}. Use --request-memory-limit to increase the limit."));
+        }
+        Error::unavailable(format!(
+            "the server holds {held} bytes of requests and may hold {limit} (--request-memory-limit), try again later"
+        ))
+    }
+
+    fn release(&self, bytes: usize) {
+        self.held.fetch_sub(bytes, Ordering::Relaxed);
+        self.metrics.releases(bytes);
+    }
+}
+
+/// What one request, or a part of it, holds; given back when this is dropped. The default one is not bounded.
+#[derive(Debug, Default)]
+pub struct Portion {
+    books: Option<Arc<Books>>,
+    bytes: usize,
+}
+
+impl Portion {
+    /// Holds so many bytes more.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Unavailable`] if all requests together would hold too much;
+    /// [`crate::error::Kind::InvalidArgument`] if this one would do so alone.
+    pub fn hold(&mut self, bytes: usize) -> Result<()> {
+        let in_all = self.bytes.saturating_add(bytes);
+        if let Some(books) = &self.books {
+            books.hold(bytes, in_all)?;
+        }
+        self.bytes = in_all;
+        Ok(())
+    }
+
+    /// Holds as many bytes in all, if it does not yet.
+    ///
+    /// # Errors
+    /// As [`Portion::hold`].
+    pub fn cover(&mut self, bytes: usize) -> Result<()> {
+        self.hold(bytes.saturating_sub(self.bytes))
+    }
+
+    /// How many bytes it holds.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Moves so many bytes into a portion of their own.
+    #[must_use]
+    pub fn split(&mut self, bytes: usize) -> Self {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        Self { books: self.books.clone(), bytes }
+    }
+}
+
+impl Drop for Portion {
+    fn drop(&mut self) {
+        if let Some(books) = self.books.as_ref().filter(|_| self.bytes > 0) {
+            books.release(self.bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+    use crate::telemetry::metrics::Metrics;
+
+    fn memory(limit: usize) -> (RequestMemory, Metrics) {
+        let metrics = Metrics::new();
+        (RequestMemory::new(limit, metrics.request_memory()), metrics)
+    }
+
+    fn shows(metrics: &Metrics, line: &str) {
+        let text = metrics.render();
+        assert!(text.lines().any(|each| each == line), "{line} in {text}");
+    }
+
+    #[test]
+    fn what_is_held_is_shown_and_given_back() {
+        let (memory, metrics) = memory(1 << 20);
+        shows(&metrics, "nereid_request_memory_limit_bytes 1048576");
+        let mut portion = memory.portion();
+        portion.hold(100).expect("fits");
+        portion.cover(150).expect("fits");
+        portion.cover(120).expect("is there");
+        shows(&metrics, "nereid_request_memory_bytes 150");
+        let part = portion.split(40);
+        drop(portion);
+        shows(&metrics, "nereid_request_memory_bytes 40");
+        drop(part);
+        shows(&metrics, "nereid_request_memory_bytes 0");
+        assert_eq!(memory.0.held.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn large_requests_leave_room_for_small_ones() {
+        let (memory, metrics) = memory(1 << 20);
+        let (mut large, mut other, mut small) = (memory.portion(), memory.portion(), memory.portion());
+        large.hold(700 << 10).expect("fits");
+        other.hold(60 << 10).expect("is small");
+        let refused = other.hold(60 << 10).expect_err("is large by now");
+        assert_eq!(refused.kind(), Kind::Unavailable);
+        let expected =
+            "the server holds 778240 bytes of requests and may hold 1048576 (--request-memory-limit), try again later";
+        assert_eq!(refused.message(), expected);
+        shows(&metrics, "nereid_request_memory_refusals_total 1");
+        small.hold(64 << 10).expect("is small");
+        drop(large);
+        other.hold(60 << 10).expect("there is room again");
+    }
+
+    #[test]
+    fn small_requests_are_bounded_too() {
+        let (memory, _) = memory(100);
+        let (mut one, mut other) = (memory.portion(), memory.portion());
+        one.hold(60).expect("fits");
+        assert_eq!(other.hold(41).expect_err("too much").kind(), Kind::Unavailable);
+        other.hold(40).expect("fits");
+    }
+
+    #[test]
+    fn a_request_that_never_fits_is_the_callers_mistake() {
+        let (memory, _) = memory(1 << 20);
+        let refused = memory.portion().hold(1 << 20).expect_err("too much");
+        assert_eq!(refused.kind(), Kind::InvalidArgument);
+        assert!(refused.message().contains("more than 786432 bytes"), "{refused}");
+    }
+
+    #[test]
+    fn nothing_bounds_the_default() {
+        let mut portion = Portion::default();
+        portion.hold(usize::MAX).expect("it is not bounded");
+        portion.cover(usize::MAX).expect("it is not bounded");
+    }
+}
