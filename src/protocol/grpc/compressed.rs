@@ -4,12 +4,14 @@
 use std::io::{self, Read};
 
 use bytes::buf::Reader;
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf as _, BytesMut};
 use flate2::bufread::{GzDecoder, ZlibDecoder};
 use http::HeaderMap;
 use tonic::Status;
+use tonic::metadata::MetadataValue;
 
 use super::framing::{self, Chunks};
+use super::messages::Message;
 use crate::gateway::request_memory::Portion;
 use crate::protocol::status;
 use crate::protocol::v2::{TURN_BYTES, room_for_more};
@@ -30,15 +32,23 @@ pub enum Encoding {
 }
 
 impl Encoding {
-    /// Takes the header that names one of these out of a call's headers; leaves one that names another.
-    pub fn take(headers: &mut HeaderMap) -> Option<Self> {
-        let encoding = match headers.get(GRPC_ENCODING)?.as_bytes() {
-            b"gzip" => Self::Gzip,
-            b"deflate" => Self::Deflate,
-            _ => return None,
-        };
-        headers.remove(GRPC_ENCODING);
-        Some(encoding)
+    /// Takes the header that names one of these, or none, out of a call's headers.
+    ///
+    /// # Errors
+    /// `UNIMPLEMENTED`, with those that are known, if it names another.
+    pub fn take(headers: &mut HeaderMap) -> Result<Option<Self>, Status> {
+        let Some(value) = headers.remove(GRPC_ENCODING) else { return Ok(None) };
+        match value.as_bytes() {
+            b"identity" => Ok(None),
+            b"gzip" => Ok(Some(Self::Gzip)),
+            b"deflate" => Ok(Some(Self::Deflate)),
+            _ => {
+                let mut status = Status::unimplemented(format!("messages compressed by {value:?} are not supported"));
+                let known = MetadataValue::from_static("gzip,deflate,identity");
+                status.metadata_mut().insert("grpc-accept-encoding", known);
+                Err(status)
+            }
+        }
     }
 }
 
@@ -105,8 +115,8 @@ impl Opening {
     }
 
     /// The message, and what it holds.
-    pub fn into_message(mut self) -> (Bytes, Portion) {
+    pub fn into_message(mut self) -> Message {
         let portion = self.portion.split(self.plain.len());
-        (self.plain.freeze(), portion)
+        Message { bytes: self.plain.freeze().into(), portion }
     }
 }

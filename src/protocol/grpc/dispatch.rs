@@ -1,8 +1,8 @@
 //! Routes one HTTP/2 request to its service by path.
 //!
-//! An uncompressed ModelInfer, nearly all of the traffic, is answered here without tonic's codec and layers;
-//! a compressed one and ModelStreamInfer take tonic's way with a codec that bounds requests, and everything else goes
-//! to the generated services. Begin with [`Dispatch::answer`].
+//! ModelInfer, nearly all of the traffic, is answered here without tonic's codec and layers, the requests of
+//! ModelStreamInfer are read without them, and everything else goes to the generated services. Begin with
+//! [`Dispatch::answer`].
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,28 +10,24 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Frame;
-use http_body_util::BodyExt as _;
-use http_body_util::combinators::MapErr;
-use parking_lot::Mutex;
-use prost::Message;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
-use tonic::codec::CompressionEncoding;
-use tonic::server::Grpc;
+use tonic::codec::{Codec as _, EncodeBody};
 use tonic::service::Routes;
 use tonic::{Code, Status};
+use tonic_prost::ProstCodec;
 use tower::ServiceExt as _;
 
-use super::codec::InferCodec;
 use super::compressed::Encoding;
 use super::ending::{self, BodyEnding, Ending};
 use super::health::HealthService;
 use super::health_wire::health_server::HealthServer;
+use super::messages::{Kept, Message, Messages, Whole};
 use super::service::InferenceService;
 use super::settings::Settings;
-use super::whole::{Portions, Whole};
 use super::{framing, methods, timeout};
 use crate::error::{Error, Kind, Result};
 use crate::gateway::Gateway;
@@ -40,15 +36,13 @@ use crate::model::schema;
 use crate::protocol::category::Category;
 use crate::protocol::restricted::{Refusal, Restrictions};
 use crate::protocol::status;
-use crate::protocol::transport::{self, BodyError, Service};
+use crate::protocol::transport::{self, Service};
 use crate::protocol::v2::context::{Context as RequestContext, REQUEST_ID};
 use crate::protocol::v2::decode::Arrival;
 use crate::protocol::v2::forward::Forward;
 use crate::protocol::v2::infer;
 use crate::protocol::v2::unread::Unread;
-use crate::protocol::v2::wire::grpc_inference_service_server::{
-    GrpcInferenceService as _, GrpcInferenceServiceServer, SERVICE_NAME,
-};
+use crate::protocol::v2::wire::grpc_inference_service_server::{GrpcInferenceServiceServer, SERVICE_NAME};
 use crate::telemetry::metrics::Answers;
 use crate::telemetry::trace::Protocol;
 
@@ -83,9 +77,7 @@ impl Dispatch {
         let inference = Arc::new(InferenceService::new(gateway.clone(), settings));
         let generated = GrpcInferenceServiceServer::from_arc(inference.clone())
             .max_decoding_message_size(settings.request_bytes_max)
-            .max_encoding_message_size(usize::MAX)
-            .accept_compressed(CompressionEncoding::Gzip)
-            .accept_compressed(CompressionEncoding::Deflate);
+            .max_encoding_message_size(usize::MAX);
         let health = HealthServer::new(HealthService::new(gateway.clone()));
         let reflection =
             || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(schema::DESCRIPTORS);
@@ -148,116 +140,85 @@ impl Dispatch {
         })
     }
 
-    async fn route(&self, mut request: Request<transport::Body>, context: RequestContext) -> Response<Body> {
-        if request.uri().path() == MODEL_INFER && !is_compressed(request.headers()) {
-            return match self.model_infer(request, &context).await {
-                Ok((body, inference)) => {
-                    let mut response = Response::new(Body::Framed { body, _inference: inference, _context: context });
-                    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-                    response
-                }
-                Err(status) => status.into_http(),
-            };
-        }
-        request.extensions_mut().insert(context);
-        match request.uri().path() {
-            MODEL_INFER => return self.compressed(request).await,
-            MODEL_STREAM_INFER => return self.stream(request).await,
-            _ => {}
-        }
-        let path = request.uri().path();
-        let is_stream = path.starts_with(REFLECTION);
+    async fn route(&self, request: Request<transport::Body>, context: RequestContext) -> Response<Body> {
+        let (head, body) = request.into_parts();
+        let answer = match head.uri.path() {
+            MODEL_INFER => self.model_infer(head, body, context).await,
+            MODEL_STREAM_INFER => self.model_stream_infer(head, body, context),
+            _ => self.other(head, body, context).await,
+        };
+        answer.unwrap_or_else(Status::into_http)
+    }
+
+    /// What the generated services answer.
+    ///
+    /// # Errors
+    /// Those of [`Encoding::take`].
+    async fn other(
+        &self,
+        mut head: Parts,
+        body: transport::Body,
+        context: RequestContext,
+    ) -> Result<Response<Body>, Status> {
+        let path = head.uri.path();
+        let body = if path.starts_with(REFLECTION) { body.patient() } else { body };
         let is_own = path.strip_prefix('/').is_some_and(|path| path.starts_with(SERVICE_NAME));
         let bytes_max = if is_own { self.request_bytes_max } else { OTHERS_BYTES_MAX };
-        let (request, _portions) = self.readable(request, is_stream, bytes_max);
-        match self.services.clone().oneshot(request).await {
-            Ok(response) => response.map(|body| Body::Boxed { body, _inference: None, ending: None }),
+        head.extensions.insert(context);
+        let messages = Messages::new(body, bytes_max, Encoding::take(&mut head.headers)?, self.gateway.portion());
+        let kept = Kept::default();
+        let request = Request::from_parts(head, Whole::new(messages, kept.clone()));
+        let response = self.services.clone().oneshot(request).await;
+        drop(kept);
+        match response {
+            Ok(response) => Ok(response.map(|body| Body::Boxed { body, _inference: None, ending: None })),
             Err(never) => match never {},
         }
     }
 
-    /// `request` with whole messages, and errors as tonic has them; and what its messages hold, which the services of
-    /// inference find among its extensions.
-    fn readable(
-        &self,
-        request: Request<transport::Body>,
-        is_stream: bool,
-        bytes_max: usize,
-    ) -> (Request<Whole<TonicBody>>, Portions) {
-        let (mut head, body) = request.into_parts();
-        let body = if is_stream { body.patient() } else { body };
-        let body = body.map_err(body_status as fn(BodyError) -> Status);
-        let body = Whole::new(body, bytes_max, Encoding::take(&mut head.headers), self.gateway.portion());
-        let portions = body.portions();
-        head.extensions.insert(portions.clone());
-        (Request::from_parts(head, body), portions)
-    }
-
-    /// tonic's way for a service whose requests are bounded.
-    fn tonic<Answer: Message + Send + 'static>(&self) -> Grpc<InferCodec<Answer>> {
-        Grpc::new(InferCodec::default())
-            .max_decoding_message_size(self.request_bytes_max)
-            // The service itself refuses what is larger, with the message that clients know.
-            .max_encoding_message_size(usize::MAX)
-            .accept_compressed(CompressionEncoding::Gzip)
-            .accept_compressed(CompressionEncoding::Deflate)
-    }
-
-    async fn compressed(&self, request: Request<transport::Body>) -> Response<Body> {
-        let unread = Arc::new(Mutex::new(Some(Unread::new(self.gateway.clone()))));
-        let infer = tower::service_fn(|request| {
-            // It was read: from here on the service counts.
-            if let Some(unread) = unread.lock().take() {
-                unread.read();
-            }
-            let (service, token) = (self.inference.clone(), self.inferences.token());
-            async move {
-                let _in_flight = token;
-                service.model_infer(request).await
-            }
-        });
-        let (request, _portions) = self.readable(request, false, self.request_bytes_max);
-        let response = self.tonic().unary(infer, request).await;
-        if let Some(unread) = unread.lock().take() {
-            let code =
-                Status::from_header_map(response.headers()).map_or(Code::InvalidArgument, |status| status.code());
-            unread.refuse(kind(code));
-        }
-        response.map(|body| Body::Boxed { body, _inference: None, ending: None })
-    }
-
     /// A stream that is refused as a whole counts as one request, whatever it would have held; one that is taken counts
     /// each request that it reads.
-    async fn stream(&self, request: Request<transport::Body>) -> Response<Body> {
+    ///
+    /// # Errors
+    /// If it is refused as a whole.
+    fn model_stream_infer(
+        &self,
+        mut head: Parts,
+        body: transport::Body,
+        context: RequestContext,
+    ) -> Result<Response<Body>, Status> {
         let token = self.inferences.token();
-        let infer = tower::service_fn(|request| {
-            let service = self.inference.clone();
-            async move { service.model_stream_infer(request).await }
+        let responses = Encoding::take(&mut head.headers).and_then(|encoding| {
+            let messages = Messages::new(body.patient(), self.request_bytes_max, encoding, self.gateway.portion());
+            self.inference.infers(&head.headers, context, messages)
         });
-        let (request, _) = self.readable(request, true, self.request_bytes_max);
-        let response = self.tonic().streaming(infer, request).await;
-        if let Some(status) = Status::from_header_map(response.headers()) {
-            self.gateway.refused(kind(status.code()));
-        }
-        response.map(|body| Body::Boxed { body, _inference: Some(token), ending: None })
+        let responses = responses.inspect_err(|status| self.gateway.refused(kind(status.code())))?;
+        let encoder = ProstCodec::<_, ()>::default().encoder();
+        // The stream itself refuses what is larger than allowed, with the message that clients know.
+        let body = EncodeBody::new_server(encoder, responses, None, Default::default(), Some(usize::MAX));
+        let body = tonic::body::Body::new(body);
+        Ok(grpc(Body::Boxed { body, _inference: Some(token), ending: None }))
     }
 
     /// A response beyond the limit counts as answered: the model did its work.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the request, or why it could not be executed.
     async fn model_infer(
         &self,
-        request: Request<transport::Body>,
-        context: &RequestContext,
-    ) -> Result<(framing::Body, TaskTrackerToken), Status> {
-        let (head, mut body) = request.into_parts();
+        mut head: Parts,
+        body: transport::Body,
+        context: RequestContext,
+    ) -> Result<Response<Body>, Status> {
         let unread = Unread::new(self.gateway.clone());
         let read = async {
             let deadline = timeout::deadline(&head.headers).map_err(|error| status::grpc(&error))?;
-            let mut portion = self.gateway.portion();
-            let reading = framing::read(&mut body, self.request_bytes_max, &mut portion);
-            let message = timeout::before(deadline, reading).await?;
-            Ok::<_, Status>((deadline, message, portion))
+            let encoding = Encoding::take(&mut head.headers)?;
+            let messages = Messages::new(body, self.request_bytes_max, encoding, self.gateway.portion());
+            let Message { bytes, portion } = timeout::before(deadline, messages.only()).await?;
+            Ok::<_, Status>((framing::request(bytes)?, deadline, portion))
         };
-        let (deadline, mut message, portion) = match read.await {
+        let (mut message, deadline, portion) = match read.await {
             Ok(read) => read,
             Err(status) => {
                 let kind = kind(status.code());
@@ -273,8 +234,15 @@ impl Dispatch {
         let response = infer::unary(&self.gateway, message, arrival).await.map_err(|error| status::grpc(&error))?;
         context.sending();
         let body = framing::Body::new(response, self.response_bytes_max)?;
-        Ok((body, inference))
+        Ok(grpc(Body::Framed { body, _inference: inference, _context: context }))
     }
+}
+
+/// An answer with this body.
+fn grpc(body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    response
 }
 
 impl Service for Dispatch {
@@ -292,16 +260,6 @@ impl Service for Dispatch {
     }
 }
 
-/// A body with errors as tonic has them.
-type TonicBody = MapErr<transport::Body, fn(BodyError) -> Status>;
-
-fn body_status(error: BodyError) -> Status {
-    match error {
-        BodyError::Broken(error) => Status::from_error(error.into()),
-        BodyError::TimedOut(_) => Status::deadline_exceeded(error.to_string()),
-    }
-}
-
 /// What a request that could not be read is counted as: the caller's mistake, whatever code gRPC has for it.
 pub fn kind(code: Code) -> Kind {
     match code {
@@ -311,11 +269,6 @@ pub fn kind(code: Code) -> Kind {
         Code::Unavailable => Kind::Unavailable,
         _ => Kind::InvalidArgument,
     }
-}
-
-/// Whether messages of the call may be compressed, which is the generated service's to undo.
-fn is_compressed(headers: &HeaderMap) -> bool {
-    headers.get("grpc-encoding").is_some_and(|encoding| encoding != "identity")
 }
 
 /// The body of an answer.

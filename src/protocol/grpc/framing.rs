@@ -11,18 +11,14 @@ use std::task::{Context, Poll};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue};
-use http_body::{Body as _, Frame};
-use http_body_util::BodyExt as _;
+use http_body::Frame;
 use prost::Message;
 use smallvec::SmallVec;
 use tonic::Status;
 
 use super::bounds;
 use super::head::Head;
-use crate::gateway::request_memory::Portion;
 use crate::infer::Response;
-use crate::protocol::status;
-use crate::protocol::transport::{self, BodyError};
 use crate::protocol::v2::wire::ModelInferRequest;
 
 /// The flag byte and the length before each message.
@@ -61,6 +57,9 @@ impl Chunks {
 
     /// Takes the first `count` bytes, of which there are as many.
     pub fn split_to(&mut self, mut count: usize) -> Self {
+        if count == self.remaining {
+            return std::mem::take(self);
+        }
         let mut first = Self::default();
         while let Some(front) = self.list.front_mut().filter(|_| count > 0) {
             let part = front.split_to(count.min(front.len()));
@@ -73,11 +72,13 @@ impl Chunks {
         }
         first
     }
+}
 
-    /// A copy of the first `count` bytes, or of all if there are fewer.
-    pub fn copy_start(mut self, count: usize) -> Bytes {
-        let count = count.min(self.remaining);
-        self.copy_to_bytes(count)
+impl From<Bytes> for Chunks {
+    fn from(chunk: Bytes) -> Self {
+        let mut chunks = Self::default();
+        chunks.push(chunk);
+        chunks
     }
 }
 
@@ -143,52 +144,13 @@ impl Buf for Chunks {
     }
 }
 
-/// Reads the one request for inference of a unary call, uncompressed.
+/// The request for inference that a message is.
 ///
 /// # Errors
-/// `RESOURCE_EXHAUSTED` beyond `bytes_max`, as soon as the message's header says so; `INTERNAL` if the body is not
-/// exactly one message; `INVALID_ARGUMENT` beyond [`bounds`]; `UNIMPLEMENTED` if it is compressed; `CANCELLED` if the client
-/// went away, `DEADLINE_EXCEEDED` if it stopped sending; those of [`Portion::hold`].
-pub async fn read(
-    body: &mut transport::Body,
-    bytes_max: usize,
-    portion: &mut Portion,
-) -> Result<ModelInferRequest, Status> {
-    let mut chunks = Chunks::default();
-    let mut wanted = None;
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| match error {
-            BodyError::TimedOut(_) => Status::deadline_exceeded(error.to_string()),
-            BodyError::Broken(_) => Status::cancelled(error.to_string()),
-        })?;
-        let Ok(data) = frame.into_data() else { break };
-        portion.hold(data.len()).map_err(|error| status::grpc(&error))?;
-        chunks.push(data);
-        if wanted.is_none() && chunks.remaining() >= HEADER_BYTES {
-            wanted = Some(message_length(&mut chunks, bytes_max)?);
-        }
-        if body.is_end_stream() || wanted.is_some_and(|wanted| chunks.remaining() > wanted) {
-            break;
-        }
-    }
-    if wanted != Some(chunks.remaining()) {
-        return Err(Status::internal("the request is not exactly one message"));
-    }
-    bounds::check(chunks.list.iter().map(|chunk| &chunk[..]), chunks.remaining)?;
-    ModelInferRequest::decode(chunks).map_err(|error| Status::internal(format!("malformed request message: {error}")))
-}
-
-/// Takes the header away.
-fn message_length(chunks: &mut Chunks, bytes_max: usize) -> Result<usize, Status> {
-    let compressed = chunks.get_u8() != 0;
-    let length = chunks.get_u32() as usize;
-    if compressed {
-        return Err(Status::unimplemented("compressed message without a grpc-encoding header"));
-    }
-    if length > bytes_max {
-        return Err(too_large(length, bytes_max));
-    }
-    Ok(length)
+/// `INVALID_ARGUMENT` beyond [`bounds`]; `INTERNAL` if it is not one.
+pub fn request(message: Chunks) -> Result<ModelInferRequest, Status> {
+    bounds::check(message.list.iter().map(|chunk| &chunk[..]), message.remaining)?;
+    ModelInferRequest::decode(message).map_err(|error| Status::internal(format!("malformed request message: {error}")))
 }
 
 /// What stands before a message of `length` bytes, fewer than 4 GiB, that is not compressed.

@@ -1,11 +1,10 @@
 //! KServe v2 over gRPC, with Triton's extensions.
 //!
-//! [`Dispatch`] is what a [`Port`](super::transport::Port) serves; each call goes by its path to ModelInfer's short way
-//! (`framing`) or to the generated service (`service`, `stream`). What calls mean is `protocol::v2`'s affair; `head`
+//! [`Dispatch`] is what a [`Port`](super::transport::Port) serves; inference has a way of its own (`messages`,
+//! `framing`, `stream`), everything else goes to the generated service (`service`). What calls mean is `protocol::v2`'s affair; `head`
 //! and `encode` make messages out of the server's own responses.
 
 mod bounds;
-mod codec;
 mod compressed;
 mod dispatch;
 mod encode;
@@ -13,12 +12,12 @@ mod ending;
 mod framing;
 mod head;
 mod health;
+mod messages;
 mod methods;
 mod service;
 mod settings;
 mod stream;
 mod timeout;
-mod whole;
 
 pub use dispatch::Dispatch;
 pub use methods::METHODS;

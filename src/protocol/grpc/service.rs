@@ -2,22 +2,22 @@
 
 use std::sync::Arc;
 
-use prost::Message as _;
+use futures_core::Stream;
+use http::HeaderMap;
+use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::messages::Message;
 use super::settings::Settings;
 use super::stream::{Infers, Options};
-use super::whole::Portions;
-use super::{encode, framing, timeout};
+use super::timeout;
 use crate::gateway::Gateway;
-use crate::infer::Instant;
 use crate::protocol::status;
 use crate::protocol::v2::context::Context;
-use crate::protocol::v2::decode::Arrival;
 use crate::protocol::v2::forward::Forward;
 use crate::protocol::v2::wire::grpc_inference_service_server::GrpcInferenceService;
 use crate::protocol::v2::wire::*;
-use crate::protocol::v2::{admin, infer, log, metadata, shared_memory, trace};
+use crate::protocol::v2::{admin, log, metadata, shared_memory, trace};
 
 /// Answers the inference service's RPCs through the gateway.
 pub struct InferenceService {
@@ -38,6 +38,30 @@ impl InferenceService {
             response_bytes_max: settings.response_bytes_max,
             stream_requests_max: settings.stream_requests_max,
         }
+    }
+}
+
+impl InferenceService {
+    /// The responses to the requests of a stream, which came with `headers`.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` if the server is stopping; `INVALID_ARGUMENT` for a timeout that is none.
+    pub fn infers<S>(&self, headers: &HeaderMap, context: Context, messages: S) -> Result<Infers<S>, Status>
+    where
+        S: Stream<Item = Result<Message, Status>> + Send + Unpin,
+    {
+        if self.gateway.is_draining() {
+            return Err(Status::unavailable("GRPC server is shutting down and has stopped accepting new requests."));
+        }
+        let options = Options {
+            requests_max: self.stream_requests_max,
+            response_bytes_max: self.response_bytes_max,
+            end_at_error: headers.get("triton_grpc_error").is_some_and(|value| value == "true"),
+            deadline: timeout::deadline(headers).map_err(|error| status::grpc(&error))?,
+            context,
+            forwarded: self.forward.parameters(headers),
+        };
+        Ok(Infers::new(self.gateway.clone(), messages, options))
     }
 }
 
@@ -69,46 +93,17 @@ impl GrpcInferenceService for InferenceService {
         answer(metadata::model(&self.gateway, &request.into_inner()))
     }
 
-    /// Reached by compressed calls only; others take the short way of `dispatch.rs`.
-    async fn model_infer(&self, request: Request<ModelInferRequest>) -> Answer<ModelInferResponse> {
-        let deadline = timeout::deadline(request.metadata().as_ref()).map_err(|error| status::grpc(&error))?;
-        let context = context(&request);
-        let portion = portions(&request).next();
-        let arrival = Arrival { at: Instant::now(), deadline, context: context.clone(), portion };
-        let forwarded = self.forward.parameters(request.metadata().as_ref());
-        let mut message = request.into_inner();
-        message.parameters.extend(forwarded);
-        let response = infer::unary(&self.gateway, message, arrival).await;
-        context.sending();
-        let message = encode::response(response.map_err(|error| status::grpc(&error))?);
-        match message.encoded_len() {
-            length if length > self.response_bytes_max => {
-                Err(framing::response_too_large(length, self.response_bytes_max))
-            }
-            _ => Ok(Response::new(message)),
-        }
+    async fn model_infer(&self, _: Request<ModelInferRequest>) -> Answer<ModelInferResponse> {
+        Err(elsewhere())
     }
 
-    type ModelStreamInferStream = Infers<Streaming<ModelInferRequest>>;
+    type ModelStreamInferStream = BoxStream<ModelStreamInferResponse>;
 
     async fn model_stream_infer(
         &self,
-        request: Request<Streaming<ModelInferRequest>>,
+        _: Request<Streaming<ModelInferRequest>>,
     ) -> Answer<Self::ModelStreamInferStream> {
-        if self.gateway.is_draining() {
-            return Err(Status::unavailable("GRPC server is shutting down and has stopped accepting new requests."));
-        }
-        let deadline = timeout::deadline(request.metadata().as_ref()).map_err(|error| status::grpc(&error))?;
-        let options = Options {
-            requests_max: self.stream_requests_max,
-            response_bytes_max: self.response_bytes_max,
-            end_at_error: request.metadata().get("triton_grpc_error").is_some_and(|value| value == "true"),
-            deadline,
-            context: context(&request),
-            portions: portions(&request),
-            forwarded: self.forward.parameters(request.metadata().as_ref()),
-        };
-        Ok(Response::new(Infers::new(self.gateway.clone(), request.into_inner(), options)))
+        Err(elsewhere())
     }
 
     async fn model_config(&self, request: Request<ModelConfigRequest>) -> Answer<ModelConfigResponse> {
@@ -188,12 +183,7 @@ impl GrpcInferenceService for InferenceService {
     }
 }
 
-/// What `dispatch.rs` has learned from the call's headers.
-fn context<T>(request: &Request<T>) -> Context {
-    request.extensions().get().cloned().unwrap_or_default()
-}
-
-/// What the call's messages hold.
-fn portions<T>(request: &Request<T>) -> Portions {
-    request.extensions().get().cloned().unwrap_or_default()
+/// What the generated service answers to inference, which no call reaches: `dispatch.rs` has its own way.
+fn elsewhere() -> Status {
+    Status::unimplemented("inference is not answered here")
 }

@@ -17,10 +17,11 @@ use prost::Message as _;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Code, Status};
 
-use super::whole::Portions;
+use super::messages::Message;
 use super::{dispatch, encode, framing};
 use crate::error::{Error, Result};
 use crate::gateway::Gateway;
+use crate::gateway::request_memory::Portion;
 use crate::infer::{Instant, Parameters, Response, Responses, only};
 use crate::model::Version;
 use crate::protocol::status;
@@ -42,8 +43,6 @@ pub struct Options {
     pub deadline: Option<Instant>,
     /// The call's id, and whether its requests may be traced.
     pub context: RequestContext,
-    /// What each request holds.
-    pub portions: Portions,
     /// The parameters that the call's headers add to each request.
     pub forwarded: Vec<(String, InferParameter)>,
 }
@@ -85,7 +84,7 @@ pub struct Infers<S> {
 
 impl<S> Infers<S>
 where
-    S: Stream<Item = Result<ModelInferRequest, Status>> + Send + Unpin,
+    S: Stream<Item = Result<Message, Status>> + Send + Unpin,
 {
     /// Answers `requests` through `gateway`.
     pub fn new(gateway: Arc<Gateway>, requests: S, options: Options) -> Self {
@@ -115,28 +114,25 @@ where
             match requests.poll_next_unpin(ctx) {
                 Poll::Pending => return Ok(()),
                 Poll::Ready(None) => self.requests = None,
-                Poll::Ready(Some(Ok(request))) => self.start(request),
-                Poll::Ready(Some(Err(status))) => {
-                    // Not a caller that went away between requests.
-                    if !matches!(status.code(), Code::Cancelled | Code::Unknown) {
-                        self.gateway.refused(dispatch::kind(status.code()));
-                    }
-                    return Err(status);
+                Poll::Ready(Some(message)) => {
+                    let read = message.and_then(|message| Ok((framing::request(message.bytes)?, message.portion)));
+                    let (request, portion) = read.inspect_err(|status| {
+                        // Not a caller that went away between requests.
+                        if status.code() != Code::Cancelled {
+                            self.gateway.refused(dispatch::kind(status.code()));
+                        }
+                    })?;
+                    self.start(request, portion);
                 }
             }
         }
         Ok(())
     }
 
-    fn start(&mut self, mut request: ModelInferRequest) {
+    fn start(&mut self, mut request: ModelInferRequest, portion: Portion) {
         request.parameters.extend(self.options.forwarded.iter().cloned());
         let context = self.options.context.another();
-        let arrival = Arrival {
-            at: Instant::now(),
-            deadline: self.options.deadline,
-            context,
-            portion: self.options.portions.next(),
-        };
+        let arrival = Arrival { at: Instant::now(), deadline: self.options.deadline, context, portion };
         let id = request.id.clone();
         let model = request.model_name.clone();
         match infer::start(&self.gateway, request, arrival, Rpc::Stream) {
@@ -187,7 +183,7 @@ where
 
 impl<S> Stream for Infers<S>
 where
-    S: Stream<Item = Result<ModelInferRequest, Status>> + Send + Unpin,
+    S: Stream<Item = Result<Message, Status>> + Send + Unpin,
 {
     type Item = Result<ModelStreamInferResponse, Status>;
 

@@ -22,6 +22,7 @@ use tonic::codec::CompressionEncoding;
 use tonic::{Code, Status};
 
 use super::{PATIENCE, SLOW, Served, call, framed, pair, refusal, request, slow, until, within};
+use crate::support::metric;
 
 #[tokio::test]
 async fn broken_bodies_are_refused() {
@@ -37,11 +38,17 @@ async fn broken_bodies_are_refused() {
         ("too long", framed(&message, length - 1, 0), Code::Internal),
         ("two messages", twice, Code::Internal),
         ("not a message", framed(&[0xff; 20], 20, 0), Code::Internal),
-        ("compressed without saying how", framed(&message, length, 1), Code::Unimplemented),
+        ("compressed without saying how", framed(&message, length, 1), Code::Internal),
     ] {
         let status = call(&served, "ModelInfer", &[], body).await;
         assert_eq!(status.code(), code, "{what}: {status}");
     }
+    for method in ["ModelInfer", "ModelStreamInfer", "ServerLive"] {
+        let status = call(&served, method, &[("grpc-encoding", "br")], framed(&message, length, 1)).await;
+        assert_eq!(status.code(), Code::Unimplemented, "{method}: {status}");
+        assert_eq!(status.metadata().get("grpc-accept-encoding").expect("it says"), "gzip,deflate,identity");
+    }
+    assert_eq!(metric(&served.engine, "nereid_unrouted_requests_total{reason=\"unimplemented\"}"), 2.0);
     served.stop().await;
 }
 
