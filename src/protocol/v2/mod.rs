@@ -22,7 +22,7 @@ pub mod unread;
 pub const PARTS_MAX: usize = 4096;
 
 /// How much is decompressed before other tasks of the same network thread have their turn: a fraction of a millisecond.
-pub const TURN_BYTES: usize = 256 << 10;
+pub const TURN_BYTES: usize = 64 << 10;
 
 /// The most memory that is reserved for what is announced, where less than a quarter of it has come.
 pub const RESERVED_MAX: usize = 4 << 20;
