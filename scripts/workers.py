@@ -16,7 +16,7 @@ from worker import LOST_AFTER_S, Worker
 import numpy as np  # noqa: E402
 import tritonclient.utils.shared_memory as shared_memory  # noqa: E402
 from configs import REPEAT, chain, countdown, ensemble, repeated, step  # noqa: E402
-from nereid import parameter, write_model  # noqa: E402
+from nereid import identity_config, parameter, write_model  # noqa: E402
 from queues import WAYS, Flight  # noqa: E402
 from tritonclient.utils import InferenceServerException  # noqa: E402
 
@@ -36,6 +36,25 @@ class Echo(Worker):
     def work(self):
         array = self.array()
         self.ask([self.tensor("INPUT0", array)], {"OUTPUT0": array})
+
+
+class Compressed(Echo):
+    """Requests of any size, compressed."""
+
+    model = "compressed"
+
+    @classmethod
+    def write(cls, folder):
+        write_model(folder, cls.model, identity_config(["FP32"], 8, dims="-1", extra=DYNAMIC))
+
+    def array(self):
+        # Few different values, as compress well.
+        length = int(2 ** self.random.uniform(0, 18))
+        return self.numbers.integers(0, 4, (1, length)).astype(np.float32)
+
+    def ask(self, inputs, expected):
+        option = "compression_algorithm" if self.protocol == "grpc" else "request_compression_algorithm"
+        return super().ask(inputs, expected, **{option: self.random.choice(["gzip", "deflate"])})
 
 
 class Cached(Echo):
@@ -91,6 +110,32 @@ class Torch(Worker):
         arrays = [self.array(), self.array()]
         inputs = [self.tensor(name, array) for name, array in zip(self.INPUTS, arrays)]
         self.ask(inputs, {self.OUTPUT: sum(arrays)})
+
+
+class Misshapen(Worker):
+    """Inputs of any two lengths, which fit each other now and then, for a model that is optimised."""
+
+    model = "misshapen"
+    expected = ("The size of tensor a",)
+    SOURCE = """def half(self, total: Tensor) -> Tensor:
+    return torch.nn.functional.gelu(total) * 0.5
+
+def forward(self, INPUT0: Tensor, INPUT1: Tensor) -> Tensor:
+    return (INPUT0 + INPUT1) - self.half(INPUT0 * 0.0)
+"""
+
+    @classmethod
+    def write(cls, folder):
+        config = torch_config(Torch.INPUTS, [Torch.OUTPUT], dims=-1, instances=2)
+        torch_model(folder, cls.model, cls.SOURCE, config + DYNAMIC + parameter("torch.optimize", "freeze"))
+
+    def work(self):
+        lengths = [self.random.choice([0, 1, 2, 7, 8, 9, 64, 65]) for _ in Torch.INPUTS]
+        arrays = [self.numbers.random((1, length), dtype=np.float32) for length in lengths]
+        fit = lengths[0] == lengths[1] or 1 in lengths
+        inputs = [self.tensor(name, array) for name, array in zip(Torch.INPUTS, arrays)]
+        if self.ask(inputs, {Torch.OUTPUT: sum(arrays)} if fit else {}) != fit:
+            self.tally.wrong.append(f"{self.name}: lengths {lengths}")
 
 
 class Ensemble(Torch):
@@ -417,5 +462,5 @@ class Flood(Worker):
 
 
 GIVEN_UP = [GivenUp, GivenUpSequence, GivenUpIterative, GivenUpEnsemble, GivenUpStream]
-KINDS = [Echo, Cached, Priority, Priority, Torch, Ensemble, Sequence, Direct, Iterative, Stream, Shared]
-KINDS += [*GIVEN_UP, Swapped, Swapping, Flood]
+KINDS = [Echo, Compressed, Cached, Priority, Priority, Torch, Misshapen, Ensemble, Sequence, Direct, Iterative, Stream]
+KINDS += [Shared, *GIVEN_UP, Swapped, Swapping, Flood]

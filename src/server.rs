@@ -133,7 +133,10 @@ impl Server {
         let gateway = Gateway::new(engine.clone()).with_regions(regions).telling(tracer, log);
         let gateway = Arc::new(match request_bytes(config.request_memory) {
             Some(limit) => gateway.with_request_memory(RequestMemory::new(limit, metrics.request_memory())),
-            None => gateway,
+            None => {
+                tracing::warn!("nothing limits the memory of requests: the host's is unknown");
+                gateway
+            }
         });
         let front_ends = FrontEnds::open(config, &gateway, &metrics)?;
         let sample = |interval| tokio::spawn(host::sample_every(interval, metrics.clone(), libtorch::cuda_allocated));

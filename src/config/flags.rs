@@ -122,7 +122,7 @@ pub const FLAGS: &[Flag] = &[
     flag(GRPC, "grpc-max-connection-idle", Value::Number(0, MILLISECONDS_MAX), "0", "Milliseconds until a connection without calls is asked to end; 0 for never"),
     flag(GRPC, "grpc-max-connection-age", Value::Number(1, MILLISECONDS_MAX), "", "Milliseconds until a connection is asked to end"),
     flag(GRPC, "grpc-max-connection-age-grace", Value::Number(1, MILLISECONDS_MAX), "", "Milliseconds more until it is ended"),
-    flag(GRPC, "grpc-body-timeout", Value::Number(0, MILLISECONDS_MAX), "60000", "Milliseconds for which a request may stop arriving, streams excepted; 0 for any time"),
+    flag(GRPC, "grpc-body-timeout", Value::Number(0, MILLISECONDS_MAX), "60000", "Milliseconds for which a request may stop arriving; a stream may be silent between requests; 0 for any time"),
     flag(GRPC, "grpc-send-timeout", Value::Number(0, MILLISECONDS_MAX), "120000", "Milliseconds for which a client may take nothing of what is sent to it; 0 for any time"),
     flag(GRPC, "grpc-max-header-bytes", Value::Number(1024, HEADER_BYTES_MAX), "16384", "The most bytes of a call's headers"),
     flag(GRPC, "grpc-max-connections", Value::Number(1, 1_000_000), "4096", "Connections at a time; at the limit idle ones are closed"),

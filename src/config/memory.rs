@@ -28,10 +28,10 @@ pub(super) fn read(reader: &mut Reader) -> BTreeMap<Device, MemoryLimit> {
 /// How much memory requests may hold together, if that is said.
 pub(super) fn requests(reader: &mut Reader) -> Option<MemoryLimit> {
     let text = reader.optional("request-memory-limit")?;
-    let limit = limit(&text);
+    let limit = limit(&text).filter(|limit| *limit != MemoryLimit::Bytes(0));
     if limit.is_none() {
         let origin = reader.typed.origin("request-memory-limit");
-        reader.mistake(&origin, format!("'{text}' is not BYTES or FRACTION, such as 2GB or 0.1"));
+        reader.mistake(&origin, format!("'{text}' is not BYTES or FRACTION above 0, such as 2GB or 0.1"));
     }
     limit
 }
@@ -120,9 +120,10 @@ mod tests {
         assert_eq!(read(""), Ok(None));
         assert_eq!(read("--request-memory-limit=1GiB"), Ok(Some(MemoryLimit::Bytes(1 << 30))));
         assert_eq!(read("--request-memory-limit=0.5"), Ok(Some(MemoryLimit::Fraction(0.5))));
-        for text in ["much", "1.5", "host:1GB", "-1"] {
+        for text in ["0", "much", "1.5", "host:1GB", "-1"] {
             let mistakes = read(&format!("--request-memory-limit={text}")).expect_err(text);
-            let expected = format!("--request-memory-limit: '{text}' is not BYTES or FRACTION, such as 2GB or 0.1");
+            let expected =
+                format!("--request-memory-limit: '{text}' is not BYTES or FRACTION above 0, such as 2GB or 0.1");
             assert_eq!(mistakes, [expected]);
         }
     }

@@ -87,6 +87,9 @@ impl Portion {
     /// [`crate::error::Kind::Unavailable`] if all requests together would hold too much;
     /// [`crate::error::Kind::InvalidArgument`] if this one would do so alone.
     pub fn hold(&mut self, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
         let in_all = self.bytes.saturating_add(bytes);
         if let Some(books) = &self.books {
             books.hold(bytes, in_all)?;
@@ -171,6 +174,7 @@ mod tests {
         assert_eq!(refused.message(), expected);
         shows(&metrics, "nereid_request_memory_refusals_total 1");
         small.hold(64 << 10).expect("is small");
+        large.cover(700 << 10).expect("it is there, and wants no more");
         drop(large);
         other.hold(60 << 10).expect("there is room again");
     }

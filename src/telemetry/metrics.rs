@@ -162,8 +162,10 @@ const REQUEST_MEMORY: Family = Family(
 );
 const REQUEST_MEMORY_LIMIT: Family =
     Family("nereid_request_memory_limit_bytes", "Bytes that requests may hold together");
-const REQUEST_MEMORY_REFUSALS: Family =
-    Family("nereid_request_memory_refusals_total", "Requests refused because requests held as many bytes as they may");
+const REQUEST_MEMORY_REFUSALS: Family = Family(
+    "nereid_request_memory_refusals_total",
+    "Requests refused because requests held as many bytes as they may, or one would alone",
+);
 const REGIONS: Family = Family("nereid_shared_memory_regions", "Regions of shared memory that clients have registered");
 const REGION_BYTES: Family = Family(
     "nereid_shared_memory_bytes_total",

@@ -25,7 +25,7 @@ use super::compressed::Encoding;
 use super::ending::{self, BodyEnding, Ending};
 use super::health::HealthService;
 use super::health_wire::health_server::HealthServer;
-use super::messages::{Kept, Message, Messages, Whole};
+use super::messages::{Count, Kept, Messages, Whole};
 use super::service::InferenceService;
 use super::settings::Settings;
 use super::{framing, methods, timeout};
@@ -145,7 +145,7 @@ impl Dispatch {
         let answer = match head.uri.path() {
             MODEL_INFER => self.model_infer(head, body, context).await,
             MODEL_STREAM_INFER => self.model_stream_infer(head, body, context),
-            _ => self.other(head, body, context).await,
+            _ => self.other(head, body).await,
         };
         answer.unwrap_or_else(Status::into_http)
     }
@@ -154,18 +154,13 @@ impl Dispatch {
     ///
     /// # Errors
     /// Those of [`Encoding::take`].
-    async fn other(
-        &self,
-        mut head: Parts,
-        body: transport::Body,
-        context: RequestContext,
-    ) -> Result<Response<Body>, Status> {
+    async fn other(&self, mut head: Parts, body: transport::Body) -> Result<Response<Body>, Status> {
         let path = head.uri.path();
-        let body = if path.starts_with(REFLECTION) { body.patient() } else { body };
+        let count = if path.starts_with(REFLECTION) { Count::Any } else { Count::One };
         let is_own = path.strip_prefix('/').is_some_and(|path| path.starts_with(SERVICE_NAME));
         let bytes_max = if is_own { self.request_bytes_max } else { OTHERS_BYTES_MAX };
-        head.extensions.insert(context);
-        let messages = Messages::new(body, bytes_max, Encoding::take(&mut head.headers)?, self.gateway.portion());
+        let encoding = Encoding::take(&mut head.headers)?;
+        let messages = Messages::new(body, count, bytes_max, encoding, self.gateway.portion());
         let kept = Kept::default();
         let request = Request::from_parts(head, Whole::new(messages, kept.clone()));
         let response = self.services.clone().oneshot(request).await;
@@ -189,7 +184,8 @@ impl Dispatch {
     ) -> Result<Response<Body>, Status> {
         let token = self.inferences.token();
         let responses = Encoding::take(&mut head.headers).and_then(|encoding| {
-            let messages = Messages::new(body.patient(), self.request_bytes_max, encoding, self.gateway.portion());
+            let portion = self.gateway.portion();
+            let messages = Messages::new(body, Count::Any, self.request_bytes_max, encoding, portion);
             self.inference.infers(&head.headers, context, messages)
         });
         let responses = responses.inspect_err(|status| self.gateway.refused(kind(status.code())))?;
@@ -214,11 +210,11 @@ impl Dispatch {
         let read = async {
             let deadline = timeout::deadline(&head.headers).map_err(|error| status::grpc(&error))?;
             let encoding = Encoding::take(&mut head.headers)?;
-            let messages = Messages::new(body, self.request_bytes_max, encoding, self.gateway.portion());
-            let Message { bytes, portion } = timeout::before(deadline, messages.only()).await?;
-            Ok::<_, Status>((framing::request(bytes)?, deadline, portion))
+            let messages = Messages::new(body, Count::One, self.request_bytes_max, encoding, self.gateway.portion());
+            let message = timeout::before(deadline, messages.only()).await?;
+            Ok::<_, Status>((framing::request(message)?, deadline))
         };
-        let (mut message, deadline, portion) = match read.await {
+        let ((mut message, portion), deadline) = match read.await {
             Ok(read) => read,
             Err(status) => {
                 let kind = kind(status.code());

@@ -1,4 +1,4 @@
-//! Makes the messages of ModelStreamInfer, and of what takes tonic's way, out of the server's own response.
+//! Makes the messages of ModelStreamInfer out of the server's own response.
 //!
 //! Clients read `raw_output_contents` by position without looking at its length, so there is exactly one entry for
 //! each output, in the same order, and typed contents are never filled. Tensor bytes are handed over, not copied.

@@ -12,13 +12,16 @@ use std::task::{Context, Poll};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue};
 use http_body::Frame;
-use prost::Message;
+use prost::Message as _;
 use smallvec::SmallVec;
 use tonic::Status;
 
 use super::bounds;
 use super::head::Head;
+use super::messages::Message;
+use crate::gateway::request_memory::Portion;
 use crate::infer::Response;
+use crate::protocol::status;
 use crate::protocol::v2::wire::ModelInferRequest;
 
 /// The flag byte and the length before each message.
@@ -27,6 +30,8 @@ pub const HEADER_BYTES: usize = 5;
 /// The number of the field `ModelInferResponse.raw_output_contents`.
 const RAW_OUTPUT_CONTENTS: u32 = 6;
 
+/// A piece of a message below this size is put together with the one before it.
+const SMALL_BYTES: usize = 512;
 /// Raw contents up to this size are copied behind the message, which is cheaper than a chunk of their own.
 const COPY_BYTES_MAX: usize = 16 << 10;
 
@@ -39,38 +44,22 @@ pub struct Chunks {
 }
 
 impl Chunks {
-    /// Adds what came next.
+    /// Adds what came next. Small pieces are put together: a buffer takes more than its bytes.
     pub fn push(&mut self, chunk: Bytes) {
-        if !chunk.is_empty() {
-            self.remaining += chunk.len();
-            self.list.push_back(chunk);
+        if chunk.is_empty() {
+            return;
         }
-    }
-
-    /// The header that stands at the front; `None` if not all of it has come.
-    pub fn peek_header(&self) -> Option<Header> {
-        let mut header = self.list.iter().flat_map(|chunk| chunk.iter().copied());
-        let is_compressed = header.next()? != 0;
-        let length = [header.next()?, header.next()?, header.next()?, header.next()?];
-        Some(Header { is_compressed, length: u32::from_be_bytes(length) as usize })
-    }
-
-    /// Takes the first `count` bytes, of which there are as many.
-    pub fn split_to(&mut self, mut count: usize) -> Self {
-        if count == self.remaining {
-            return std::mem::take(self);
-        }
-        let mut first = Self::default();
-        while let Some(front) = self.list.front_mut().filter(|_| count > 0) {
-            let part = front.split_to(count.min(front.len()));
-            if front.is_empty() {
-                self.list.pop_front();
+        self.remaining += chunk.len();
+        let is_small = |last: &mut Bytes| last.len().min(chunk.len()) < SMALL_BYTES && last.len() < COPY_BYTES_MAX;
+        let chunk = match self.list.pop_back_if(is_small) {
+            None => chunk,
+            Some(last) => {
+                let mut both = last.try_into_mut().unwrap_or_else(|last| BytesMut::from(&last[..]));
+                both.extend_from_slice(&chunk);
+                both.freeze()
             }
-            self.remaining -= part.len();
-            count -= part.len();
-            first.push(part);
-        }
-        first
+        };
+        self.list.push_back(chunk);
     }
 }
 
@@ -95,10 +84,18 @@ impl IntoIterator for Chunks {
 /// What stands before a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Whether the message is compressed.
-    pub is_compressed: bool,
+    /// 1 for a message that is compressed, 0 for another.
+    pub flag: u8,
     /// The message's bytes.
     pub length: usize,
+}
+
+impl Header {
+    /// The header that these bytes are; `None` if they are too few.
+    pub fn read(bytes: &[u8]) -> Option<Self> {
+        let &[flag, a, b, c, d] = bytes else { return None };
+        Some(Self { flag, length: u32::from_be_bytes([a, b, c, d]) as usize })
+    }
 }
 
 impl Buf for Chunks {
@@ -144,13 +141,16 @@ impl Buf for Chunks {
     }
 }
 
-/// The request for inference that a message is.
+/// The request for inference that a message is, and the memory that it holds.
 ///
 /// # Errors
-/// `INVALID_ARGUMENT` beyond [`bounds`]; `INTERNAL` if it is not one.
-pub fn request(message: Chunks) -> Result<ModelInferRequest, Status> {
-    bounds::check(message.list.iter().map(|chunk| &chunk[..]), message.remaining)?;
-    ModelInferRequest::decode(message).map_err(|error| Status::internal(format!("malformed request message: {error}")))
+/// `INVALID_ARGUMENT` beyond [`bounds`]; `INTERNAL` if it is not one; those of [`Portion::hold`].
+pub fn request(message: Message) -> Result<(ModelInferRequest, Portion), Status> {
+    let Message { bytes, mut portion } = message;
+    let more = bounds::check(bytes.list.iter().map(|chunk| &chunk[..]), bytes.remaining)?;
+    portion.hold(more).map_err(|error| status::grpc(&error))?;
+    let malformed = |error| Status::internal(format!("malformed request message: {error}"));
+    Ok((ModelInferRequest::decode(bytes).map_err(malformed)?, portion))
 }
 
 /// What stands before a message of `length` bytes, fewer than 4 GiB, that is not compressed.
@@ -259,6 +259,17 @@ mod tests {
         };
         let (model, id, outputs) = (Arc::from("m"), id.to_owned(), raw.iter().map(output).collect());
         Response { model, version: 1, id, outputs, parameters: Parameters::new(), last: true, times: None }
+    }
+
+    #[test]
+    fn small_pieces_are_put_together() {
+        let data = Bytes::from((0..40_000).map(|index| index as u8).collect::<Vec<_>>());
+        let chunks = chunked(&data, 3);
+        assert_eq!(chunks.list.len(), 3, "of at most 16 KiB each");
+        assert_eq!(chunks.into_iter().collect::<Vec<_>>().concat(), data);
+        let views = chunked(&data, 10_000);
+        assert_eq!(views.list.iter().map(|chunk| chunk.as_ptr()).min(), Some(data.as_ptr()), "they are not copied");
+        assert_eq!(views.list.len(), 4);
     }
 
     fn chunked(data: &Bytes, size: usize) -> Chunks {

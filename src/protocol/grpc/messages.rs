@@ -13,14 +13,16 @@ use bytes::{Buf as _, Bytes};
 use futures_core::Stream;
 use futures_util::StreamExt as _;
 use http_body::{Body, Frame};
+use http_body_util::BodyExt as _;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use tonic::Status;
 
 use super::compressed::{Encoding, Opening};
 use super::framing::{self, Chunks, HEADER_BYTES};
 use crate::gateway::request_memory::Portion;
 use crate::protocol::status;
-use crate::protocol::transport::BodyError;
+use crate::protocol::transport::{self, BodyError};
 
 /// One message.
 #[derive(Debug)]
@@ -31,28 +33,63 @@ pub struct Message {
     pub portion: Portion,
 }
 
+/// A body of a call, which may fall silent between messages if there can be any number of them.
+pub trait CallBody: Body<Data = Bytes, Error = BodyError> + Unpin {
+    /// From now on it may be silent for any time, or no longer.
+    fn set_patient(&mut self, is_patient: bool);
+}
+
+impl CallBody for transport::Body {
+    fn set_patient(&mut self, is_patient: bool) {
+        transport::Body::set_patient(self, is_patient);
+    }
+}
+
+/// How many messages a call has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    /// One, which must not stop arriving.
+    One,
+    /// Any number, at any time; each must not stop arriving.
+    Any,
+}
+
 /// The messages of a body, in their order. After an error there are none.
 #[derive(Debug)]
 pub struct Messages<B> {
     /// `None` once it has ended.
     body: Option<B>,
+    count: Count,
     bytes_max: usize,
     /// What they may be compressed by.
     encoding: Option<Encoding>,
-    /// What came of messages that are not whole, and what that holds.
+    /// What came behind the bytes below; no more than a frame.
+    came: Bytes,
+    /// The next message's header, as far as it has come.
+    header_bytes: SmallVec<[u8; HEADER_BYTES]>,
+    /// The same once all of it is there, and what came of the message itself, which holds the portion.
+    header: Option<framing::Header>,
     held: Chunks,
     portion: Portion,
-    /// The length of the message that stands at the front, whose header was taken away, and whether it is compressed.
-    header: Option<framing::Header>,
     /// The message before these, as long as it is decompressed.
     opening: Option<Opening>,
 }
 
-impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Messages<B> {
+impl<B: CallBody> Messages<B> {
     /// The messages of `body`, up to the first of more than `bytes_max` bytes. `portion` grows with what comes.
-    pub fn new(body: B, bytes_max: usize, encoding: Option<Encoding>, portion: Portion) -> Self {
-        let held = Chunks::default();
-        Self { body: Some(body), bytes_max, encoding, held, portion, header: None, opening: None }
+    pub fn new(body: B, count: Count, bytes_max: usize, encoding: Option<Encoding>, portion: Portion) -> Self {
+        Self {
+            body: Some(body),
+            count,
+            bytes_max,
+            encoding,
+            came: Bytes::new(),
+            header_bytes: SmallVec::new(),
+            header: None,
+            held: Chunks::default(),
+            portion,
+            opening: None,
+        }
     }
 
     /// The one message that there is.
@@ -64,44 +101,56 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Messages<B> {
     pub async fn only(mut self) -> Result<Message, Status> {
         let not_one = || Status::internal("the request is not exactly one message");
         let message = self.next().await.ok_or_else(not_one)??;
-        if self.has_more() && self.next().await.transpose()?.is_some() {
-            return Err(not_one());
+        while self.came.is_empty()
+            && let Some(body) = self.body.as_mut().filter(|body| !body.is_end_stream())
+        {
+            let Some(frame) = body.frame().await.transpose().map_err(unreadable)? else { break };
+            self.came = frame.into_data().unwrap_or_default();
         }
-        Ok(message)
-    }
-
-    /// Whether anything can follow.
-    fn has_more(&self) -> bool {
-        self.held.remaining() > 0 || self.body.as_ref().is_some_and(|body| !body.is_end_stream())
+        if self.came.is_empty() { Ok(message) } else { Err(not_one()) }
     }
 
     /// The next message, if all of it is there; one that is compressed is left to be decompressed.
     ///
     /// # Errors
-    /// If its header cannot be right.
+    /// If its header cannot be right; those of [`Portion::hold`].
     fn take(&mut self) -> Result<Option<Message>, Status> {
         if self.header.is_none() {
-            let Some(header) = self.held.peek_header() else { return Ok(None) };
-            if header.length > self.bytes_max {
-                return Err(framing::too_large(header.length, self.bytes_max));
-            }
-            if header.is_compressed && self.encoding.is_none() {
-                return Err(Status::internal("compressed message without a grpc-encoding header"));
-            }
-            self.held.advance(HEADER_BYTES);
-            drop(self.portion.split(HEADER_BYTES));
+            let missing = HEADER_BYTES - self.header_bytes.len();
+            self.header_bytes.extend_from_slice(&self.came.split_to(missing.min(self.came.len())));
+            let Some(header) = framing::Header::read(&self.header_bytes) else { return Ok(None) };
+            self.check(header)?;
+            self.header_bytes.clear();
             self.header = Some(header);
         }
-        let Some(header) = self.header.take_if(|header| self.held.remaining() >= header.length) else {
+        let Some(header) = self.header else { return Ok(None) };
+        let missing = header.length - self.held.remaining();
+        let piece = self.came.split_to(missing.min(self.came.len()));
+        self.portion.hold(piece.len()).map_err(|error| status::grpc(&error))?;
+        self.held.push(piece);
+        if self.held.remaining() < header.length {
             return Ok(None);
-        };
-        let (bytes, portion) = (self.held.split_to(header.length), self.portion.split(header.length));
-        match self.encoding.filter(|_| header.is_compressed) {
+        }
+        self.header = None;
+        let (bytes, portion) = (std::mem::take(&mut self.held), self.portion.split(header.length));
+        match self.encoding.filter(|_| header.flag == 1) {
             None => Ok(Some(Message { bytes, portion })),
             Some(encoding) => {
                 self.opening = Some(Opening::new(encoding, bytes, portion));
                 Ok(None)
             }
+        }
+    }
+
+    fn check(&self, header: framing::Header) -> Result<(), Status> {
+        if header.length > self.bytes_max {
+            return Err(framing::too_large(header.length, self.bytes_max));
+        }
+        match header.flag {
+            0 => Ok(()),
+            1 if self.encoding.is_some() => Ok(()),
+            1 => Err(Status::internal("compressed message without a grpc-encoding header")),
+            flag => Err(Status::internal(format!("message with the flag {flag}, which is none of gRPC's"))),
         }
     }
 
@@ -120,18 +169,15 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Messages<B> {
             if self.opening.is_some() {
                 continue;
             }
+            let is_within = self.header.is_some() || !self.header_bytes.is_empty();
             let Some(body) = &mut self.body else { return Poll::Ready(Ok(None)) };
-            let Some(frame) = ready!(Pin::new(body).poll_frame(ctx)).transpose().map_err(unreadable)? else {
-                self.body = None;
-                if self.held.remaining() > 0 || self.header.is_some() {
-                    return Poll::Ready(Err(Status::internal("the request ends within a message")));
-                }
-                continue;
-            };
-            // gRPC has no trailers in requests.
-            let Ok(data) = frame.into_data() else { continue };
-            self.portion.hold(data.len()).map_err(|error| status::grpc(&error))?;
-            self.held.push(data);
+            body.set_patient(self.count == Count::Any && !is_within);
+            match ready!(Pin::new(body).poll_frame(ctx)).transpose().map_err(unreadable)? {
+                // gRPC has no trailers in requests.
+                Some(frame) => self.came = frame.into_data().unwrap_or_default(),
+                None if is_within => return Poll::Ready(Err(Status::internal("the request ends within a message"))),
+                None => self.body = None,
+            }
         }
     }
 }
@@ -143,14 +189,16 @@ fn unreadable(error: BodyError) -> Status {
     }
 }
 
-impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Stream for Messages<B> {
+impl<B: CallBody> Stream for Messages<B> {
     type Item = Result<Message, Status>;
 
     fn poll_next(self: Pin<&mut Self>, ctx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         let next = ready!(this.poll_message(ctx));
         if next.is_err() {
-            (this.body, this.header, this.opening, this.held) = (None, None, None, Chunks::default());
+            (this.body, this.header, this.opening) = (None, None, None);
+            (this.held, this.came, this.portion) = (Chunks::default(), Bytes::new(), Portion::default());
+            this.header_bytes.clear();
         }
         Poll::Ready(next.transpose())
     }
@@ -176,7 +224,7 @@ impl<B> Whole<B> {
     }
 }
 
-impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for Whole<B> {
+impl<B: CallBody> Body for Whole<B> {
     type Data = Bytes;
     type Error = Status;
 
@@ -198,7 +246,7 @@ mod tests {
     use std::io::Read as _;
 
     use futures_util::FutureExt as _;
-    use http_body_util::{BodyExt as _, StreamBody};
+    use http_body_util::StreamBody;
     use tonic::Code;
 
     use super::*;
@@ -229,12 +277,16 @@ mod tests {
 
     type Pieces = Pin<Box<dyn Stream<Item = Result<Frame<Bytes>, BodyError>> + Send>>;
 
+    impl CallBody for StreamBody<Pieces> {
+        fn set_patient(&mut self, _: bool) {}
+    }
+
     /// The messages of `bytes`, which come in pieces of `size`.
     fn messages(bytes: &[u8], size: usize, encoding: Option<Encoding>) -> Messages<StreamBody<Pieces>> {
         let pieces: Vec<_> = bytes.chunks(size).map(|piece| Ok(Frame::data(piece.to_vec().into()))).collect();
         let pieces: Pieces = Box::pin(futures_util::stream::iter(pieces));
         let memory = RequestMemory::new(10_000_000, Metrics::off().request_memory());
-        Messages::new(StreamBody::new(pieces), BYTES_MAX, encoding, memory.portion())
+        Messages::new(StreamBody::new(pieces), Count::Any, BYTES_MAX, encoding, memory.portion())
     }
 
     /// All of them, each with what it holds, up to an error.
@@ -301,6 +353,7 @@ mod tests {
                 (contents(3), Code::Internal),
                 (framed(0, &contents(3))[..7].to_vec(), Code::Internal),
                 (vec![0, 0, 0, 0, 1], Code::Internal),
+                (framed(2, &contents(3)), Code::Internal),
             ] {
                 for size in [1, 1000] {
                     let found = all(messages(&[&first[..], &wrong].concat(), size, Some(encoding))).await;
@@ -310,6 +363,24 @@ mod tests {
         }
         let undeclared = all(messages(&framed(1, &contents(3)), 10, None)).await;
         assert_eq!(undeclared, (vec![], Some(Code::Internal)));
+    }
+
+    #[tokio::test]
+    async fn others_have_their_turn_while_a_message_is_decompressed() {
+        for encoding in [Encoding::Gzip, Encoding::Deflate] {
+            // Nothing comes of these, and one byte of each.
+            let empty = [&[0x78, 0x9c][..], &[0, 0, 0, 0xff, 0xff].repeat(100_000)].concat();
+            let bytes = match encoding {
+                Encoding::Gzip => compressed(encoding, &[0; 1_000_000]),
+                Encoding::Deflate => framed(1, &empty),
+            };
+            let mut messages = messages(&bytes, 16 << 10, Some(encoding));
+            let mut turns = 0;
+            while messages.next().now_or_never().is_none() {
+                turns += 1;
+            }
+            assert!((7..40).contains(&turns), "{encoding:?}: {turns} turns");
+        }
     }
 
     #[tokio::test]
@@ -327,10 +398,12 @@ mod tests {
 
     #[tokio::test]
     async fn an_announcement_reserves_nothing_and_shows_nothing() {
+        let memory = RequestMemory::new(10_000_000, Metrics::off().request_memory());
         let header = Bytes::from(framed(0, &contents(100))[..HEADER_BYTES].to_vec());
         let pieces = futures_util::stream::iter([Ok(Frame::data(header))]);
         let pieces: Pieces = Box::pin(futures_util::StreamExt::chain(pieces, futures_util::stream::pending()));
-        let mut messages = Messages::new(StreamBody::new(pieces), BYTES_MAX, None, Portion::default());
+        let mut messages = Messages::new(StreamBody::new(pieces), Count::One, BYTES_MAX, None, memory.portion());
         assert!(messages.next().now_or_never().is_none());
+        assert_eq!((messages.portion.bytes(), messages.held.remaining()), (0, 0));
     }
 }

@@ -39,9 +39,7 @@ impl InferenceService {
             stream_requests_max: settings.stream_requests_max,
         }
     }
-}
 
-impl InferenceService {
     /// The responses to the requests of a stream, which came with `headers`.
     ///
     /// # Errors

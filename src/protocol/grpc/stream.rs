@@ -1,8 +1,8 @@
 //! ModelStreamInfer: many requests and their responses on one stream.
 //!
 //! Responses of ordinary models leave in the order of their requests; those of decoupled models as they come. A failed
-//! request is a message with its id, and the stream goes on, unless the caller asked for the true status. The stream
-//! ends when the caller has half-closed it, or the server drains, and all requests are answered. Dropping it cancels
+//! request is a message with its id, and the stream goes on, unless the caller asked for the true status. One that cannot
+//! be read has no id, and ends the stream once those before it are answered. The stream also ends when the caller has half-closed it, or the server drains, and all requests are answered. Dropping it cancels
 //! all of them. Begin with [`Infers`].
 
 use std::future::Future;
@@ -78,6 +78,8 @@ pub struct Infers<S> {
     unordered: Unordered,
     /// Whose turn it is, so that neither keeps the other waiting.
     unordered_first: bool,
+    /// What the stream ends with once all requests in flight are answered: nothing could be read behind them.
+    failure: Option<Status>,
     /// The end of the stream was sent.
     ended: bool,
 }
@@ -97,6 +99,7 @@ where
             ordered: Ordered::new(),
             unordered: Unordered::new(),
             unordered_first: false,
+            failure: None,
             ended: false,
         }
     }
@@ -115,14 +118,16 @@ where
                 Poll::Pending => return Ok(()),
                 Poll::Ready(None) => self.requests = None,
                 Poll::Ready(Some(message)) => {
-                    let read = message.and_then(|message| Ok((framing::request(message.bytes)?, message.portion)));
-                    let (request, portion) = read.inspect_err(|status| {
-                        // Not a caller that went away between requests.
-                        if status.code() != Code::Cancelled {
+                    match message.and_then(framing::request) {
+                        Ok((request, portion)) => self.start(request, portion),
+                        // The caller went away, and waits for nothing.
+                        Err(status) if status.code() == Code::Cancelled => return Err(status),
+                        Err(status) => {
                             self.gateway.refused(dispatch::kind(status.code()));
+                            self.requests = None;
+                            self.failure = Some(status);
                         }
-                    })?;
-                    self.start(request, portion);
+                    }
                 }
             }
         }
@@ -199,7 +204,7 @@ where
                 None if this.requests.is_some() => return Poll::Pending,
                 None => {
                     this.ended = true;
-                    return Poll::Ready(None);
+                    return Poll::Ready(this.failure.take().map(Err));
                 }
             },
         };

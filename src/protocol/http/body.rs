@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as _, SizeHint};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
@@ -29,18 +29,7 @@ pub type Object = serde_json::Map<String, Value>;
 /// # Errors
 /// [`crate::error::Kind::InvalidArgument`] if it is too large or the caller broke off; those of [`Portion::hold`].
 pub async fn read(body: Body, bytes_max: usize, portion: &mut Portion) -> Result<Bytes> {
-    // What is announced to be too large is refused before it comes.
-    if body.size_hint().lower() > bytes_max as u64 {
-        return Err(too_large(bytes_max));
-    }
-    gathered(Limited::new(body, bytes_max), bytes_max, portion).await
-}
-
-fn unreadable(error: &(dyn std::error::Error + 'static), bytes_max: usize) -> Error {
-    if error.is::<LengthLimitError>() {
-        return too_large(bytes_max);
-    }
-    Error::invalid(format!("the request body could not be read: {error}"))
+    gathered(body, bytes_max, portion, too_large).await
 }
 
 fn too_large(bytes_max: usize) -> Error {
@@ -52,11 +41,24 @@ fn too_large(bytes_max: usize) -> Error {
 
 /// All of `body`, without a copy if it came at once. Each piece is copied as soon as it is there, while the processor has
 /// it, and so that the connection reads the next one into the same memory.
-async fn gathered(mut body: Limited<Body>, bytes_max: usize, portion: &mut Portion) -> Result<Bytes> {
+async fn gathered(
+    body: Body,
+    bytes_max: usize,
+    portion: &mut Portion,
+    too_large: impl Fn(usize) -> Error,
+) -> Result<Bytes> {
+    // What is announced to be too large is refused before it comes.
+    if body.size_hint().lower() > bytes_max as u64 {
+        return Err(too_large(bytes_max));
+    }
+    let mut body = Limited::new(body, bytes_max);
     let mut first = Bytes::new();
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| unreadable(&*error, bytes_max))?;
+        let frame = frame.map_err(|error| match error.is::<LengthLimitError>() {
+            true => too_large(bytes_max),
+            false => Error::invalid(format!("the request body could not be read: {error}")),
+        })?;
         let Ok(data) = frame.into_data() else { continue };
         portion.hold(data.len())?;
         if first.is_empty() && whole.is_empty() {
@@ -88,11 +90,9 @@ fn room(left: &SizeHint, came: usize) -> usize {
 ///
 /// # Errors
 /// As [`read`].
-pub async fn read_small(body: Body, bytes_max: usize) -> Result<Bytes> {
-    let bytes_max = bytes_max.min(SMALL_BYTES_MAX);
-    to_bytes(body, bytes_max).await.map_err(|error| {
-        Error::invalid(format!("the request body could not be read, or has more than {bytes_max} bytes: {error}"))
-    })
+pub async fn read_small(body: Body, bytes_max: usize, portion: &mut Portion) -> Result<Bytes> {
+    let too_large = |bytes_max| Error::invalid(format!("the request body has more than {bytes_max} bytes"));
+    gathered(body, bytes_max.min(SMALL_BYTES_MAX), portion, too_large).await
 }
 
 /// The members of an object by name, the last of each, at most [`MEMBERS_MAX`] of them.
@@ -281,8 +281,10 @@ mod tests {
 
     #[tokio::test]
     async fn settings_are_small_and_objects_have_bounds() {
-        assert_eq!(read_small(Body::from("four"), 4).await.expect("fits"), "four");
-        assert!(read_small(Body::from(vec![b' '; SMALL_BYTES_MAX + 1]), usize::MAX).await.is_err());
+        assert_eq!(read_small(Body::from("four"), 4, &mut Portion::default()).await.expect("fits"), "four");
+        assert!(
+            read_small(Body::from(vec![b' '; SMALL_BYTES_MAX + 1]), usize::MAX, &mut Portion::default()).await.is_err()
+        );
         let of = |count: usize| {
             let members: Vec<String> = (0..count).map(|at| format!("\"{at}\":0")).collect();
             format!("{{{}}}", members.join(","))

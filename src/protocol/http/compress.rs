@@ -148,3 +148,26 @@ fn given(
     let mut response = Some(response);
     tower::service_fn(move |_| std::future::ready(Ok(response.take().unwrap_or_default())))
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    #[test]
+    fn others_have_their_turn_while_a_body_is_read() {
+        let pieces = std::iter::repeat_n(Ok::<_, Infallible>(Bytes::from(vec![7; 1000])), 1000);
+        let mut body = InTurns::new(Body::from_stream(futures_util::stream::iter(pieces)));
+        let (mut bytes, mut turns) = (0, 1);
+        loop {
+            match body.frame().now_or_never() {
+                None => turns += 1,
+                Some(None) => break,
+                Some(Some(frame)) => bytes += frame.expect("it is there").into_data().expect("no trailers").len(),
+            }
+        }
+        assert_eq!((bytes, turns), (1_000_000, 1_000_000_usize.div_ceil(TURN_BYTES)));
+    }
+}

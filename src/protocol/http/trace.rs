@@ -27,7 +27,10 @@ pub async fn read(State(app): State<Arc<App>>, at: Named) -> Answer {
 
 /// `POST .../trace/setting`: answers the settings after the change.
 pub async fn update(State(app): State<Arc<App>>, at: Named, body: Body) -> Answer {
-    let asked = body::object(&body::read_small(body, app.settings.request_bytes_max).await?, "trace")?;
+    let asked = body::object(
+        &body::read_small(body, app.settings.request_bytes_max, &mut app.gateway.portion()).await?,
+        "trace",
+    )?;
     let request = TraceSettingRequest { settings: settings(asked)?, model_name: at.model };
     Ok(message::reply_serde(&shown(trace::settings(&app.gateway, request)?)))
 }

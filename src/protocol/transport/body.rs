@@ -22,8 +22,10 @@ use super::peer::{Peer, Unread};
 #[derive(Debug)]
 pub struct Body {
     incoming: Incoming,
-    /// `None` once it may be silent for any time.
+    /// `None` if it may be silent for any time.
     timeout: Option<Duration>,
+    /// Whether it may now.
+    is_patient: bool,
     /// There while it is waited for.
     waiting: Option<Pin<Box<Sleep>>>,
     /// `None` once it is read to its end.
@@ -55,14 +57,15 @@ impl Body {
     /// The body `incoming` of a request from `peer`, of which something must come every `timeout`.
     pub fn new(incoming: Incoming, timeout: Option<Duration>, peer: &Arc<Peer>) -> Self {
         let unread = (!incoming.is_end_stream()).then(|| Unread::begin(peer));
-        Self { incoming, timeout, waiting: None, unread, late: None }
+        Self { incoming, timeout, is_patient: false, waiting: None, unread, late: None }
     }
 
-    /// The same body, which may be silent for any time: that of a stream of requests.
-    #[must_use]
-    pub fn patient(mut self) -> Self {
-        self.timeout = None;
-        self
+    /// From now on it may be silent for any time, or no longer: that of a stream of requests may between two of them.
+    pub fn set_patient(&mut self, is_patient: bool) {
+        if self.is_patient != is_patient {
+            self.is_patient = is_patient;
+            self.waiting = None;
+        }
     }
 
     /// What will tell whether this body stopped arriving; `None` if all of it is there.
@@ -72,7 +75,7 @@ impl Body {
     }
 
     fn poll_waiting(&mut self, ctx: &mut Context<'_>) -> Poll<BodyError> {
-        let Some(timeout) = self.timeout else { return Poll::Pending };
+        let Some(timeout) = self.timeout.filter(|_| !self.is_patient) else { return Poll::Pending };
         if let Some(unread) = &mut self.unread {
             unread.set_awaited(true);
         }

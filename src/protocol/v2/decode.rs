@@ -40,20 +40,13 @@ pub struct Arrival {
 pub struct Decoded {
     /// The request.
     pub request: Request,
+    /// The bytes of its tensors that are not views of shared memory; more than those of the message where they came as
+    /// numbers.
+    pub own_bytes: usize,
     /// On a stream: the caller wants a last message even if it holds no data.
     pub empty_final_response: bool,
     /// The shared memory that the request uses; its responses go through it.
     pub exchange: Exchange,
-}
-
-impl Decoded {
-    /// The bytes of its tensors that are not in shared memory; more than those of the message where they came as numbers.
-    pub fn own_bytes(&self) -> usize {
-        if self.request.inputs_shared {
-            return 0;
-        }
-        self.request.inputs.iter().map(|input| input.tensor.data.len()).sum()
-    }
 }
 
 /// The version that a version string names; `None` for the empty one, which means the highest that is ready.
@@ -90,10 +83,10 @@ fn is_plain(number: &str) -> bool {
 pub fn request(wire: ModelInferRequest, config: &ModelConfig, arrival: Arrival, regions: &Regions) -> Result<Decoded> {
     let version = version(&wire.model_version)?;
     let parameters = parameters::of_request(wire.parameters)?;
-    let mut tensors = Tensors { config, regions, id: &wire.id, exchange: Exchange::default() };
+    let mut tensors = Tensors { config, regions, id: &wire.id, own_bytes: 0, exchange: Exchange::default() };
     let inputs = tensors.inputs(wire.inputs, wire.raw_input_contents)?;
     let outputs = wire.outputs.into_iter().map(|wanted| tensors.output(wanted)).collect::<Result<_>>()?;
-    let exchange = tensors.exchange;
+    let Tensors { own_bytes, exchange, .. } = tensors;
     let request = Request {
         model: wire.model_name,
         version,
@@ -109,7 +102,7 @@ pub fn request(wire: ModelInferRequest, config: &ModelConfig, arrival: Arrival, 
         parameters: parameters.custom,
         follow: None,
     };
-    Ok(Decoded { request, empty_final_response: parameters.empty_final_response, exchange })
+    Ok(Decoded { request, own_bytes, empty_final_response: parameters.empty_final_response, exchange })
 }
 
 /// Decodes the tensors of one request.
@@ -118,6 +111,8 @@ struct Tensors<'a> {
     regions: &'a Regions,
     /// The request's, for messages.
     id: &'a str,
+    /// Grows with each tensor that is not a view of shared memory.
+    own_bytes: usize,
     /// Grows with each tensor in shared memory.
     exchange: Exchange,
 }
@@ -133,6 +128,7 @@ impl Tensors<'_> {
             let placement = if input.parameters.is_empty() { None } else { placement(&input, self.config)? };
             let dtype = self.data_type(&input)?;
             let shape = shape(&input)?;
+            let is_view = placement.is_some() && dtype != DataType::Bytes;
             let data = match (placement, input.contents.take(), raw_count) {
                 (Some(placement), ..) => {
                     shared += 1;
@@ -153,6 +149,9 @@ impl Tensors<'_> {
                     input.name, self.config.name
                 )));
             };
+            if !is_view {
+                self.own_bytes += data.len();
+            }
             tensors.push(NamedTensor { name: input.name, tensor: Tensor::new(dtype, shape, data) });
         }
         if raw.next().is_some() {

@@ -74,7 +74,7 @@ fn begin(gateway: &Gateway, wire: ModelInferRequest, mut arrival: Arrival, rpc: 
         trace.start(Start { model: &wire.model_name, id: &wire.id, arrived: arrival.at });
     }
     let checked = check(gateway, wire, arrival, rpc).and_then(|(handle, decoded)| {
-        observer.portion.cover(decoded.own_bytes())?;
+        observer.portion.cover(decoded.own_bytes)?;
         Ok((handle, decoded))
     });
     let (handle, mut decoded) = checked.inspect_err(|error| {

@@ -1,6 +1,6 @@
 //! The bound on the memory that requests hold together, and compressed requests, whose size only shows when they are read.
 
-use nereid::protocol::v2::wire::ModelInferRequest;
+use nereid::protocol::v2::wire::{InferTensorContents, ModelInferRequest};
 use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
@@ -8,7 +8,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Code;
 use tonic::codec::CompressionEncoding;
 
-use super::stream::{id, with_id};
+use super::stream::{id, open, with_id};
 use super::{Client, Served, pair, refusal, request, slow, until, within};
 use crate::support::metric;
 
@@ -52,15 +52,53 @@ async fn what_was_compressed_counts_as_what_it_becomes() {
         assert!(message.starts_with("the request takes more than 786432 bytes"), "{message}");
         let stream = tokio_stream::iter([zeros(400), zeros(8 << 20)]);
         let mut answers = client.model_stream_infer(stream).await.expect("a stream opens").into_inner();
-        let mut last = within(answers.next()).await;
-        while let Some(Ok(_)) = last {
-            last = within(answers.next()).await;
-        }
-        assert_eq!(refusal(last.expect("it does not end well")).0, Code::InvalidArgument);
+        let first = within(answers.next()).await.expect("an answer").expect("no status");
+        assert_eq!(first.error_message, "");
+        let last = within(answers.next()).await.expect("it does not end well");
+        assert_eq!(refusal(last).0, Code::InvalidArgument);
     }
     until(|| metric(&served.engine, HELD) == 0.0).await;
     assert_eq!(metric(&served.engine, "nereid_request_memory_refusals_total"), 4.0);
     assert_eq!(metric(&served.engine, "nereid_unrouted_requests_total{reason=\"invalid\"}"), 4.0);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn numbers_count_as_the_tensors_that_they_become() {
+    let served = Served::bounded(1 << 20).await;
+    let mut client = served.client().await;
+    let numbers = |count: usize| {
+        let mut asked = request("free", &[("INPUT0", "FP32", &[count as i64], &[])]);
+        asked.raw_input_contents.clear();
+        let contents = InferTensorContents { fp32_contents: vec![1.0; count], ..Default::default() };
+        asked.inputs[0].contents = Some(contents);
+        asked
+    };
+    client.model_infer(numbers(60_000)).await.expect("720 000 bytes with the message");
+    let (code, message) = refusal(client.model_infer(numbers(80_000)).await);
+    assert_eq!(code, Code::InvalidArgument);
+    assert!(message.starts_with("the request takes more than 786432 bytes"), "{message}");
+    assert_eq!(metric(&served.engine, HELD), 0.0);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_ends_a_stream_once_those_before_it_are_answered() {
+    let served = Served::bounded(1 << 20).await;
+    let (sender, mut answers) = open(&served).await;
+    for number in 0..3 {
+        sender.send(with_id(slow(), number)).expect("open");
+    }
+    sender.send(zeros(1 << 20)).expect("open");
+    for number in 0..3 {
+        let answer =
+            within(answers.next()).await.expect("an answer").unwrap_or_else(|status| panic!("{number}: {status}"));
+        assert_eq!((id(&answer), answer.error_message.as_str()), (number.to_string().as_str(), ""));
+    }
+    let (code, _) = refusal(within(answers.next()).await.expect("it does not end well"));
+    assert_eq!(code, Code::InvalidArgument);
+    let outcomes = served.engine.metrics().outcomes().expect("metrics are on");
+    assert_eq!((outcomes.received, outcomes.answered, outcomes.refused), (4, 3, 1));
     served.stop().await;
 }
 
@@ -72,9 +110,7 @@ async fn a_request_holds_its_memory_until_it_is_answered() {
         if compressed {
             client = client.send_compressed(CompressionEncoding::Gzip);
         }
-        // The header counts where there is one message.
-        let length = slow().encoded_len() as f64;
-        let held = until(|| (length..=length + 5.0).contains(&metric(&served.engine, HELD)));
+        let held = until(|| metric(&served.engine, HELD) == slow().encoded_len() as f64);
         let (answer, ()) = tokio::join!(client.model_infer(slow()), held);
         answer.expect("answered");
         assert_eq!(metric(&served.engine, HELD), 0.0, "{compressed}");

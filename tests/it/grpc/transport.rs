@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http::Request;
-use http_body_util::StreamBody;
+use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -160,12 +160,13 @@ async fn unfinished(address: SocketAddr, path: &str, timeout: Option<&str>, star
         asked = asked.header("grpc-timeout", timeout);
     }
     let answer = sender.send_request(asked.body(body).expect("well formed")).await.ok()?;
-    let status = Status::from_header_map(answer.headers());
-    if status.is_none() {
-        // The headers of a stream, which goes on until the connection ends.
-        let _ = connection.await;
+    if let Some(status) = Status::from_header_map(answer.headers()) {
+        return Some(status);
     }
-    status
+    // The headers of a stream, which may go on until the connection ends.
+    let body = answer.into_body().collect().await;
+    connection.abort();
+    Status::from_header_map(body.ok()?.trailers()?)
 }
 
 #[tokio::test]
@@ -252,8 +253,9 @@ async fn peers_that_say_nothing_make_room_at_once() {
 async fn a_request_that_stops_arriving_is_given_up() {
     let limits = Limits { body_timeout: Some(Duration::from_millis(50)), ..Limits::grpc() };
     let served = Served::limited(Control::None, Settings::default(), limits).await;
-    for path in ["inference.GRPCInferenceService/ModelInfer", "inference.GRPCInferenceService/ModelReady"] {
-        let status = within(unfinished(served.address, &format!("/{path}"), None, &[0, 0, 0, 1, 0, 9])).await;
+    for method in ["ModelInfer", "ModelReady", "ModelStreamInfer"] {
+        let path = format!("/inference.GRPCInferenceService/{method}");
+        let status = within(unfinished(served.address, &path, None, &[0, 0, 0, 1, 0, 9])).await;
         let status = status.expect("an answer before the body ends");
         assert_eq!(
             (status.code(), status.message()),
