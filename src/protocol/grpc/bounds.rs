@@ -220,6 +220,8 @@ impl<'a, I: Iterator<Item = &'a [u8]>> Reader<'a, I> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use prost::Message as _;
 
     use super::*;
@@ -244,28 +246,17 @@ mod tests {
 
     #[test]
     fn parameters_of_inputs_and_outputs_are_counted_together() {
-        let inner = |count| InferParameters { count }.tensors();
-        let (inputs, outputs) = inner(PARTS_MAX / 2);
-        let fits = ModelInferRequest { inputs, outputs, ..Default::default() }.encode_to_vec();
+        let each_has = |count: usize| {
+            let parameters: HashMap<_, _> = (0..count).map(|at| (at.to_string(), InferParameter::default())).collect();
+            let inputs = vec![InferInputTensor { parameters: parameters.clone(), ..Default::default() }];
+            let outputs = vec![InferRequestedOutputTensor { parameters, ..Default::default() }];
+            ModelInferRequest { inputs, outputs, ..Default::default() }.encode_to_vec()
+        };
+        let fits = each_has(PARTS_MAX / 2);
         assert!(check(fits.chunks(7), fits.len()).is_ok());
-        let (inputs, outputs) = inner(PARTS_MAX / 2 + 1);
-        let more = ModelInferRequest { inputs, outputs, ..Default::default() }.encode_to_vec();
-        let refused = check(more.chunks(7), more.len()).expect_err("one too many");
+        let more = each_has(PARTS_MAX / 2 + 1);
+        let refused = check(more.chunks(7), more.len()).expect_err("one too many of both");
         assert_eq!(refused.message(), "the request has more than 4096 parameters of inputs and outputs");
-    }
-
-    struct InferParameters {
-        count: usize,
-    }
-
-    impl InferParameters {
-        /// An input and an output with as many parameters each.
-        fn tensors(&self) -> (Vec<InferInputTensor>, Vec<InferRequestedOutputTensor>) {
-            let parameters: std::collections::HashMap<_, _> =
-                (0..self.count).map(|at| (at.to_string(), InferParameter::default())).collect();
-            let input = InferInputTensor { parameters: parameters.clone(), ..Default::default() };
-            (vec![input], vec![InferRequestedOutputTensor { parameters, ..Default::default() }])
-        }
     }
 
     #[test]
@@ -290,7 +281,7 @@ mod tests {
         let texts = vec![bytes::Bytes::new(); COUNT];
         assert_eq!(contents(InferTensorContents { bytes_contents: texts, ..none() }), 36 * COUNT);
         // Each with a key of its own, as writers may have it, too.
-        let apart = [&[3 << 3, 1][..]].concat().repeat(COUNT);
+        let apart = [3 << 3, 1].repeat(COUNT);
         let message = nested(INPUTS, &nested(INPUT_CONTENTS, &apart));
         assert_eq!(check(message.chunks(9), message.len()).expect("it may be"), 32 * COUNT);
     }

@@ -116,8 +116,9 @@ impl<B: CallBody> Messages<B> {
     /// If its header cannot be right; those of [`Portion::hold`].
     fn take(&mut self) -> Result<Option<Message>, Status> {
         if self.header.is_none() {
-            let missing = HEADER_BYTES - self.header_bytes.len();
-            self.header_bytes.extend_from_slice(&self.came.split_to(missing.min(self.came.len())));
+            let count = self.came.len().min(HEADER_BYTES - self.header_bytes.len());
+            self.header_bytes.extend_from_slice(&self.came[..count]);
+            self.came.advance(count);
             let Some(header) = framing::Header::read(&self.header_bytes) else { return Ok(None) };
             self.check(header)?;
             self.header_bytes.clear();
