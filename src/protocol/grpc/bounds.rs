@@ -103,19 +103,23 @@ impl<'a, I: Iterator<Item = &'a [u8]>> Message<'a, I> {
             let (field, value) = self.reader.field()?;
             let index = usize::try_from(field).ok().and_then(|field| field.checked_sub(1));
             let each = index.and_then(|index| ELEMENT_BYTES.get(index)).copied().unwrap_or_default();
-            let bytes = |end: u64| usize::try_from(end - self.reader.at).unwrap_or(usize::MAX);
-            self.bytes = self.bytes.saturating_add(match value {
-                Value::Within(end) if field == BYTES_CONTENTS => each + bytes(end),
+            if let Value::Within(end) = value
+                && !matches!(field, 6..=BYTES_CONTENTS)
+            {
+                self.bytes += each * self.reader.varints(end)?;
+                continue;
+            }
+            let begin = self.reader.at;
+            self.reader.skip(&value)?;
+            // All of it is there, so that these are no numbers that somebody made up.
+            let bytes = usize::try_from(self.reader.at - begin).unwrap_or(usize::MAX);
+            self.bytes += match value {
+                Value::Within(_) if field == BYTES_CONTENTS => each + bytes,
                 // Numbers of a fixed length, each as long as in the tensor.
-                Value::Within(end) if matches!(field, 6 | 7) => bytes(end).saturating_mul(2),
-                Value::Within(end) => {
-                    self.bytes = self.bytes.saturating_add(each * self.reader.varints(end)?);
-                    continue;
-                }
+                Value::Within(_) => 2 * bytes,
                 // A vector that grows by one has room for as many more.
                 _ => 2 * each,
-            });
-            self.reader.skip(&value)?;
+            };
         }
         Some(())
     }
@@ -296,6 +300,10 @@ mod tests {
 
     #[test]
     fn what_is_no_message_is_left_to_the_decoder() {
+        // Texts that are said to be as long as can be.
+        let endless = nested(INPUTS, &nested(INPUT_CONTENTS, &[&[8 << 3 | 2][..], &[0xff; 8], &[0x7f]].concat()));
+        let message = [endless, vec![0; 20_000]].concat();
+        assert!(check(message.chunks(7), message.len()).is_ok_and(|bytes| bytes == 0));
         for byte in 0..=255 {
             let _ = check([byte; 20_000].chunks(7), 20_000);
         }

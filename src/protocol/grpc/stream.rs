@@ -2,7 +2,8 @@
 //!
 //! Responses of ordinary models leave in the order of their requests; those of decoupled models as they come. A failed
 //! request is a message with its id, and the stream goes on, unless the caller asked for the true status. One that cannot
-//! be read has no id, and ends the stream once those before it are answered. The stream also ends when the caller has half-closed it, or the server drains, and all requests are answered. Dropping it cancels
+//! be read has no id, and ends the stream once those before it are answered. The stream also ends when the caller has
+//! half-closed it, or the server drains, and all requests are answered. Dropping it cancels
 //! all of them. Begin with [`Infers`].
 
 use std::future::Future;

@@ -22,10 +22,7 @@ pub async fn read(State(app): State<Arc<App>>) -> Answer {
 
 /// `POST /v2/logging`: answers the settings after the change.
 pub async fn update(State(app): State<Arc<App>>, body: Body) -> Answer {
-    let asked = body::object(
-        &body::read_small(body, app.settings.request_bytes_max, &mut app.gateway.portion()).await?,
-        "logging",
-    )?;
+    let asked = body::object(&app.small_body(body).await?, "logging")?;
     let request = LogSettingsRequest { settings: settings(asked)? };
     Ok(message::reply_serde(&shown(log::settings(&app.gateway, request)?)))
 }

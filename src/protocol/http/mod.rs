@@ -37,10 +37,14 @@ mod trace;
 
 use std::sync::Arc;
 
+use axum::body::Body;
+use bytes::Bytes;
+
 pub use rest::Rest;
 pub use routes::router;
 pub use settings::Settings;
 
+use crate::error::Result;
 use crate::gateway::Gateway;
 use crate::telemetry::metrics::Answers;
 
@@ -57,5 +61,13 @@ impl App {
     pub fn new(gateway: Arc<Gateway>, settings: Settings) -> Arc<Self> {
         let answers = gateway.metrics().http_answers(routes::ROUTES.iter().map(|route| route.path).chain(["other"]));
         Arc::new(Self { gateway, answers, settings })
+    }
+
+    /// As [`body::read_small`], within the limits of this front end.
+    ///
+    /// # Errors
+    /// Those of [`body::read_small`].
+    async fn small_body(&self, body: Body) -> Result<Bytes> {
+        body::read_small(body, self.settings.request_bytes_max, &mut self.gateway.portion()).await
     }
 }

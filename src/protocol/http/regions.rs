@@ -35,10 +35,7 @@ pub async fn cuda(State(app): State<Arc<App>>, at: Named) -> Answer {
 
 /// `POST /v2/systemsharedmemory/region/{region}/register`.
 pub async fn register_system(State(app): State<Arc<App>>, at: Named, body: Body) -> Answer {
-    let asked = body::object(
-        &body::read_small(body, app.settings.request_bytes_max, &mut app.gateway.portion()).await?,
-        "register",
-    )?;
+    let asked = body::object(&app.small_body(body).await?, "register")?;
     let request = SystemSharedMemoryRegisterRequest {
         name: at.region,
         key: body::text(&asked, "key")?.ok_or_else(|| missing("key"))?,
@@ -51,10 +48,7 @@ pub async fn register_system(State(app): State<Arc<App>>, at: Named, body: Body)
 
 /// `POST /v2/cudasharedmemory/region/{region}/register`.
 pub async fn register_cuda(State(app): State<Arc<App>>, at: Named, body: Body) -> Answer {
-    let mut asked = body::object(
-        &body::read_small(body, app.settings.request_bytes_max, &mut app.gateway.portion()).await?,
-        "register",
-    )?;
+    let mut asked = body::object(&app.small_body(body).await?, "register")?;
     let device = body::unsigned(&asked, "device_id")?.ok_or_else(|| missing("device_id"))?;
     let request = CudaSharedMemoryRegisterRequest {
         name: at.region,

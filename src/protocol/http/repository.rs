@@ -39,10 +39,7 @@ struct Line {
 
 /// `POST /v2/repository/index`.
 pub async fn index(State(app): State<Arc<App>>, at: Named, body: Body) -> Answer {
-    let asked = body::object(
-        &body::read_small(body, app.settings.request_bytes_max, &mut app.gateway.portion()).await?,
-        "index",
-    )?;
+    let asked = body::object(&app.small_body(body).await?, "index")?;
     let ready = body::boolean(&asked, "ready")?.unwrap_or(false);
     let request = RepositoryIndexRequest { repository_name: at.repository, ready };
     let entries = admin::index(&app.gateway, &request).await?.models;
@@ -84,7 +81,7 @@ fn load_parameters(text: &[u8]) -> Result<HashMap<String, ModelRepositoryParamet
 
 /// `POST /v2/repository/models/{model}/unload`.
 pub async fn unload(State(app): State<Arc<App>>, at: Named, body: Body) -> Answer {
-    let text = body::read_small(body, app.settings.request_bytes_max, &mut app.gateway.portion()).await?;
+    let text = app.small_body(body).await?;
     let parameters = body::take_object(&mut body::object(&text, "unload")?, "parameters")?;
     let request = RepositoryModelUnloadRequest {
         repository_name: at.repository,

@@ -27,10 +27,7 @@ pub async fn read(State(app): State<Arc<App>>, at: Named) -> Answer {
 
 /// `POST .../trace/setting`: answers the settings after the change.
 pub async fn update(State(app): State<Arc<App>>, at: Named, body: Body) -> Answer {
-    let asked = body::object(
-        &body::read_small(body, app.settings.request_bytes_max, &mut app.gateway.portion()).await?,
-        "trace",
-    )?;
+    let asked = body::object(&app.small_body(body).await?, "trace")?;
     let request = TraceSettingRequest { settings: settings(asked)?, model_name: at.model };
     Ok(message::reply_serde(&shown(trace::settings(&app.gateway, request)?)))
 }
