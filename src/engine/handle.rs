@@ -180,7 +180,11 @@ impl Handle {
             }
         };
         let pushed = Pushed {
-            member: Member { keep: kept(&request, &checked), ..Member::new(checked.rows, checked.inputs) },
+            member: Member {
+                keep: kept(&request, &checked),
+                shared: request.inputs_shared,
+                ..Member::new(checked.rows, checked.inputs)
+            },
             arrived: request.arrived,
             deadline: request.deadline,
             timeout: request.timeout,

@@ -1,8 +1,9 @@
 //! Turns an output tensor into its best classes: the protocol's classification extension.
 //!
-//! Each class is `value:index` or `value:index:label`, the value with six decimals, best first.
+//! Each class is `value:index` or `value:index:label`, best first; a value that is no whole number has six decimals.
 
-use std::fmt::Write as _;
+use std::cmp::Ordering;
+use std::fmt::{Display, Write as _};
 
 use crate::error::{Error, Result};
 use crate::infer::{RequestedOutput, Response};
@@ -33,10 +34,43 @@ pub fn response(mut response: Response, wanted: &[RequestedOutput], config: &Mod
 
 /// The best `classes` elements of each row, as strings of shape `[rows, k]`, or `[k]` without a batch dimension.
 fn top(tensor: &Tensor, classes: usize, labels: &[String], batching: bool) -> Result<Tensor> {
-    let Some(read) = reader(tensor.dtype) else {
-        return Err(Error::invalid(format!("elements of type '{}' cannot be classified", tensor.dtype)));
-    };
-    let size = tensor.dtype.size().expect("a type that has a reader has a size");
+    macro_rules! numbers {
+        ($type:ty, $compare:expr) => {{
+            let read = |bytes: &[u8]| bytes.try_into().map(<$type>::from_le_bytes).unwrap_or_default();
+            best(tensor, classes, labels, batching, Numbers { read, compare: $compare })
+        }};
+    }
+    match tensor.dtype {
+        DataType::Uint8 => numbers!(u8, u8::cmp),
+        DataType::Uint16 => numbers!(u16, u16::cmp),
+        DataType::Uint32 => numbers!(u32, u32::cmp),
+        DataType::Uint64 => numbers!(u64, u64::cmp),
+        DataType::Int8 => numbers!(i8, i8::cmp),
+        DataType::Int16 => numbers!(i16, i16::cmp),
+        DataType::Int32 => numbers!(i32, i32::cmp),
+        DataType::Int64 => numbers!(i64, i64::cmp),
+        DataType::Fp32 => numbers!(f32, f32::total_cmp),
+        DataType::Fp64 => numbers!(f64, f64::total_cmp),
+        dtype @ (DataType::Bool | DataType::Fp16 | DataType::Bf16 | DataType::Bytes) => {
+            Err(Error::invalid(format!("elements of type '{dtype}' cannot be classified")))
+        }
+    }
+}
+
+/// How elements of one type are read and compared.
+struct Numbers<T, R> {
+    read: R,
+    compare: fn(&T, &T) -> Ordering,
+}
+
+fn best<T: Display, R: Fn(&[u8]) -> T>(
+    tensor: &Tensor,
+    classes: usize,
+    labels: &[String],
+    batching: bool,
+    numbers: Numbers<T, R>,
+) -> Result<Tensor> {
+    let size = size_of::<T>();
     let rows = if batching { tensor.shape.first().map_or(0, |&rows| rows as usize) } else { 1 };
     let columns = (tensor.data.len() / size).checked_div(rows).unwrap_or(0);
     let kept = classes.min(columns);
@@ -45,9 +79,9 @@ fn top(tensor: &Tensor, classes: usize, labels: &[String], batching: bool) -> Re
     }
     let mut texts = Vec::with_capacity(kept * rows);
     for row in tensor.data.chunks_exact((columns * size).max(1)).take(rows) {
-        let value = |index: usize| read(&row[index * size..(index + 1) * size]);
+        let value = |index: usize| (numbers.read)(&row[index * size..(index + 1) * size]);
         let mut order: Vec<usize> = (0..columns).collect();
-        let best_first = |a: &usize, b: &usize| value(*b).total_cmp(&value(*a)).then(a.cmp(b));
+        let best_first = |a: &usize, b: &usize| (numbers.compare)(&value(*b), &value(*a)).then(a.cmp(b));
         if kept < columns {
             order.select_nth_unstable_by(kept, best_first);
             order.truncate(kept);
@@ -60,34 +94,13 @@ fn top(tensor: &Tensor, classes: usize, labels: &[String], batching: bool) -> Re
     Ok(Tensor::new(DataType::Bytes, shape, data))
 }
 
-fn class(value: f64, index: usize, labels: &[String]) -> String {
+fn class(value: impl Display, index: usize, labels: &[String]) -> String {
+    // The precision says nothing to whole numbers.
     let mut text = format!("{value:.6}:{index}");
     if let Some(label) = labels.get(index).filter(|label| !label.is_empty()) {
         let _ = write!(text, ":{label}");
     }
     text
-}
-
-/// How one element is read; `None` for types that the extension leaves out.
-fn reader(dtype: DataType) -> Option<fn(&[u8]) -> f64> {
-    macro_rules! number {
-        ($type:ty) => {
-            Some(|bytes| bytes.try_into().map_or(f64::NAN, |bytes| <$type>::from_le_bytes(bytes) as f64))
-        };
-    }
-    match dtype {
-        DataType::Uint8 => number!(u8),
-        DataType::Uint16 => number!(u16),
-        DataType::Uint32 => number!(u32),
-        DataType::Uint64 => number!(u64),
-        DataType::Int8 => number!(i8),
-        DataType::Int16 => number!(i16),
-        DataType::Int32 => number!(i32),
-        DataType::Int64 => number!(i64),
-        DataType::Fp32 => number!(f32),
-        DataType::Fp64 => number!(f64),
-        DataType::Bool | DataType::Fp16 | DataType::Bf16 | DataType::Bytes => None,
-    }
 }
 
 #[cfg(test)]
@@ -121,6 +134,17 @@ mod tests {
         let best = top(&floats(&[3], &[1.0, 1.0, 0.0]), 9, &[], false).expect("numbers");
         assert_eq!(&*best.shape, &[3]);
         assert_eq!(texts(&best), ["1.000000:0", "1.000000:1", "0.000000:2"]);
+    }
+
+    #[test]
+    fn whole_numbers_are_compared_and_written_as_such() {
+        let near = [9_007_199_254_740_992_i64, 9_007_199_254_740_993, -1];
+        let data: Bytes = near.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let best = top(&Tensor::new(DataType::Int64, Shape::new(&[3]), data), 3, &[], false).expect("numbers");
+        assert_eq!(texts(&best), ["9007199254740993:1", "9007199254740992:0", "-1:2"]);
+        let data: Bytes = [3u64, u64::MAX].iter().flat_map(|value| value.to_le_bytes()).collect();
+        let best = top(&Tensor::new(DataType::Uint64, Shape::new(&[2]), data), 1, &[], false).expect("numbers");
+        assert_eq!(texts(&best), ["18446744073709551615:1"]);
     }
 
     #[test]

@@ -22,12 +22,14 @@ pub struct Member {
     pub inputs: Vec<Tensor>,
     /// The outputs that it wants left where they are computed.
     pub keep: Keep,
+    /// Whether inputs lie in memory that the caller can still write.
+    pub shared: bool,
 }
 
 impl Member {
     /// A member that reads all its outputs.
     pub fn new(rows: usize, inputs: Vec<Tensor>) -> Self {
-        Self { rows, inputs, keep: Keep::default() }
+        Self { rows, inputs, ..Self::default() }
     }
 }
 
@@ -212,13 +214,14 @@ impl Batch {
         }
     }
 
-    /// The bytes of input `index` without a copy, if they are together already; for an input in host memory, as
-    /// [`Batch::gather`] and [`Batch::parts`].
+    /// The bytes of input `index` without a copy, if they are together already and stay as they are; for an input in host
+    /// memory, as [`Batch::gather`] and [`Batch::parts`].
     pub fn single(&self, index: usize) -> Option<&Bytes> {
         if let Some(made) = self.made(index) {
             return Some(&made.data);
         }
-        let [only] = self.members.as_slice() else { return None };
+        // A kernel may rely on what it has read before: it counts, then fills; it checks an index, then uses it.
+        let [only @ Member { shared: false, .. }] = self.members.as_slice() else { return None };
         let tensor = &only.inputs[index];
         match self.form(index) {
             Some((_, InputForm::Padded(padding))) => {
@@ -386,6 +389,17 @@ mod tests {
         assert_eq!(parts[0].data, "ab");
         assert_eq!(parts[1].data, "cdef");
         assert_eq!(&*parts[1].shape, &[2, 2]);
+    }
+
+    #[test]
+    fn what_the_caller_can_still_write_is_gathered_even_alone() {
+        let alone = Batch::new(vec![member(1, b"ab")]);
+        assert_eq!(alone.gathered(0).data.as_ptr(), alone.members[0].inputs[0].data.as_ptr());
+        let shared = Batch::new(vec![Member { shared: true, ..member(1, b"ab") }]);
+        assert!(shared.single(0).is_none());
+        let gathered = shared.gathered(0);
+        assert_eq!(gathered.data, "ab");
+        assert_ne!(gathered.data.as_ptr(), shared.members[0].inputs[0].data.as_ptr());
     }
 
     #[test]

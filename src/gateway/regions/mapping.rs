@@ -129,7 +129,8 @@ impl AsRef<[u8]> for View {
         // SAFETY: the range was checked when the view was made, and the mapping lives as long as the view does; every
         // byte is a valid `u8`. That the client may write meanwhile is outside of what Rust can promise, as with every
         // mapped file: so these bytes are numbers that are read once, and nothing is concluded from one reading for
-        // another; whatever has a structure to check is taken by `copy_out`.
+        // another; whatever has a structure to check is taken by `copy_out`, and native code gets a copy by
+        // `Batch::single`.
         unsafe { std::slice::from_raw_parts(self.mapping.memory.as_ptr().add(self.offset), self.len) }
     }
 }

@@ -38,16 +38,20 @@ impl Window {
         self.len == 0
     }
 
-    /// The bytes in place, which the client can change at any time: for numbers only. Those of a device are a copy.
+    /// The bytes in place, which the client can change at any time: for numbers only. `None` for those of a device.
     ///
     /// [`Window::check`] tells after the use whether they were there.
-    ///
-    /// # Errors
-    /// Those of [`Window::copy`] for memory of a device, else none.
-    pub fn view(&self) -> Result<Bytes> {
-        let Memory::Object(object) = &self.region.memory else { return self.copy() };
+    pub fn view(&self) -> Option<Bytes> {
+        let Memory::Object(object) = &self.region.memory else { return None };
         self.metrics.viewed(self.len);
-        Ok(object.mapping.view(self.offset, self.len))
+        Some(object.mapping.view(self.offset, self.len))
+    }
+
+    /// Whether these bytes lie in it, or some of them do.
+    pub fn holds(&self, bytes: &Bytes) -> bool {
+        let Memory::Object(object) = &self.region.memory else { return false };
+        let (begin, other) = (object.mapping.address() + self.offset, bytes.as_ptr() as usize);
+        other < begin + self.len && begin < other + bytes.len()
     }
 
     /// A copy of the bytes as they are now, for what has a structure to check.

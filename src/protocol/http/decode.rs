@@ -21,8 +21,8 @@ use crate::protocol::v2::wire::model_infer_request::{InferInputTensor, InferRequ
 use crate::protocol::v2::wire::{InferParameter, ModelInferRequest};
 use crate::tensor::DataType;
 
-/// The most elements that room is made for before they were seen.
-const EXPECTED_MAX: usize = 1 << 20;
+/// The most elements that room is made for before they were seen: a few bytes can claim so many for each input.
+const EXPECTED_MAX: usize = 1 << 12;
 
 /// What a body asks for.
 #[derive(Debug, Default)]

@@ -77,7 +77,7 @@ impl Context {
 
     /// Notes that the request is refused before it was decoded.
     pub fn refused(&self, error: &Error) {
-        Observer { context: self.clone(), handle: None, arrived: Instant::now(), portion: Portion::default() }
+        Observer { context: self.clone(), handle: None, arrived: Instant::now(), _portion: Portion::default() }
             .failed(error);
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Whether names, shapes and sizes fit the model is `model::Signature`'s to check, later and once. Tensor bytes are
 //! views of the message's buffer or of shared memory, never copies, unless they came as typed contents, or are strings
-//! in shared memory. Begin with [`request`].
+//! or truth values in shared memory. Begin with [`request`].
 
 use bytes::Bytes;
 
@@ -40,9 +40,6 @@ pub struct Arrival {
 pub struct Decoded {
     /// The request.
     pub request: Request,
-    /// The bytes of its tensors that are not views of shared memory; more than those of the message where they came as
-    /// numbers.
-    pub own_bytes: usize,
     /// On a stream: the caller wants a last message even if it holds no data.
     pub empty_final_response: bool,
     /// The shared memory that the request uses; its responses go through it.
@@ -75,18 +72,25 @@ fn is_plain(number: &str) -> bool {
     !number.starts_with(['+', '0'])
 }
 
-/// Decodes `wire`, a request for the model of `config`, whose tensors may be in `regions`.
+/// Decodes `wire`, a request for the model of `config`, whose tensors may be in `regions`. `arrival`'s portion comes to
+/// hold its tensors, but for views of shared memory: they are more than the message where they came as numbers.
 ///
 /// # Errors
 /// [`crate::error::Kind::InvalidArgument`] for the first thing wrong with parameters, inputs or requested outputs;
-/// those of [`Regions::window`] for data in shared memory.
-pub fn request(wire: ModelInferRequest, config: &ModelConfig, arrival: Arrival, regions: &Regions) -> Result<Decoded> {
+/// those of [`Regions::window`] for data in shared memory, and of [`Portion::hold`].
+pub fn request(
+    wire: ModelInferRequest,
+    config: &ModelConfig,
+    arrival: &mut Arrival,
+    regions: &Regions,
+) -> Result<Decoded> {
     let version = version(&wire.model_version)?;
     let parameters = parameters::of_request(wire.parameters)?;
-    let mut tensors = Tensors { config, regions, id: &wire.id, own_bytes: 0, exchange: Exchange::default() };
+    let portion = &mut arrival.portion;
+    let mut tensors = Tensors { config, regions, id: &wire.id, portion, bytes: 0, exchange: Exchange::default() };
     let inputs = tensors.inputs(wire.inputs, wire.raw_input_contents)?;
     let outputs = wire.outputs.into_iter().map(|wanted| tensors.output(wanted)).collect::<Result<_>>()?;
-    let Tensors { own_bytes, exchange, .. } = tensors;
+    let exchange = tensors.exchange;
     let request = Request {
         model: wire.model_name,
         version,
@@ -102,7 +106,7 @@ pub fn request(wire: ModelInferRequest, config: &ModelConfig, arrival: Arrival, 
         parameters: parameters.custom,
         follow: None,
     };
-    Ok(Decoded { request, own_bytes, empty_final_response: parameters.empty_final_response, exchange })
+    Ok(Decoded { request, empty_final_response: parameters.empty_final_response, exchange })
 }
 
 /// Decodes the tensors of one request.
@@ -111,8 +115,10 @@ struct Tensors<'a> {
     regions: &'a Regions,
     /// The request's, for messages.
     id: &'a str,
+    /// What the request holds.
+    portion: &'a mut Portion,
     /// Grows with each tensor that is not a view of shared memory.
-    own_bytes: usize,
+    bytes: usize,
     /// Grows with each tensor in shared memory.
     exchange: Exchange,
 }
@@ -126,13 +132,13 @@ impl Tensors<'_> {
         let mut tensors = Vec::with_capacity(wire.len());
         for mut input in wire {
             let placement = if input.parameters.is_empty() { None } else { placement(&input, self.config)? };
+            let is_shared = placement.is_some();
             let dtype = self.data_type(&input)?;
             let shape = shape(&input)?;
-            let is_view = placement.is_some() && dtype != DataType::Bytes;
             let data = match (placement, input.contents.take(), raw_count) {
                 (Some(placement), ..) => {
                     shared += 1;
-                    Some(self.exchange.input(self.regions, &placement, dtype)?)
+                    Some(self.shared(&placement, dtype)?)
                 }
                 (None, Some(_), 1..) => {
                     return Err(Error::invalid(format!(
@@ -149,9 +155,10 @@ impl Tensors<'_> {
                     input.name, self.config.name
                 )));
             };
-            if !is_view {
-                self.own_bytes += data.len();
+            if !is_shared {
+                self.hold(data.len())?;
             }
+            let data = if dtype == DataType::Bool { truth_values(data) } else { data };
             tensors.push(NamedTensor { name: input.name, tensor: Tensor::new(dtype, shape, data) });
         }
         if raw.next().is_some() {
@@ -163,6 +170,24 @@ impl Tensors<'_> {
             )));
         }
         Ok(tensors)
+    }
+
+    /// The data of an input in shared memory: numbers in place, and what has to be checked as a copy.
+    fn shared(&mut self, placement: &Placement, dtype: DataType) -> Result<Bytes> {
+        let window = self.regions.window(&placement.region, placement.offset, placement.byte_size)?;
+        let is_checked = matches!(dtype, DataType::Bytes | DataType::Bool);
+        if !is_checked && let Some(view) = window.view() {
+            self.exchange.reads(window);
+            return Ok(view);
+        }
+        self.hold(window.len())?;
+        window.copy()
+    }
+
+    /// Counts the bytes of one more tensor.
+    fn hold(&mut self, bytes: usize) -> Result<()> {
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.portion.cover(self.bytes)
     }
 
     fn data_type(&self, input: &InferInputTensor) -> Result<DataType> {
@@ -192,6 +217,14 @@ impl Tensors<'_> {
     }
 }
 
+/// The same truth values with 1 for every true one: native code may do anything with a `bool` of another value.
+fn truth_values(data: Bytes) -> Bytes {
+    match data.iter().all(|value| *value <= 1) {
+        true => data,
+        false => data.iter().map(|value| u8::from(*value != 0)).collect(),
+    }
+}
+
 /// Where in shared memory an input is, if it is there, and then nowhere else.
 fn placement(input: &InferInputTensor, config: &ModelConfig) -> Result<Option<Placement>> {
     let placement = parameters::placement(&input.name, &input.parameters)?;
@@ -218,6 +251,13 @@ fn shape(input: &InferInputTensor) -> Result<Shape> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn truth_values_are_0_or_1_and_copied_only_if_they_are_not() {
+        assert_eq!(truth_values(Bytes::from_static(&[0, 1, 2, 255])), [0, 1, 1, 1][..]);
+        let right = Bytes::from_static(&[1, 0]);
+        assert_eq!(truth_values(right.clone()).as_ptr(), right.as_ptr());
+    }
 
     #[test]
     fn a_version_string_is_a_positive_integer_or_empty() {

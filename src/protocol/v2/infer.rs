@@ -68,15 +68,12 @@ pub fn start(gateway: &Gateway, wire: ModelInferRequest, arrival: Arrival, rpc: 
 
 /// As [`start`]; whoever takes the responses shows them to the observer.
 fn begin(gateway: &Gateway, wire: ModelInferRequest, mut arrival: Arrival, rpc: Rpc) -> Result<(Started, Observer)> {
-    let portion = std::mem::take(&mut arrival.portion);
-    let mut observer = Observer { context: arrival.context.clone(), handle: None, arrived: arrival.at, portion };
-    if let Some(trace) = observer.context.trace() {
+    if let Some(trace) = arrival.context.trace() {
         trace.start(Start { model: &wire.model_name, id: &wire.id, arrived: arrival.at });
     }
-    let checked = check(gateway, wire, arrival, rpc).and_then(|(handle, decoded)| {
-        observer.portion.cover(decoded.own_bytes)?;
-        Ok((handle, decoded))
-    });
+    let checked = check(gateway, wire, &mut arrival, rpc);
+    let Arrival { at: arrived, context, portion, .. } = arrival;
+    let mut observer = Observer { context, handle: None, arrived, _portion: portion };
     let (handle, mut decoded) = checked.inspect_err(|error| {
         gateway.refused(error.kind());
         observer.failed(error);
@@ -96,7 +93,12 @@ fn begin(gateway: &Gateway, wire: ModelInferRequest, mut arrival: Arrival, rpc: 
     Ok((started, observer))
 }
 
-fn check(gateway: &Gateway, wire: ModelInferRequest, arrival: Arrival, rpc: Rpc) -> Result<(Arc<Handle>, Decoded)> {
+fn check(
+    gateway: &Gateway,
+    wire: ModelInferRequest,
+    arrival: &mut Arrival,
+    rpc: Rpc,
+) -> Result<(Arc<Handle>, Decoded)> {
     let handle = gateway.find(&wire.model_name, decode::version(&wire.model_version)?)?;
     let refusal = match rpc {
         Rpc::Unary => Some("ModelInfer RPC doesn't support models with decoupled transaction policy"),

@@ -23,7 +23,7 @@ pub struct Observer {
     /// When it had been read.
     pub arrived: Instant,
     /// The memory that it holds until it is answered.
-    pub portion: Portion,
+    pub _portion: Portion,
 }
 
 impl Observer {

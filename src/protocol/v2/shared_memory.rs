@@ -20,7 +20,6 @@ use crate::error::{Error, Result};
 use crate::gateway::Gateway;
 use crate::gateway::regions::{DeviceRegistration, Regions, Registration, Window};
 use crate::infer::{Response, Responses};
-use crate::tensor::DataType;
 
 /// The region of the system of a name, or all for an empty name.
 ///
@@ -126,18 +125,9 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// The data of an input: numbers in place, strings as a copy, because their framing is checked only once.
-    ///
-    /// # Errors
-    /// Those of [`Regions::window`] and of reading it.
-    pub fn input(&mut self, regions: &Regions, placement: &Placement, dtype: DataType) -> Result<Bytes> {
-        let window = regions.window(&placement.region, placement.offset, placement.byte_size)?;
-        if dtype == DataType::Bytes {
-            return window.copy();
-        }
-        let data = window.view()?;
+    /// Notes that an input is read in place.
+    pub fn reads(&mut self, window: Window) {
         self.inputs.push(window);
-        Ok(data)
     }
 
     /// Whether inputs are read where the client can still write them.
@@ -155,6 +145,11 @@ impl Exchange {
         Ok(())
     }
 
+    /// Whether the output of that name goes to a region.
+    fn places(&self, output: &str) -> bool {
+        self.outputs.iter().any(|(name, _)| name == output)
+    }
+
     /// The responses with their outputs put where they are to go; without shared memory as they are.
     pub fn deliver(self, responses: Responses) -> Responses {
         if self.inputs.is_empty() && self.outputs.is_empty() {
@@ -164,6 +159,12 @@ impl Exchange {
     }
 
     fn place(&self, mut response: Response) -> Result<Response> {
+        // An output that is an input as it was would be sent after the last look at its memory.
+        for output in response.outputs.iter_mut().filter(|output| !self.places(&output.name)) {
+            if self.inputs.iter().any(|window| window.holds(&output.tensor.data)) {
+                output.tensor.data = Bytes::copy_from_slice(&output.tensor.data);
+            }
+        }
         // An input whose memory went away was computed with as zeros.
         self.inputs.iter().try_for_each(Window::check)?;
         for (name, window) in &self.outputs {

@@ -15,7 +15,7 @@ use nereid::protocol::v2::wire::{
 use nereid::tensor::strings;
 use tonic::Code;
 
-use super::{Client, SLOW, Served, input, parameter, refusal, request, until, wanted};
+use super::{Client, Control, Limits, SLOW, Served, Settings, input, parameter, refusal, request, until, wanted};
 use crate::support::SharedObject;
 
 async fn register(client: &mut Client, name: &str, object: &SharedObject, bytes: u64) {
@@ -82,7 +82,7 @@ async fn a_tensor_comes_and_goes_by_regions_with_one_copy() {
 }
 
 #[tokio::test]
-async fn the_backend_gets_the_mapping_itself() {
+async fn an_answer_is_a_copy_of_what_was_read_in_place() {
     let served = Served::sharing(8).await;
     let mut client = served.client().await;
     let from = SharedObject::new(4096);
@@ -94,10 +94,11 @@ async fn the_backend_gets_the_mapping_itself() {
     let arrival =
         Arrival { at: Instant::now(), deadline: None, context: Context::default(), portion: Portion::default() };
     let response = infer::unary(&served.gateway, asked, arrival).await.expect("answered");
-    // The identity backend answers with the tensors that it got.
+    // The identity backend answers with the tensors that it got, which the client can change until they are sent.
     let got = &response.outputs[0].tensor.data;
     let mapped = served.gateway.regions().list("in").expect("registered")[0].address;
-    assert_eq!(got.as_ptr() as usize, mapped + 1024);
+    assert!(!(mapped..mapped + 4096).contains(&(got.as_ptr() as usize)));
+    from.write(1024, &[8; 1024]);
     assert_eq!(got[..], [7; 1024]);
     assert_eq!(["viewed", "copied"].map(|way| bytes_by(&served, way)), [1024, 0]);
     drop(response);
@@ -141,6 +142,28 @@ async fn strings_are_copied_before_they_are_checked() {
     let answer = client.model_infer(asked).await.expect("answered").into_inner();
     assert_eq!(answer.raw_output_contents, [sent]);
     assert_eq!(["viewed", "copied"].map(|way| bytes_by(&served, way)), [0, 13]);
+    drop(client);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn copies_of_what_is_in_regions_count_before_they_are_made() {
+    let served = Served::build(Control::None, Settings::default(), Limits::grpc(), Some(8), Some(1 << 20)).await;
+    let mut client = served.client().await;
+    let object = SharedObject::new(1 << 16);
+    object.write(0, &strings::encode([&vec![b'a'; (1 << 16) - 4][..]]));
+    register(&mut client, "in", &object, 1 << 16).await;
+    let mut asked = request("text", &[]);
+    asked.inputs = vec![input("INPUT0", "BYTES", &[1, 1])];
+    share(&mut asked.inputs[0].parameters, "in", 0, 1 << 16);
+    client.model_infer(asked.clone()).await.expect("answered");
+    let copied = bytes_by(&served, "copied");
+    asked.inputs = vec![asked.inputs[0].clone(); 1000];
+    let (code, message) = refusal(client.model_infer(asked).await);
+    assert_eq!(code, Code::InvalidArgument);
+    assert!(message.starts_with("the request takes more than 786432 bytes"), "{message}");
+    assert_eq!(bytes_by(&served, "copied") - copied, 12 << 16, "as many as there is room for");
+    assert_eq!(metric(&served, "nereid_request_memory_bytes"), 0);
     drop(client);
     served.stop().await;
 }
