@@ -39,6 +39,12 @@ pub fn response(response: Response, binary: &BinaryOutputs, context: Context) ->
     Ok(answer)
 }
 
+/// The bytes of the tensors that become JSON.
+pub fn text_bytes(response: &Response, binary: &BinaryOutputs) -> usize {
+    let texts = response.outputs.iter().filter(|output| !binary.has(&output.name));
+    texts.map(|output| output.tensor.data.len()).sum()
+}
+
 /// The JSON, and the binary data of those outputs that are; `None` if no output is.
 fn body(response: Response, binary: &BinaryOutputs) -> Result<(Vec<u8>, Option<Vec<Bytes>>)> {
     let mut text = Vec::with_capacity(256);

@@ -11,6 +11,7 @@ use futures_core::Stream;
 use futures_util::StreamExt as _;
 use http::{HeaderName, StatusCode};
 
+use super::aside::aside;
 use super::deadline::deadline;
 use super::path::Named;
 use super::reply::{self, Answer};
@@ -98,7 +99,10 @@ async fn start(app: &App, at: Named, request: Request, context: Context) -> Resu
         Err(_) => true,
     };
     let responses = responses.filter(move |response| std::future::ready(says_something(response)));
-    Ok(Box::pin(responses.map(|response| object(&response?))))
+    Ok(Box::pin(responses.then(async |response| {
+        let response = response?;
+        aside(response.outputs.iter().map(|output| output.tensor.data.len()).sum(), move || object(&response)).await
+    })))
 }
 
 /// Reads and decodes a request. Its model must be there: no body is read for one that is not.
@@ -106,7 +110,8 @@ async fn read(app: &App, at: Named, request: Request, portion: &mut Portion) -> 
     let handle = app.gateway.find(&at.model, decode::version(&at.version)?)?;
     let (head, body) = request.into_parts();
     let text = body::read(body, app.settings.request_bytes_max, portion).await?;
-    let mut message = mapping::request(&text, at, &handle.config)?;
+    let text_bytes = text.len();
+    let mut message = aside(text_bytes, move || mapping::request(&text, at, &handle.config)).await?;
     app.settings.forward.add(&head.headers, &mut message.parameters);
     Ok(message)
 }

@@ -7,6 +7,7 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName};
 
+use super::aside::aside;
 use super::binary::{self, Layout};
 use super::deadline::deadline;
 use super::decode::{self, Decoded};
@@ -52,7 +53,8 @@ async fn answer(app: &App, at: Named, request: Request, context: Context) -> Ans
     let arrival = Arrival { at: Instant::now(), deadline, context: context.clone(), portion };
     let response = infer::over_http(&app.gateway, message, arrival).await?;
     context.sending();
-    Ok(encode::response(response, &binary, context)?)
+    let text_bytes = encode::text_bytes(&response, &binary);
+    Ok(aside(text_bytes, move || encode::response(response, &binary, context)).await?)
 }
 
 /// Reads and decodes a request. Its model must be there: no body is read for one that is not.
@@ -60,7 +62,7 @@ async fn read(app: &App, at: &Named, headers: &HeaderMap, body: Body, portion: &
     let handle = app.gateway.find(&at.model, version(&at.version)?)?;
     let body = body::read(body, app.settings.request_bytes_max, portion).await?;
     match binary::split(headers, body)? {
-        Layout::Request(text, blobs) => decode::request(&text, blobs),
+        Layout::Request(text, blobs) => aside(text.len(), move || decode::request(&text, blobs)).await,
         Layout::Tensor(data) => binary::tensor(&handle.config, data),
     }
 }

@@ -4,6 +4,7 @@
 //! calls mean; answers and errors leave through `reply`. [`Rest`] is what a
 //! [`Port`](super::transport::Port) serves.
 
+mod aside;
 pub mod binary;
 mod body;
 mod chunks;

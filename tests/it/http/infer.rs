@@ -87,6 +87,21 @@ async fn a_large_tensor_comes_back_whole() {
 }
 
 #[tokio::test]
+async fn a_large_tensor_comes_back_whole_as_a_text() {
+    let served = Served::start().await;
+    let data: Vec<u32> = (0..100_000).collect();
+    let asked = json!({"inputs": [{"name": "INPUT0", "shape": [100_000], "datatype": "FP32", "data": data}]});
+    let answer = served.post(FREE, &asked.to_string()).await.json();
+    let floats: Vec<f64> = data.iter().map(|&value| value.into()).collect();
+    assert!(answer["outputs"][0]["data"] == json!(floats));
+    let generated = served.post("/v2/models/free/generate", &json!({"INPUT0": data}).to_string()).await.json();
+    assert!(generated["OUTPUT0"] == json!(floats));
+    let broken = served.post(FREE, &asked.to_string().replace("99999", "nought")).await;
+    assert_eq!(broken.status, StatusCode::BAD_REQUEST, "{}", broken.error());
+    served.stop().await;
+}
+
+#[tokio::test]
 async fn a_raw_body_is_the_only_input() {
     let served = Served::start().await;
     let raw = |path: &str, body: &'static [u8]| {
