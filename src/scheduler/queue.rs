@@ -47,8 +47,6 @@ struct State {
     lent: SmallVec<[Lent; 1]>,
     /// How many of them others run now: their threads sleep, and have nothing to wake up for.
     lent_out: usize,
-    /// Whether a network thread wakes an instance at the end of its round.
-    wake_put_off: bool,
     /// Executions under way.
     running: SmallVec<[Running; 4]>,
     estimates: Estimates,
@@ -130,7 +128,6 @@ impl Queue {
 
     /// Wakes an instance if one sleeps and there is something for it to do.
     fn wake_one(&self, state: &mut State) {
-        state.wake_put_off = false;
         if state.could_wake() && self.pushed.notify_one() {
             state.sleepers -= 1;
         }
@@ -412,15 +409,12 @@ impl Scheduler for Queue {
         };
         let entry = Entry { member: request.member, arrived: request.arrived, promise, reply, seq, steps: None };
         state.lanes.push(key.clone(), level, entry);
-        if state.sleepers > 0 && !state.wake_put_off {
-            state.wake_put_off = true;
-            // The end of a full round comes at once and takes the lock.
-            let put_off = MutexGuard::unlocked(&mut state, || round::put_off(|| Waker::from(self.clone())));
-            if !put_off {
-                self.wake_one(&mut state);
-            }
-        }
+        let sleep = state.sleepers > 0;
+        // The end of a full round comes at once and takes the lock.
         drop(state);
+        if sleep && !round::put_off(|| Waker::from(self.clone())) {
+            self.wake_one(&mut self.state.lock());
+        }
         Ok((Ticket { lane: key, level, seq, give_up }, receiver))
     }
 

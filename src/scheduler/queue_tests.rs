@@ -12,6 +12,7 @@ use super::tests::{Asked, MS, policy, respond, settings};
 use super::*;
 use crate::backend::{Instance, Replies};
 use crate::error::{Error, Kind, Result};
+use crate::infer::round;
 use crate::model::{Priorities, QueuePolicy, TimeoutAction};
 use crate::tensor::{Batch, DataType, Shape};
 
@@ -282,6 +283,30 @@ fn a_request_that_is_late_behind_many_others_waits_for_its_waiter_and_not_for_ea
     assert_eq!((bench.next(10 * MS), bench.queue.waiting()), (vec![2], 1), "it has come within sight");
     let (ticket, _) = waiting[3].as_ref().expect("accepted");
     assert!(bench.queue.take_back(ticket, Kind::TimedOut));
+}
+
+#[test]
+fn what_one_thread_has_put_off_keeps_no_other_from_waking_an_instance() {
+    let bench = Bench::new(settings(4));
+    let queue = bench.queue.clone();
+    let instance = std::thread::spawn(move || queue.pull(0));
+    while !bench.queue.has_sleepers() {
+        std::thread::yield_now();
+    }
+    let push = || {
+        round::begin();
+        bench.push(level(0), Duration::ZERO)
+    };
+    // Busy with something else from now on.
+    let busy = std::thread::scope(|scope| scope.spawn(push).join()).expect("it does not panic");
+    let own = push();
+    assert!(bench.queue.has_sleepers(), "the round goes on");
+    round::end();
+    let sleeps = bench.queue.has_sleepers();
+    bench.queue.close();
+    let pulled = instance.join().expect("it does not panic").expect("both wait");
+    assert_eq!((seqs(&pulled), sleeps), (vec![0, 1], false));
+    assert!(busy.is_ok() && own.is_ok());
 }
 
 #[test]

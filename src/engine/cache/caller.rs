@@ -18,7 +18,7 @@ use super::key::Search;
 use super::store::Key;
 use super::{FlightKey, ModelCache, timeout};
 use crate::error::{Error, Kind, Result};
-use crate::infer::{Instant, Request, Response, Responses};
+use crate::infer::{Instant, Request, Response, Responses, round};
 use crate::scheduler::queue_full;
 use crate::telemetry::metrics::InFlight;
 use crate::telemetry::stats::CacheHit;
@@ -102,8 +102,7 @@ impl<F: FnOnce(Request, InFlight) -> Responses + Unpin> Caller<F> {
     fn look(&mut self, ctx: &mut Context<'_>) -> Poll<()> {
         let Stage::Looks { search, own, .. } = &mut self.stage else { return Poll::Ready(()) };
         let Some(key) = search.step(&own.request) else {
-            ctx.waker().wake_by_ref();
-            return Poll::Pending;
+            return round::another_turn(ctx);
         };
         if let Stage::Looks { own, began, .. } = std::mem::replace(&mut self.stage, Stage::Ended) {
             self.stage = enter(&self.cache, key, own, began);

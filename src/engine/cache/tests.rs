@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::error::{Error, Kind, Result};
-use crate::infer::{Output, Parameters, RequestedOutput, Responses, Sequence};
+use crate::infer::{Output, Parameters, RequestedOutput, Responses, Sequence, round};
 use crate::tensor::{DataType, NamedTensor, Shape, Tensor};
 
 /// One version with a cache, and the runs that were started.
@@ -282,8 +282,11 @@ async fn a_large_request_lets_others_have_their_turn() {
         request.inputs[0].tensor.data = Bytes::from(vec![1; 3 << 20]);
         request
     };
+    round::begin();
+    round::put_off(|| Waker::noop().clone());
     let mut first = site.call(large("a"));
     assert_eq!((got(&mut first), site.started()), (None, 0), "it is not read to its end yet");
+    assert!(!round::has_put_off(), "other threads have their turn, too");
     drop(site.call(large("b")));
     assert_eq!(site.counts(), (0, 0, 1));
     let leading = tokio::spawn(crate::infer::only(first));

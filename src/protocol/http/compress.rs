@@ -25,6 +25,7 @@ use tower_http::decompression::Decompression;
 use super::counted::Counted;
 use super::{App, reply};
 use crate::error::Kind;
+use crate::infer::round;
 use crate::protocol::v2::TURN_BYTES;
 
 /// What a request may be compressed with.
@@ -118,8 +119,7 @@ impl<B: http_body::Body<Data = Bytes> + Unpin> http_body::Body for InTurns<B> {
         let this = self.get_mut();
         if this.bytes >= TURN_BYTES {
             this.bytes = 0;
-            ctx.waker().wake_by_ref();
-            return Poll::Pending;
+            return round::another_turn(ctx);
         }
         let frame = Pin::new(&mut this.body).poll_frame(ctx);
         if let Poll::Ready(Some(Ok(frame))) = &frame {
@@ -151,6 +151,8 @@ fn given(
 
 #[cfg(test)]
 mod tests {
+    use std::task::Waker;
+
     use futures_util::FutureExt as _;
     use http_body_util::BodyExt as _;
 
@@ -161,6 +163,8 @@ mod tests {
         let pieces = std::iter::repeat_n(Ok::<_, Infallible>(Bytes::from(vec![7; 1000])), 1000);
         let mut body = InTurns::new(Body::from_stream(futures_util::stream::iter(pieces)));
         let (mut bytes, mut turns) = (0, 1);
+        round::begin();
+        round::put_off(|| Waker::noop().clone());
         loop {
             match body.frame().now_or_never() {
                 None => turns += 1,
@@ -169,5 +173,6 @@ mod tests {
             }
         }
         assert_eq!((bytes, turns), (1_000_000, 1_000_000_usize.div_ceil(TURN_BYTES)));
+        assert!(!round::has_put_off(), "other threads have their turn, too");
     }
 }

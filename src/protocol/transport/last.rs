@@ -33,11 +33,7 @@ impl<F: Future + Unpin> Future for Last<F> {
     fn poll(mut self: Pin<&mut Self>, ctx: &mut Context<'_>) -> Poll<F::Output> {
         self.waited = !self.waited;
         if self.waited {
-            // A thread that is never without work never waits, and its rounds must end, too.
-            round::end();
-            // A task that wakes itself goes to the end of the line.
-            ctx.waker().wake_by_ref();
-            return Poll::Pending;
+            return round::another_turn(ctx);
         }
         self.inner().poll(ctx)
     }

@@ -34,7 +34,6 @@ impl Queue {
 
     /// Runs what waits by an instance that was lent, and gives it back.
     fn run_lent(&self, mut state: MutexGuard<'_, State>, mut lent: Lent) {
-        state.wake_put_off = false;
         state.lent_out += 1;
         let began = Instant::now();
         let mut now = began;

@@ -74,8 +74,6 @@ struct State {
     parked: BTreeMap<Key, Instant>,
     /// Where each instance waits, and whether it does.
     bells: Vec<(Arc<Condvar>, bool)>,
-    /// Whether a network thread wakes instances at the end of its round.
-    wake_put_off: bool,
     /// Nothing runs yet.
     held: bool,
     probes: Probes,
@@ -103,7 +101,6 @@ impl Wake for Sequences {
     fn wake(self: Arc<Self>) {
         let now = Instant::now();
         let mut state = self.state.lock();
-        state.wake_put_off = false;
         // A caller may have taken a response.
         let gone = self.stalled(&mut state, now);
         ring(&mut state);
@@ -140,7 +137,6 @@ impl Sequences {
             between: BTreeMap::new(),
             parked: BTreeMap::new(),
             bells: Vec::new(),
-            wake_put_off: false,
             held: settings.hold.queued > 0 || settings.hold.backlog > 0,
             probes: Probes::default(),
             ids: 0,
@@ -321,20 +317,6 @@ impl Sequences {
         }
         state.bells[instance].1 = false;
     }
-
-    /// Wakes instances for what came, at the end of a network thread's round if it has one.
-    fn announce(self: &Arc<Self>, state: &mut MutexGuard<'_, State>) {
-        if state.wake_put_off || !state.bells.iter().any(|(_, asleep)| *asleep) {
-            return;
-        }
-        state.wake_put_off = true;
-        // The end of a full round comes at once and takes the lock.
-        let put_off = MutexGuard::unlocked(state, || round::put_off(|| Waker::from(self.clone())));
-        if !put_off {
-            state.wake_put_off = false;
-            ring(state);
-        }
-    }
 }
 
 impl Scheduler for Sequences {
@@ -365,8 +347,12 @@ impl Scheduler for Sequences {
         };
         self.stats.request_waits();
         tell(&mut state);
-        self.announce(&mut state);
+        let asleep = state.bells.iter().any(|(_, asleep)| *asleep);
+        // The end of a full round comes at once and takes the lock.
         drop(state);
+        if asleep && !round::put_off(|| Waker::from(self.clone())) {
+            ring(&mut self.state.lock());
+        }
         if pushed.superseded {
             tracing::warn!(
                 model = &*self.settings.model,

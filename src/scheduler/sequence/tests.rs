@@ -512,6 +512,28 @@ async fn an_instance_sleeps_until_there_is_a_batch_and_ends_with_the_scheduler()
     assert_eq!(thread.join().expect("it does not panic"), 3);
 }
 
+#[test]
+fn what_one_thread_has_put_off_keeps_no_other_from_waking_an_instance() {
+    let stage = Stage::new(4, batching(oldest(4)));
+    let scheduler = stage.scheduler.clone();
+    let instance = std::thread::spawn(move || scheduler.pull(0));
+    let sleeps = || stage.scheduler.state.lock().bells.first().is_some_and(|(_, asleep)| *asleep);
+    while !sleeps() {
+        std::thread::yield_now();
+    }
+    let ask = |id| {
+        round::begin();
+        stage.ask(id, 1, "S").expect("ok")
+    };
+    // Busy with something else from now on.
+    let _busy = std::thread::scope(|scope| scope.spawn(|| ask(1)).join()).expect("it does not panic");
+    let _own = ask(2);
+    assert!(sleeps(), "the round goes on");
+    round::end();
+    assert!(!sleeps());
+    assert_eq!(instance.join().expect("it does not panic").map(|pulled| pulled.entries.len()), Some(2));
+}
+
 #[tokio::test(start_paused = true)]
 async fn states_stay_where_they_are_computed_but_what_says_that_a_request_is_done_is_read() {
     let keep = |stage: &Stage| {
