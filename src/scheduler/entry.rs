@@ -48,7 +48,8 @@ pub struct Ticket {
     pub(super) lane: LaneKey,
     pub(super) level: u64,
     pub(super) seq: u64,
-    /// When it should be taken back unless it runs by then.
+    pub(super) promise: Promise,
+    /// When it should be taken back unless it runs by then, by the run times that were known when that was reckoned.
     pub(super) give_up: Option<GiveUp>,
 }
 

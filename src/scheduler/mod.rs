@@ -80,6 +80,9 @@ pub trait Scheduler: fmt::Debug + Send + Sync {
     /// The caller records the outcome. `why` is what it gives the request up for.
     fn take_back(&self, ticket: &Ticket, why: Kind) -> bool;
 
+    /// Reckons anew when a request should be taken back: run times may have been learned since.
+    fn reckon(&self, ticket: &mut Ticket);
+
     /// What this instance, which has nothing to do, should do now. Never [`Look::Again`]; one that is `patient` sleeps
     /// until it need not wait, another does not block.
     fn look(&self, instance: usize, want: Want, patient: bool) -> Look;

@@ -415,7 +415,7 @@ impl Scheduler for Queue {
         if sleep && !round::put_off(|| Waker::from(self.clone())) {
             self.wake_one(&mut self.state.lock());
         }
-        Ok((Ticket { lane: key, level, seq, give_up }, receiver))
+        Ok((Ticket { lane: key, level, seq, promise, give_up }, receiver))
     }
 
     fn take_back(&self, ticket: &Ticket, _why: Kind) -> bool {
@@ -426,6 +426,10 @@ impl Scheduler for Queue {
         drop(state);
         drop(entry);
         true
+    }
+
+    fn reckon(&self, ticket: &mut Ticket) {
+        ticket.give_up = ticket.promise.give_up(&self.state.lock().estimates);
     }
 
     fn look(&self, instance: usize, want: Want, patient: bool) -> Look {

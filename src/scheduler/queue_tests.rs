@@ -285,6 +285,19 @@ fn a_request_that_is_late_behind_many_others_waits_for_its_waiter_and_not_for_ea
     assert!(bench.queue.take_back(ticket, Kind::TimedOut));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_request_is_given_up_by_the_run_times_that_are_known_then() {
+    let bench = Bench::new(settings(1));
+    let learn = |time| bench.queue.record_run(SizeClass::of_row(4), 1, time);
+    learn(2500 * MS);
+    let mut waits = bench.ask(Ask { deadline: Some(4000 * MS), ..level(0) }).expect("3 s are cautious");
+    (0..64).for_each(|_| learn(20 * MS));
+    let error = waits.next().await.expect("one outcome").expect_err("nobody runs it");
+    assert_eq!(error.kind(), Kind::DeadlineExceeded);
+    let waited = bench.began.elapsed();
+    assert!(waited > 3950 * MS && waited < 4000 * MS, "{waited:?}");
+}
+
 #[test]
 fn what_one_thread_has_put_off_keeps_no_other_from_waking_an_instance() {
     let bench = Bench::new(settings(4));

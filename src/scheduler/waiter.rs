@@ -57,6 +57,10 @@ impl<F: FnMut(Answer) -> Response + Unpin> Waiter<F> {
 
     /// The timer fired: gives the request up if it still waits or its caller does not wait any more.
     pub(super) fn time_is_up(&mut self) -> Option<Result<Answer>> {
+        if let Some(later) = self.later() {
+            self.timer = Some(Box::pin(tokio::time::sleep_until(later)));
+            return None;
+        }
         let kind = match (self.overdue, &self.ticket) {
             (false, Some(Ticket { give_up: Some(give_up), .. })) => give_up.kind,
             _ => Kind::DeadlineExceeded,
@@ -76,6 +80,13 @@ impl<F: FnMut(Answer) -> Response + Unpin> Waiter<F> {
         }
         self.timer = self.deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
         None
+    }
+
+    /// When to give the request up instead of now, if by what was learned meanwhile it could still be in time.
+    fn later(&mut self) -> Option<Instant> {
+        let ticket = self.ticket.as_mut().filter(|_| !self.overdue)?;
+        self.scheduler.reckon(ticket);
+        ticket.give_up.map(|give_up| give_up.at).filter(|at| *at > Instant::now())
     }
 
     /// The response that an answer makes; all but a decoupled model's earlier ones end the stream.

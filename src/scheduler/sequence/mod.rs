@@ -362,7 +362,7 @@ impl Scheduler for Sequences {
             );
         }
         let lane = SmallVec::from_slice(&[pushed.key.number().cast_signed()]);
-        Ok((Ticket { lane, level: 0, seq: pushed.number, give_up }, receiver))
+        Ok((Ticket { lane, level: 0, seq: pushed.number, promise, give_up }, receiver))
     }
 
     fn take_back(&self, ticket: &Ticket, why: Kind) -> bool {
@@ -382,6 +382,10 @@ impl Scheduler for Sequences {
         drop(state);
         self.taken_back(ended, (ticket.seq, why));
         waits
+    }
+
+    fn reckon(&self, ticket: &mut Ticket) {
+        ticket.give_up = ticket.promise.give_up(&self.state.lock().estimates);
     }
 
     fn look(&self, instance: usize, want: Want, patient: bool) -> Look {
