@@ -25,7 +25,7 @@ pub struct Waiting {
 pub struct Limits {
     /// The most rows of one execution; at least 1.
     pub rows_max: usize,
-    /// Row counts worth stopping at, ascending; empty for `rows_max` only.
+    /// Row counts worth stopping at, ascending, as far as no deadline is missed for it; empty for `rows_max` only.
     pub preferred_rows: Vec<usize>,
     /// How long the oldest request may wait for others although an instance is idle.
     pub delay_max: Duration,
@@ -78,13 +78,17 @@ const GROW_RESERVE: Duration = Duration::from_millis(2);
 pub fn plan(waiting: &[Waiting], limits: &Limits, curve: &dyn Curve, now: Instant) -> Plan {
     let fitting = fitting(waiting, limits.rows_max);
     let has_due = waiting.iter().any(|request| request.due.is_some());
-    let take =
-        if has_due { Times::new(waiting, limits.rows_max, curve).on_time(waiting, fitting, now).1 } else { fitting };
+    let times = has_due.then(|| Times::new(waiting, limits.rows_max, curve));
+    let take = times.as_ref().map_or(fitting, |times| times.on_time(waiting, fitting, now).1);
     let take = limits.budget.map_or(take, |budget| knee(waiting, take, curve, budget / 2));
     let may_grow = take == fitting && fitting == waiting.len();
     match grow_until(waiting, limits, curve, now).filter(|_| may_grow) {
         Some(until) => Plan::Wait { until },
-        None => Plan::Run { take: preferred(waiting, take, limits, now) },
+        None => {
+            let cut = preferred(waiting, take, limits, now);
+            let worse = |times: &Times| times.kept_by(waiting, cut, now) < times.kept_by(waiting, take, now);
+            Plan::Run { take: if cut < take && times.as_ref().is_some_and(worse) { take } else { cut } }
+        }
     }
 }
 
@@ -176,6 +180,12 @@ impl Times {
         best
     }
 
+    /// How many rows are in time if the first `take` requests run now.
+    fn kept_by(&self, waiting: &[Waiting], take: usize, now: Instant) -> usize {
+        let taken = rows(&waiting[..take]);
+        self.by_rows[taken].map_or(rows(waiting), |time| taken + self.kept(&waiting[take..], now + time).0)
+    }
+
     /// How many rows of `waiting` are in time if the next batch, at `start`, is the longest prefix of them that is in
     /// time, and whether that is as much as fits into a batch.
     fn kept(&self, waiting: &[Waiting], start: Instant) -> (usize, bool) {
@@ -243,21 +253,25 @@ fn grow_until(waiting: &[Waiting], limits: &Limits, curve: &dyn Curve, now: Inst
     (until > now).then_some(until)
 }
 
-/// Cuts the batch back to the largest preferred row count that it reaches exactly, unless its delay has run out.
+/// Cuts the batch back to the largest preferred row count that it reaches exactly, or if there is none, to what fits into
+/// the largest one; unless it had to wait for as long as it may. Without a delay nothing waits, and every batch is cut.
 fn preferred(waiting: &[Waiting], take: usize, limits: &Limits, now: Instant) -> usize {
+    let Some(&largest) = limits.preferred_rows.last() else { return take };
     let oldest = waiting.iter().map(|request| request.arrived).min().unwrap_or(now);
-    if limits.preferred_rows.is_empty() || now >= oldest + limits.delay_max {
+    if !limits.delay_max.is_zero() && now >= oldest + limits.delay_max {
         return take;
     }
-    let mut rows = 0;
-    let mut best = take;
+    let (mut rows, mut reached, mut within) = (0, None, 1);
     for (index, request) in waiting[..take].iter().enumerate() {
         rows += request.rows;
+        if rows <= largest {
+            within = index + 1;
+        }
         if limits.preferred_rows.binary_search(&rows).is_ok() {
-            best = index + 1;
+            reached = Some(index + 1);
         }
     }
-    best
+    reached.unwrap_or(within)
 }
 
 #[cfg(test)]

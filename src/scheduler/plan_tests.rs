@@ -120,6 +120,40 @@ fn a_preferred_size_is_sent_at_once() {
 }
 
 #[test]
+fn without_a_delay_every_batch_is_cut_to_a_preferred_size() {
+    let now = Instant::now();
+    let limits = Limits { preferred_rows: vec![4, 8], ..limits(12) };
+    let take_of = |count| take(plan(&requests(now, &vec![None; count]), &limits, &Table(vec![]), now));
+    assert_eq!([1, 3, 4, 6, 8, 11, 12].map(take_of), [1, 3, 4, 4, 8, 8, 8]);
+    let of_rows = |rows: &[usize]| {
+        let waiting: Vec<_> = rows.iter().map(|&rows| Waiting { rows, arrived: now, due: None }).collect();
+        take(plan(&waiting, &limits, &Table(vec![]), now))
+    };
+    assert_eq!((of_rows(&[3, 3, 3]), of_rows(&[9, 1])), (2, 1), "no more than the largest, if none is reached");
+}
+
+#[test]
+fn the_largest_batch_as_the_only_preferred_one_is_no_preference() {
+    let now = Instant::now();
+    let limits = Limits { preferred_rows: vec![8], ..limits(8) };
+    let take_of = |count| take(plan(&requests(now, &vec![None; count]), &limits, &Table(vec![]), now));
+    assert_eq!([1, 3, 7, 8, 11].map(take_of), [1, 3, 7, 8, 8]);
+}
+
+#[test]
+fn no_deadline_is_missed_for_a_preferred_size() {
+    let now = Instant::now();
+    let limits = Limits { preferred_rows: vec![4], ..limits(8) };
+    let flat = Table(vec![10; 8]);
+    let take_of = |due| take(plan(&requests(now, &[due; 6]), &limits, &flat, now));
+    assert_eq!((take_of(Some(15)), take_of(Some(20)), take_of(None)), (6, 4, 4));
+    let steep = Table(vec![10, 20, 30, 40, 50, 60]);
+    assert_eq!(take(plan(&requests(now, &[Some(35); 6]), &limits, &steep, now)), 3, "nor is one batch that is late");
+    let (limits, steep) = (Limits { budget: Some(50 * MS), ..limits }, Table(vec![10, 15, 30, 40, 50, 60]));
+    assert_eq!(take(plan(&requests(now, &[None; 6]), &limits, &steep, now)), 2, "nor the budget");
+}
+
+#[test]
 fn the_first_in_a_hurry_are_given_up_for_more_of_the_others() {
     let now = Instant::now();
     let table = Table(vec![10, 12, 14, 16, 18, 20]);
