@@ -90,11 +90,19 @@ pub(super) fn start_with(starting: Starting, extras: Extras) -> Result<Started> 
     let clock = tokio::runtime::Handle::try_current().ok();
     let watch = Arc::new(Watch::new(report));
     let own = watch.clone();
+    let (index, crew) = (starting.index, extras.crew.clone());
     let thread = std::thread::Builder::new().name(starting.thread_name.clone()).spawn(move || {
         // Inside a runtime the instance sees the runtime's clock, which tests make virtual.
         let _clock = clock.as_ref().map(|handle| handle.enter());
         let _over = Over(own.clone());
-        Post { starting, extras, watch: own, renewed: false }.serve();
+        let post = Post { starting, extras, watch: own.clone(), renewed: false };
+        let ended = guarded(|| {
+            post.serve();
+            Ok(())
+        });
+        if let (Err(error), Some(crew)) = (ended, crew.upgrade()) {
+            crew.broken((index, &own), &error);
+        }
     });
     let thread = thread.map_err(|error| Error::internal(format!("cannot start an instance thread: {error}")))?;
     Ok(Started { ready, thread, watch })
@@ -319,7 +327,7 @@ impl Hands<'_> {
             watch.begin(std::mem::take(&mut charge));
         }
         let mut attempt = Attempt { hands: self, instance, class, state: Afterwards::Usable, in_parts: false };
-        let outcome = attempt.whole(members, &mut run, &callers);
+        let outcome = guarded(|| attempt.whole(members, &mut run, &callers));
         let Attempt { state, in_parts, .. } = attempt;
         if let Some(watch) = self.watch {
             match watch.end() {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _};
 use proptest::prelude::*;
 
@@ -30,6 +31,21 @@ impl Instance for Doer {
             replies.member(index, member.inputs.clone())?;
         }
         Ok(())
+    }
+}
+
+/// Bytes that cannot be freed.
+pub(super) struct Stuck;
+
+impl AsRef<[u8]> for Stuck {
+    fn as_ref(&self) -> &[u8] {
+        &[7; 4]
+    }
+}
+
+impl Drop for Stuck {
+    fn drop(&mut self) {
+        panic!("cannot be freed");
     }
 }
 
@@ -296,6 +312,20 @@ async fn a_request_is_given_up_by_the_run_times_that_are_known_then() {
     assert_eq!(error.kind(), Kind::DeadlineExceeded);
     let waited = bench.began.elapsed();
     assert!(waited > 3950 * MS && waited < 4000 * MS, "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_outside_of_the_instance_fails_its_batch_only() {
+    let bench = Bench::new(settings(1));
+    let inputs = vec![Tensor::new(DataType::Uint8, Shape::new(&[1, 4]), Bytes::from_owner(Stuck))];
+    let pushed = Pushed::new(Member::new(1, inputs), bench.began);
+    let waiting = bench.queue.clone().push(pushed, bench.began).expect("accepted");
+    let mut asked = Waiter::new(bench.queue.clone(), waiting, (bench.began, None), respond());
+    let pulled = bench.pull(0, Duration::ZERO).expect("it waits");
+    bench.finish(0, pulled, true);
+    let error = asked.next().await.expect("one outcome").expect_err("it panicked");
+    assert_eq!((error.kind(), error.message()), (Kind::Internal, "the instance panicked: cannot be freed"));
+    assert_eq!(bench.queue.stats().snapshot().failures[&Kind::Internal], 1);
 }
 
 #[test]

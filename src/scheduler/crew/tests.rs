@@ -10,6 +10,7 @@ use super::*;
 use crate::backend::{Instance, Replies};
 use crate::infer::{CorrelationId, Sequence};
 use crate::model::{Footprint, ModelConfig, Resource, Scheduling, SequenceBatching};
+use crate::scheduler::queue_tests::Stuck;
 use crate::scheduler::tests::{Asked, MS, respond, settings};
 use crate::scheduler::{Pushed, Queue, ResponseLimits, SequenceSettings, Sequences, Waiter, sequence};
 use crate::telemetry::metrics::Metrics;
@@ -166,8 +167,11 @@ impl Stage {
     }
 
     fn ask_as(&self, deadline: Option<Duration>, sequence: Option<Sequence>) -> Result<Asked> {
+        self.ask_with(Bytes::from_static(b"abcd"), deadline, sequence)
+    }
+
+    fn ask_with(&self, data: Bytes, deadline: Option<Duration>, sequence: Option<Sequence>) -> Result<Asked> {
         let now = Instant::now();
-        let data = Bytes::from_static(b"abcd");
         let tensor = Tensor::new(DataType::Uint8, Shape::new(&[1, 4]), data);
         let member = Member::new(1, vec![tensor]);
         let deadline = deadline.map(|deadline| now + deadline);
@@ -355,6 +359,22 @@ fn an_instance_that_panics_is_replaced_and_is_not_lost() {
     outcome(stage.ask(None).expect("accepted")).expect("answered");
     stage.time_passes();
     assert_eq!((stage.crew.len(), stage.puppet.made.load(Ordering::SeqCst)), (1, 2));
+    stage.crew.retire();
+}
+
+#[test]
+fn an_instance_whose_thread_panics_is_replaced() {
+    let stage = Stage::new(Scene::default());
+    let watch = stage.crew.state.lock().members[0].watch.clone();
+    let gone = stage.ask_with(Bytes::from_owner(Stuck), None, None).expect("accepted");
+    stage.begun();
+    drop(gone);
+    // Nobody takes the output, which is the input, so it is freed after the execution.
+    stage.order(Order::Answer);
+    assert!(watch.wait_until_over());
+    assert_eq!((stage.crew.len(), stage.crew.state.lock().lost), (1, 1));
+    stage.order(Order::Answer);
+    outcome(stage.ask(None).expect("accepted")).expect("answered");
     stage.crew.retire();
 }
 
