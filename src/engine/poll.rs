@@ -33,6 +33,8 @@ enum Seen {
     There(Stamp),
     /// In more than one repository, which cannot be.
     Twice(String),
+    /// With something that cannot be read. Only what was never read is taken so.
+    Unreadable,
     /// Not at all.
     Gone,
 }
@@ -107,7 +109,7 @@ impl Watched {
                 self.taken.insert(key, seen);
                 What::Unload(Unload { dependents: false, because })
             }
-            Seen::Gone => {
+            Seen::Gone | Seen::Unreadable => {
                 self.taken.remove(&key);
                 What::Unload(Unload::default())
             }
@@ -136,7 +138,8 @@ fn seen(look: &Look, key: &Key) -> Seen {
     match (look.models.get(key), look.duplicates.get(key)) {
         (Some(stamp), _) => Seen::There(stamp.clone()),
         (None, Some(reason)) => Seen::Twice(reason.clone()),
-        // Of one that cannot be read nothing is known; it will differ from this when it can be.
+        // Nothing is known of it; it will differ from this when it can be read, and when it is gone.
+        (None, None) if look.unreadable.contains_key(key) => Seen::Unreadable,
         (None, None) => Seen::Gone,
     }
 }
@@ -310,6 +313,20 @@ mod tests {
         for _ in 0..3 {
             assert!(bench.watched.look(&unreadable, bench.now).is_empty());
         }
+        assert!(bench.look().is_empty());
+    }
+
+    #[test]
+    fn what_could_not_be_read_from_the_start_is_loaded_once_it_can_be_and_unloaded_once_it_is_gone() {
+        let mut bench = Bench::new(&[]);
+        let reason = |name| (Key::of(name), "no".to_owned());
+        let unreadable = Look { unreadable: ["a", "b"].map(reason).into(), ..Look::default() };
+        bench.watched = Watched::new(SECOND, &unreadable);
+        ["a", "b"].iter().for_each(|name| bench.ended(name, false));
+        assert!(bench.watched.look(&unreadable, bench.now).is_empty());
+        bench.put("b", "readable");
+        assert!(bench.look().is_empty());
+        assert_eq!(bench.look(), ["-a", "+b"]);
         assert!(bench.look().is_empty());
     }
 
