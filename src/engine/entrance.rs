@@ -10,7 +10,6 @@ use super::handle::{Returned, refusal};
 use super::on_demand::OnDemand;
 use crate::error::{Error, Result};
 use crate::infer::{Infer, Instant, Request, Responses};
-use crate::scheduler::stopping;
 use crate::telemetry::metrics::{InFlight, Metrics};
 
 /// How often a request is sent on to what has taken the place of a version.
@@ -64,7 +63,8 @@ impl Entrance {
                 Err(Returned(returned)) => (request, in_flight) = *returned,
             }
         }
-        self.refuse(stopping())
+        let why = "was replaced or left each time before the request could start there; try again";
+        self.refuse(Error::unavailable(format!("model '{}' {why}", request.model)))
     }
 
     /// The responses of a request whose model is not there.

@@ -144,11 +144,13 @@ async fn a_caller_that_must_lead_after_its_version_was_replaced_leads_at_the_rep
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_finds_only_closed_versions_is_refused_once() {
+async fn a_request_that_finds_only_closed_versions_is_refused_once_and_told_why() {
     let metrics = Metrics::new();
     let site = Site::new(vec![version(&metrics, None)], metrics, usize::MAX);
     let error = answered(site.request()).expect_err("nobody takes it");
     assert_eq!(error.kind(), Kind::Unavailable);
+    let told = "model 'm' was replaced or left each time before the request could start there; try again";
+    assert_eq!(error.message(), told);
     let outcomes = site.metrics.outcomes().expect("they are counted");
     assert_eq!((outcomes.received, outcomes.answered, outcomes.refused), (1, 0, 1));
 }
