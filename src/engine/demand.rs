@@ -133,6 +133,7 @@ impl Demand {
     /// These models are needed by a load, and stay as long as it goes on.
     pub(super) fn hold(&self, progress: &Arc<Progress>, members: &[Key]) {
         let mut state = self.state.lock();
+        state.forget_ended();
         state.holds.extend(members.iter().map(|member| (Arc::downgrade(progress), member.clone())));
         for member in members {
             state.models.entry(member.clone()).or_default().wanted = true;
@@ -142,7 +143,7 @@ impl Demand {
     /// Whether requests wait for it, or a load needs it.
     pub(super) fn is_needed(&self, key: &Key) -> bool {
         let mut state = self.state.lock();
-        state.holds.retain(|(progress, _)| progress.strong_count() > 0);
+        state.forget_ended();
         let is_held = state.holds.iter().any(|(_, held)| held == key);
         is_held || state.models.get(key).is_some_and(|entry| entry.waiting > 0)
     }
@@ -199,6 +200,13 @@ impl Demand {
                 entry.wanted = false;
             }
         }
+    }
+}
+
+impl State {
+    /// Loads that have ended need nothing any more.
+    fn forget_ended(&mut self) {
+        self.holds.retain(|(progress, _)| progress.strong_count() > 0);
     }
 }
 

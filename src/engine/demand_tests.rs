@@ -136,6 +136,15 @@ fn what_a_load_needs_stays_as_long_as_it_goes_on() {
 }
 
 #[test]
+fn loads_that_have_ended_leave_nothing_behind() {
+    let demand = demand(1);
+    for _ in 0..10 {
+        demand.hold(&Arc::new(Progress::new()), &[key(), Key::of("other")]);
+    }
+    assert_eq!(demand.state.lock().holds.len(), 2, "those of the last one");
+}
+
+#[test]
 fn names_that_mean_nothing_leave_nothing_behind() {
     let demand = demand(1);
     demand.want(&key());
