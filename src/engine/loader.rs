@@ -254,7 +254,7 @@ impl Loader {
     }
 
     fn queue_settings(&self, config: &ModelConfig) -> QueueSettings {
-        let (limits, levels, hold, preserve_order) = match &config.scheduling {
+        let (limits, hold, preserve_order) = match &config.scheduling {
             Scheduling::Dynamic(batching) => {
                 let limits = match config.decoupled {
                     // One caller that takes its responses slowly would hold back all others of its batch.
@@ -266,13 +266,11 @@ impl Loader {
                         budget: None,
                     },
                 };
-                let levels = Levels::new(batching.priorities.clone(), batching.queue.clone());
-                (limits, levels, self.hold.queued, batching.preserve_ordering)
+                (limits, self.hold.queued, batching.preserve_ordering)
             }
-            Scheduling::Single(policy) => (Limits::single(), Levels::one(policy.clone()), 0, false),
-            Scheduling::Sequence(batching) => (Limits::single(), Levels::one(batching.queue.clone()), 0, false),
-            Scheduling::Ensemble(ensemble) => (Limits::single(), Levels::one(ensemble.queue.clone()), 0, false),
+            Scheduling::Single(_) | Scheduling::Sequence(_) | Scheduling::Ensemble(_) => (Limits::single(), 0, false),
         };
+        let levels = Levels::of(&config.scheduling);
         QueueSettings {
             requests_max: levels.requests_max(self.facts.queue_requests_max),
             limits: Limits { budget: config.budget.map(|budget| budget.total), ..limits },

@@ -3,7 +3,7 @@
 //! Level 1 is the highest. Whose turn it is among them is decided in `turns`.
 
 use super::lanes::Level;
-use crate::model::{Priorities, QueuePolicy, TimeoutAction};
+use crate::model::{Priorities, QueuePolicy, Scheduling, TimeoutAction};
 
 /// The levels of one queue, each with its policy.
 #[derive(Clone, Debug)]
@@ -22,13 +22,23 @@ impl Levels {
         Self { priorities, policy, delay }
     }
 
+    /// Those of a model.
+    pub fn of(scheduling: &Scheduling) -> Self {
+        match scheduling {
+            Scheduling::Single(policy) => Self::one(policy.clone()),
+            Scheduling::Dynamic(batching) => Self::new(batching.priorities.clone(), batching.queue.clone()),
+            Scheduling::Sequence(batching) => Self::one(batching.queue.clone()),
+            Scheduling::Ensemble(ensemble) => Self::one(ensemble.queue.clone()),
+        }
+    }
+
     /// A single level.
     pub fn one(policy: QueuePolicy) -> Self {
         Self::new(Priorities::default(), policy)
     }
 
     /// The level of a request that asks for `priority`: one that does not exist is the default, as is 0.
-    pub(super) fn level(&self, priority: u64) -> u64 {
+    pub fn level(&self, priority: u64) -> u64 {
         let Priorities { levels, default_level, .. } = self.priorities;
         if (1..=levels).contains(&priority) { priority } else { default_level }
     }
@@ -39,7 +49,7 @@ impl Levels {
     }
 
     /// The limits of one level.
-    pub(super) fn policy(&self, level: u64) -> &QueuePolicy {
+    pub fn policy(&self, level: u64) -> &QueuePolicy {
         self.priorities.policies.get(&level).unwrap_or(&self.policy)
     }
 

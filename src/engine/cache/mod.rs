@@ -24,7 +24,8 @@ use self::entry::Entry;
 use self::flight::{Flight, Outcome};
 use self::store::{Found, Kept, Key, Store};
 use crate::infer::{Instant, Request, Response};
-use crate::model::{ModelConfig, QueuePolicy, Scheduling, TimeoutAction};
+use crate::model::{ModelConfig, QueuePolicy, TimeoutAction};
+use crate::scheduler::Levels;
 use crate::telemetry::metrics::{CacheMetrics, Evicted, Metrics};
 use crate::telemetry::stats::ModelStats;
 
@@ -96,7 +97,8 @@ pub(super) struct ModelCache {
     /// Stands for the model, its version and this load.
     owner: u64,
     ttl: Option<Duration>,
-    scheduling: Scheduling,
+    /// As of the queue that its requests would wait in.
+    levels: Levels,
     stats: Arc<ModelStats>,
     outdated: AtomicBool,
     /// The requests under way. Locked before the cache, after nothing.
@@ -128,7 +130,7 @@ impl ModelCache {
             owner: cache.owners.fetch_add(1, Relaxed),
             ttl: config.response_cache_ttl.or(cache.ttl),
             cache: cache.clone(),
-            scheduling: config.scheduling.clone(),
+            levels: Levels::of(&config.scheduling),
             stats: stats.clone(),
             outdated: AtomicBool::new(false),
             flights: Mutex::default(),
@@ -159,15 +161,8 @@ impl ModelCache {
 
     /// What holds for waiting at a priority level: its number and its limits.
     fn level(&self, asked: u64) -> (u64, &QueuePolicy) {
-        match &self.scheduling {
-            Scheduling::Single(policy) => (0, policy),
-            Scheduling::Dynamic(batching) => {
-                let level = if asked == 0 { batching.priorities.default_level } else { asked };
-                (level, batching.priorities.policies.get(&level).unwrap_or(&batching.queue))
-            }
-            Scheduling::Sequence(batching) => (0, &batching.queue),
-            Scheduling::Ensemble(ensemble) => (0, &ensemble.queue),
-        }
+        let level = self.levels.level(asked);
+        (level, self.levels.policy(level))
     }
 
     /// Waits for what a flight comes to; whoever sees it first keeps the answer.

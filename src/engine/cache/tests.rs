@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::error::{Error, Kind, Result};
 use crate::infer::{Output, Parameters, RequestedOutput, Responses, Sequence, round};
+use crate::model::Scheduling;
 use crate::tensor::{DataType, NamedTensor, Shape, Tensor};
 
 /// One version with a cache, and the runs that were started.
@@ -399,6 +400,7 @@ async fn urgent_requests_do_not_wait_for_others() {
     let mut urgent = site.call(Request { priority: 1, ..request("b", 1) });
     assert_eq!(got(&mut urgent), None);
     let _same_level = site.call(Request { priority: 2, ..request("c", 1) });
+    let _default_level = site.call(Request { priority: 7, ..request("d", 1) });
     assert_eq!(site.started(), 2);
     site.run(1).answer(7);
     assert_eq!(got(&mut urgent), answered("b", 7));
