@@ -4,6 +4,7 @@
 //! listed for the help. Exit codes: 0 done, 1 failed, 2 wrong words.
 
 use std::ffi::OsStr;
+use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -16,6 +17,9 @@ use crate::engine;
 use crate::error::{Error, Result};
 use crate::protocol;
 use crate::server;
+
+/// What is left behind a server's stop, and is nobody's, may take to end.
+const LEFTOVERS_TIME_MAX: Duration = Duration::from_millis(500);
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
@@ -45,7 +49,7 @@ fn serve(args: &[String]) -> ExitCode {
         }
     };
     // The threads that serve requests are the front end's own; what is left for this one is little.
-    let result = runtime(1).and_then(|runtime| runtime.block_on(server::run(config)));
+    let result = runtime(1).and_then(|runtime| run_on(runtime, server::run(config)));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -53,6 +57,14 @@ fn serve(args: &[String]) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What `work` comes to. Calls of the system that go on behind it may never end, and are left alone after a moment: the
+/// stop has waited, as long as it may, for all that has to be done.
+fn run_on<T>(runtime: tokio::runtime::Runtime, work: impl Future<Output = T>) -> T {
+    let result = runtime.block_on(work);
+    runtime.shutdown_timeout(LEFTOVERS_TIME_MAX);
+    result
 }
 
 fn dispatch(matches: &ArgMatches) -> Result<()> {
@@ -257,6 +269,23 @@ mod tests {
             assert!(help.contains(&format!("--{} ", flag.name)), "{}", flag.name);
         }
         assert!(help.contains("[default: 8001]"), "{help}");
+    }
+
+    #[test]
+    fn the_end_does_not_wait_for_a_call_that_hangs() {
+        let (_hangs, never) = std::sync::mpsc::channel::<()>();
+        let (end, ended) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let work = async move {
+                // It runs before its handle is dropped.
+                let (begun, begins) = tokio::sync::oneshot::channel();
+                tokio::task::spawn_blocking(move || begun.send(()).map(|()| never.recv()));
+                begins.await
+            };
+            end.send(run_on(runtime(1).expect("a thread"), work))
+        });
+        let ended = ended.recv_timeout(Duration::from_secs(20)).expect("nobody waits for it");
+        assert!(ended.is_ok(), "it had begun");
     }
 
     #[test]
