@@ -16,7 +16,7 @@ use std::time::Duration;
 
 pub use self::spill::Spill;
 use crate::error::{Error, Result};
-use crate::model::{Device, Footprint, ModelConfig, VersionFiles, schema};
+use crate::model::{Device, Footprint, Instances, ModelConfig, VersionFiles, schema};
 use crate::tensor::{Batch, Tensor};
 
 /// A kind of model file.
@@ -62,9 +62,10 @@ pub trait Model: Send + Sync {
     /// The memory held, as measured. What equal models share is one's only, and another's when that one goes.
     fn footprint(&self) -> Footprint;
 
-    /// Whether each further instance takes memory of its own.
-    fn grows_with_instances(&self) -> bool {
-        false
+    /// Whether it can have these instances instead of those it was opened for: in the memory that it holds, and as good as
+    /// if it were opened anew.
+    fn can_have(&self, _instances: &[Instances]) -> bool {
+        true
     }
 
     /// Whether executions with zeros before serving make the first requests faster.

@@ -57,8 +57,8 @@ impl Serving {
         self.crew.as_ref()?.lost()
     }
 
-    /// Whether the instances of this configuration can be had in place: on devices that have some already, in the memory
-    /// that the version has, and not for sequences, which stay where their state is.
+    /// Whether the instances of this configuration can be had in place: on devices that have some already, by the model as
+    /// it was opened, and not for sequences, which stay where their state is.
     pub(super) fn can_resize(&self, config: &ModelConfig) -> bool {
         let own = &self.handle.config;
         if own.instances == config.instances {
@@ -71,8 +71,7 @@ impl Serving {
             devices
         };
         let wanted = devices(config);
-        let grows = matches!(&self.handle.served, Served::Instances { model, .. } if model.grows_with_instances());
-        !grows
+        matches!(&self.handle.served, Served::Instances { model, .. } if model.can_have(&config.instances))
             && matches!(config.scheduling, Scheduling::Single(_) | Scheduling::Dynamic(_))
             && !wanted.is_empty()
             && wanted.iter().all(|device| devices(own).contains(device))

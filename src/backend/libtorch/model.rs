@@ -17,7 +17,7 @@ use super::stream::Stream;
 use super::{device, ffi, optimize};
 use crate::backend::{Instance, Model, Paged, Spill};
 use crate::error::{Error, Kind, Result};
-use crate::model::{Device, Footprint, ModelConfig};
+use crate::model::{Device, Footprint, Instances, ModelConfig};
 
 /// The weights of a model version.
 pub struct TorchModel {
@@ -41,7 +41,7 @@ impl TorchModel {
             return Err(unreadable(path, &config.name));
         }
         let mut model = Self {
-            threads: threads_of(config, &options),
+            threads: threads_of(&config.instances, &options),
             config: Arc::new(config.clone()),
             binding: Arc::new(Binding { inputs: Vec::new(), as_dictionary: false, outputs: Vec::new() }),
             options,
@@ -89,7 +89,7 @@ impl TorchModel {
     /// Says what costs memory or time because of what `forward` may write to.
     fn tell_effects(&self, device: Device) {
         let model = &*self.config.name;
-        let instances = instances_on(&self.config, device);
+        let instances = instances_on(&self.config.instances, device);
         if self.effects.state && instances > 1 {
             let reason = "forward may write to what the module holds";
             tracing::warn!(model, %device, instances, reason, "each instance has its own copy of the weights");
@@ -120,14 +120,16 @@ impl Model for TorchModel {
             footprint.add(&share.footprint());
             if self.effects.state {
                 // A copy for each instance besides, so that no two threads write to one.
-                footprint.add(&Footprint::on(device, share.bytes * instances_on(&self.config, device) as u64));
+                footprint
+                    .add(&Footprint::on(device, share.bytes * instances_on(&self.config.instances, device) as u64));
             }
         }
         footprint
     }
 
-    fn grows_with_instances(&self) -> bool {
-        self.effects.state
+    fn can_have(&self, instances: &[Instances]) -> bool {
+        // Each would have a copy of the state, and those that are there keep their threads.
+        !self.effects.state && threads_of(instances, &self.options) == self.threads
     }
 
     fn paged(&self) -> Option<Paged> {
@@ -200,15 +202,15 @@ fn devices_of(config: &ModelConfig) -> Result<Vec<Device>> {
     Ok(wanted)
 }
 
-fn instances_on(config: &ModelConfig, device: Device) -> usize {
-    config.instances.iter().filter(|group| group.device == device).map(|group| group.count).sum::<usize>().max(1)
+fn instances_on(instances: &[Instances], device: Device) -> usize {
+    instances.iter().filter(|group| group.device == device).map(|group| group.count).sum::<usize>().max(1)
 }
 
 /// Cores for one operation of one instance: as configured, else the host's, shared among the model's instances there.
-fn threads_of(config: &ModelConfig, options: &Options) -> usize {
+fn threads_of(instances: &[Instances], options: &Options) -> usize {
     options.threads.unwrap_or_else(|| {
         let cores = thread::available_parallelism().map_or(1, usize::from);
-        (cores / instances_on(config, Device::Cpu)).max(1)
+        (cores / instances_on(instances, Device::Cpu)).max(1)
     })
 }
 

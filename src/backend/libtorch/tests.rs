@@ -5,6 +5,7 @@ mod decoupled;
 mod description;
 mod effects;
 mod forms;
+mod instances;
 mod mistakes;
 mod names;
 mod packages;

@@ -10,7 +10,7 @@ use super::Memory;
 use super::ledger::{EntryId, Holder};
 use crate::backend::{Instance, Model, Paged, Replies, Spill};
 use crate::error::Result;
-use crate::model::{Device, Footprint, ModelConfig, Version};
+use crate::model::{Device, Footprint, Instances, ModelConfig, Version};
 use crate::telemetry::metrics::{HeldBytes, Metrics};
 use crate::tensor::Batch;
 
@@ -129,8 +129,8 @@ impl Model for Leased {
         self.model.footprint()
     }
 
-    fn grows_with_instances(&self) -> bool {
-        self.model.grows_with_instances()
+    fn can_have(&self, instances: &[Instances]) -> bool {
+        self.model.can_have(instances)
     }
 
     fn warms_up(&self) -> bool {

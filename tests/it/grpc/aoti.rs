@@ -61,6 +61,21 @@ async fn a_package_without_a_configuration_answers_in_batches() {
     served.stop().await;
 }
 
+#[tokio::test]
+async fn a_package_is_opened_anew_for_more_instances_and_not_for_fewer() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let (engine, _) = support::engine_with(root.path(), Control::Explicit(Some(Vec::new())), |_| {}).await;
+    write(root.path(), "");
+    for (count, opened) in [(2, 1.0), (1, 1.0), (2, 1.0), (3, 2.0)] {
+        support::write_model(root.path(), "linear", &format!("instance_group {{ count: {count} }}"), &[1]);
+        engine.load("linear", Overrides::default()).await.expect("it loads");
+        let loads = support::metric(&engine, "nereid_model_loads_total{result=\"success\"}");
+        assert_eq!(loads, opened, "for {count} instances");
+        support::until(|| support::metric(&engine, "nereid_instances{model=\"linear\"") == f64::from(count)).await;
+    }
+    engine.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_configuration_of_the_reference_server_loads_if_it_agrees() {
     let served = Served::with(Control::Explicit(None), Settings::default()).await;

@@ -18,7 +18,7 @@ use super::package::Package;
 use super::processor;
 use crate::backend::{Instance, Model, Replies};
 use crate::error::{Error, Kind, Result};
-use crate::model::{Device, Footprint, ModelConfig, TensorSpec};
+use crate::model::{Device, Footprint, Instances, ModelConfig, TensorSpec};
 use crate::tensor::{Batch, DataType, Shape, Tensor};
 
 /// Executions that may be under way besides one for each instance: those that were given up and do not end.
@@ -33,6 +33,8 @@ pub struct AotiModel {
     description: Arc<Description>,
     binding: Arc<Binding>,
     package: Arc<Package>,
+    /// How many it has runners for.
+    instances: usize,
     footprint: Footprint,
 }
 
@@ -56,13 +58,14 @@ impl AotiModel {
             (inputs.map(|spec| wanted(config, spec)).collect(), outputs.map(|spec| wanted(config, spec)).collect());
         let rows = i64::try_from(config.max_batch_rows).unwrap_or(i64::MAX);
         let binding = Binding::new(&inputs, &outputs, rows, &description).map_err(named)?;
-        let runners = config.instances.iter().map(|group| group.count).sum::<usize>().max(1) + SPARE_RUNNERS;
-        let package = load(&mut archive, runners).map_err(named)?;
+        let instances = count(&config.instances);
+        let package = load(&mut archive, instances + SPARE_RUNNERS).map_err(named)?;
         Ok(Self {
             config: Arc::new(config.clone()),
             description: Arc::new(description),
             binding: Arc::new(binding),
             package: Arc::new(package),
+            instances,
             footprint,
         })
     }
@@ -117,6 +120,11 @@ impl Model for AotiModel {
         self.footprint.clone()
     }
 
+    fn can_have(&self, instances: &[Instances]) -> bool {
+        // More would wait for runners while their executions count as under way.
+        count(instances) <= self.instances
+    }
+
     fn instance(&self, device: Device) -> Result<Box<dyn Instance>> {
         // What the package leaves to libtorch's own operators is not to use more threads than the package does.
         device::begin_thread(device, THREADS)?;
@@ -134,6 +142,10 @@ fn execute_failure(error: Error) -> Error {
         }
         false => error.context(what),
     }
+}
+
+fn count(instances: &[Instances]) -> usize {
+    instances.iter().map(|group| group.count).sum::<usize>().max(1)
 }
 
 /// Loads the code, from files that are gone afterwards.

@@ -177,6 +177,13 @@ fn instances_on_threads_of_their_own_run_at_the_same_time() {
 }
 
 #[test]
+fn a_package_has_as_many_instances_as_it_was_opened_for_and_no_more() {
+    let instances = |count: usize| vec![Instances::new("m", Device::Cpu, count)];
+    let model = open(&ModelConfig { instances: instances(2), ..linear(16) }).expect("it loads");
+    assert_eq!([1, 2, 3].map(|count| model.can_have(&instances(count))), [true, true, false]);
+}
+
+#[test]
 fn what_a_package_says_completes_a_configuration() {
     let mut config = schema::ModelConfig { name: "m".to_owned(), ..Default::default() };
     Aoti::default().complete(&files(&built::linear()), &mut config).expect("nothing of it is run");
