@@ -11,7 +11,7 @@ use super::evict::{Candidate, Verdict, evict_with_paged};
 use super::hanging::Claim;
 use super::loader::Loader;
 use super::manager::Event;
-use super::memory::ledger::{Holder, Ledger};
+use super::memory::ledger::{Holder, Ledger, excess};
 use super::memory::{Lack, Lease};
 use super::models::Job;
 use super::order::{Because, Unload, What, outdated_load};
@@ -21,6 +21,10 @@ use crate::backend::Model;
 use crate::error::{Error, Result};
 use crate::infer::Instant;
 use crate::model::{Footprint, ModelConfig, Scheduling, Version, VersionFiles};
+
+/// How often a load opens a model that takes more memory than there was for it. Twice is usual where others share its
+/// weights and leave meanwhile.
+const OPENS_MAX: usize = 4;
 
 /// A load as far as memory is concerned.
 #[derive(Clone, Copy)]
@@ -81,6 +85,8 @@ impl Loader {
     /// was expected, and than is free, is closed, and opened again once there is room for all of it: two loads that kept
     /// what they have while they wait for more could wait for each other.
     ///
+    /// It may take more again then, as what it shared with another model is its own once that has left.
+    ///
     /// # Errors
     /// As of [`Loader::reserve`], and those of `open`.
     pub(super) fn open_within(
@@ -89,18 +95,26 @@ impl Loader {
         lease: Lease,
         open: impl Fn() -> Result<Arc<dyn Model>>,
     ) -> Result<(Arc<dyn Model>, Lease)> {
-        let model = open()?;
-        let measured = model.footprint();
-        if lease.commit(&measured) {
-            return Ok((model, lease));
+        let (holder, mut needed) = (lease.holder().clone(), lease.bytes());
+        let mut first = Some(lease);
+        for _ in 0..OPENS_MAX {
+            let lease = match first.take() {
+                Some(lease) => lease,
+                None => self.line_up(need, vec![(holder.clone(), needed.clone())])?.remove(0),
+            };
+            let model = open()?;
+            let measured = model.footprint();
+            if lease.commit(&measured) {
+                return Ok((model, lease));
+            }
+            needed.add(&excess(&measured, &needed));
+            drop(model);
+            drop(lease);
         }
-        let holder = lease.holder().clone();
-        drop(model);
-        drop(lease);
-        let lease = self.line_up(need, vec![(holder, measured)])?.pop();
-        let model = open()?;
-        let lease = lease.filter(|lease| lease.commit(&model.footprint()));
-        Ok((model, lease.ok_or_else(|| Error::internal("the memory that was reserved is not there"))?))
+        let name = &need.config.name;
+        Err(Error::unavailable(format!(
+            "model '{name}' took more memory each time that it was opened, {OPENS_MAX} times in all"
+        )))
     }
 
     /// Stands in line with these parts, and waits until all of them are reserved.

@@ -1,6 +1,7 @@
 //! The integration tests: one binary, one module for each area.
 
 mod gate;
+mod growing;
 mod grpc;
 mod http;
 mod instances;
