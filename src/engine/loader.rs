@@ -202,13 +202,16 @@ impl Loader {
         let usage = before.map_or_else(|| Usage::new(began), |before| before.usage.clone());
         let groups = config.clone();
         let handle = Arc::new(Handle { config, version, signature, stats, served, usage, cache });
-        let crew = Some(at_usual_priority(move || Crew::start(settings, &groups.instances))??);
+        let crew = at_usual_priority(move || Crew::start(settings, &groups.instances)).and_then(std::convert::identity);
+        // If one was given up, it may never end.
+        let crew = crew.inspect_err(|_| lease.retired())?;
+        lease.used_by(&crew);
         let took = began.elapsed();
         handle.stats.loaded(took);
         handle.usage.loaded(took, began + took);
         self.metrics.version_loaded();
         tracing::info!(model = %handle.config.name, version, seconds = took.as_secs_f64(), "model version is loaded");
-        Ok(Serving { handle, crew, lease: Some(lease), files })
+        Ok(Serving { handle, crew: Some(crew), lease: Some(lease), files })
     }
 
     /// These versions as they are known before they are opened.

@@ -149,11 +149,12 @@ impl Loader {
             return Ok(Vec::new());
         }
         let present = self.present();
-        let others = |key: &Key| *key != need.job.key;
+        let hanging = self.memory.hanging();
+        let can_give = |key: &Key| *key != need.job.key && !hanging.contains(key);
         let mut candidates = self.candidates(&present);
         let paged = self.paged();
         candidates.extend(self.memory.read(|ledger| being_loaded(ledger, &present, &paged)));
-        candidates.retain(|candidate| others(&candidate.key));
+        candidates.retain(|candidate| can_give(&candidate.key));
         let limit = |device| self.memory.read(|ledger| ledger.limit_of(device));
         match evict_with_paged((&lack.bytes, need.config.residency), &candidates, &paged, limit) {
             Verdict::Evict(mut keys) => {

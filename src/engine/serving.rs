@@ -33,13 +33,14 @@ impl Serving {
         libtorch::release_unused();
     }
 
-    /// Finishes what waits, and ends the instances. Blocking.
+    /// Finishes what waits, and ends the instances, but for those that were given up. Blocking.
     pub(super) fn drain(&self) {
         match (&self.crew, &self.handle.served) {
             (Some(crew), _) => crew.retire(),
             (None, Served::Ensemble(ensemble)) => ensemble.gate.drain(),
             (None, Served::Instances { .. } | Served::Nothing) => {}
         }
+        self.lease.iter().for_each(|lease| lease.retired());
     }
 
     /// It takes no more requests: its memory is given back soon.

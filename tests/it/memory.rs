@@ -370,32 +370,67 @@ async fn an_ensemble_on_demand_has_its_member_loaded_and_goes_with_it() {
     engine.stop().await;
 }
 
-/// What an execution that does not end holds stays in the books until it ends; then others have it.
-#[tokio::test]
-async fn the_memory_of_a_model_that_hangs_is_free_once_its_execution_ends() {
-    let root = tempfile::tempdir().expect("a temporary directory");
-    write_heavy(root.path(), &["other"], ON_DEMAND);
+/// Writes the model `hangs`, whose executions are given up at once and end when [`hang`] says.
+fn write_hanging(root: &Path) {
     let weight = Tensor::new(DataType::Fp32, Shape::new(&[NUMBERS as i64]), vec![0; WEIGHTS as usize].into());
     // Counts up to zero; warm-up has no negative numbers.
     let loops = "while bool(torch.lt(x.sum(), 0.0)):\n        x = x + 1.0";
     let script = Script::new(format!("def forward(self, x):\n    {loops}\n    return x + self.weight.sum()\n"));
     let timeout = "parameters { key: \"execution.timeout_us\" value { string_value: \"50000\" } }";
-    write_script(root.path(), "hangs", script.parameter("weight", weight), &format!("{ON_DEMAND} {timeout}"));
-    let limit = file_bytes(root.path(), "hangs");
-    let engine = engine_within(limit, root.path(), Control::None).await;
-    answers(&engine, "hangs").await;
+    write_script(root, "hangs", script.parameter("weight", weight), &format!("{ON_DEMAND} {timeout}"));
+}
 
+/// Has it hang for seconds; another instance takes the place of the one that does.
+async fn hang(engine: &Engine) {
     let hung = within(infer::only(engine.infer(request_of("hangs", -400_000.0)))).await.expect_err("it takes seconds");
     assert!(hung.message().starts_with("the execution did not end within 0.05 s"), "{hung}");
-    let hasty = request("other");
-    let hasty = Request { deadline: Some(hasty.arrived + Duration::from_millis(200)), ..hasty };
-    let late = within(infer::only(engine.infer(hasty))).await.expect_err("there is no room yet");
-    assert_eq!(late.kind(), Kind::DeadlineExceeded);
+}
+
+/// What an execution that does not end holds stays in the books until it ends; then others have it.
+#[tokio::test]
+async fn the_memory_of_a_model_that_hangs_is_free_once_its_execution_ends() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    write_heavy(root.path(), &["other"], ON_DEMAND);
+    write_hanging(root.path());
+    let limit = file_bytes(root.path(), "hangs");
+    let settings = |settings: &mut Settings| {
+        settings.memory_limits.insert(Device::Cpu, MemoryLimit::Bytes(limit));
+        settings.instances.lost_max = 1;
+    };
+    let (engine, _) = engine_with(root.path(), Control::None, settings).await;
+    answers(&engine, "hangs").await;
+    hang(&engine).await;
+    let refused = within(infer::only(engine.infer(request("other")))).await.expect_err("nobody knows when it ends");
+    assert!(refused.message().ends_with(": 'hangs' version 1 holds 0.4 MB"), "{refused}");
+    answers(&engine, "hangs").await;
+    assert_eq!(metric(&engine, "nereid_evictions_total"), 0.0, "that would free nothing");
+    within(async { while infer::only(engine.infer(request("other"))).await.is_err() {} }).await;
     assert!(engine.versions_ready("hangs").is_empty(), "it has left");
-    assert_eq!(metric(&engine, "nereid_memory_used_bytes"), WEIGHTS as f64, "its weights have not");
-    answers(&engine, "other").await;
     assert!(metric(&engine, "nereid_memory_reserved_bytes{device=\"cpu\"}") <= limit as f64);
     answers(&engine, "hangs").await;
+    engine.stop().await;
+}
+
+#[tokio::test]
+async fn a_load_does_not_wait_for_what_a_model_that_is_gone_may_never_give_back() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    write_heavy(root.path(), &["idle"], ON_DEMAND);
+    write_heavy(root.path(), &["other", "another"], "");
+    write_hanging(root.path());
+    let limit = WEIGHTS + file_bytes(root.path(), "hangs");
+    let engine = engine_within(limit, root.path(), Control::Explicit(Some(Vec::new()))).await;
+    let load = |model: &'static str| within(engine.load(model, Overrides::default()));
+    for model in ["hangs", "idle"] {
+        load(model).await.expect("it fits");
+    }
+    hang(&engine).await;
+    engine.unload("hangs", false).await.expect("unloaded");
+    load("other").await.expect("the idle one leaves");
+    assert_eq!(metric(&engine, "nereid_evictions_total"), 1.0);
+    let refused = load("another").await.expect_err("nobody knows when it ends");
+    assert!(refused.message().contains("'hangs' version 1 holds 0.4 MB"), "{refused}");
+    until(|| metric(&engine, "nereid_memory_used_bytes") == WEIGHTS as f64).await;
+    load("another").await.expect("it has ended");
     engine.stop().await;
 }
 

@@ -11,6 +11,7 @@ use super::ledger::{EntryId, Holder};
 use crate::backend::{Instance, Model, Paged, Replies, Spill};
 use crate::error::Result;
 use crate::model::{Device, Footprint, Instances, ModelConfig, Version};
+use crate::scheduler::Crew;
 use crate::telemetry::metrics::{HeldBytes, Metrics};
 use crate::tensor::Batch;
 
@@ -20,8 +21,16 @@ pub(in crate::engine) struct Lease {
     id: EntryId,
     holder: Holder,
     watch: Option<Arc<Watch>>,
-    /// How many instances use it.
+    users: Arc<Users>,
+}
+
+/// The instances that use a lease.
+#[derive(Default)]
+struct Users {
+    /// How many there are, those included that were given up.
     instances: AtomicUsize,
+    /// Whose they are. Locked for a move.
+    crew: Mutex<Weak<Crew>>,
 }
 
 /// A model whose memory may change without it: what it shares with another one is the other's until that is unloaded.
@@ -29,6 +38,7 @@ pub(super) struct Watch {
     model: Weak<dyn Model>,
     config: Arc<ModelConfig>,
     version: Version,
+    users: Arc<Users>,
     /// What the version's metrics show.
     told: Mutex<BTreeMap<Device, HeldBytes>>,
 }
@@ -44,11 +54,19 @@ impl Watch {
         told.iter_mut().for_each(|(device, told)| told.set(measured.of(*device)));
         Some(measured)
     }
+
+    /// Whether instances that were given up have not ended.
+    pub(super) fn hangs(&self) -> bool {
+        // Counted first: who begins meanwhile is one of the crew before.
+        let instances = self.users.instances.load(Ordering::Acquire);
+        let crew = self.users.crew.lock().upgrade();
+        crew.is_some_and(|crew| instances > crew.len())
+    }
 }
 
 impl Lease {
     pub(super) fn new(memory: &Arc<Memory>, id: EntryId, holder: &Holder) -> Self {
-        Self { memory: memory.clone(), id, holder: holder.clone(), watch: None, instances: AtomicUsize::new(0) }
+        Self { memory: memory.clone(), id, holder: holder.clone(), watch: None, users: Arc::default() }
     }
 
     /// Who has it.
@@ -69,7 +87,8 @@ impl Lease {
     /// From now on it is what this model holds, measured again whenever another lease is given back.
     pub(in crate::engine) fn watch(&mut self, model: &Arc<dyn Model>, config: &Arc<ModelConfig>) {
         let (config, version) = (config.clone(), self.holder.version);
-        let watch = Arc::new(Watch { model: Arc::downgrade(model), config, version, told: Mutex::default() });
+        let (model, users) = (Arc::downgrade(model), self.users.clone());
+        let watch = Arc::new(Watch { model, config, version, users, told: Mutex::default() });
         self.memory.watch(self.id, &watch);
         self.watch = Some(watch);
     }
@@ -90,9 +109,21 @@ impl Lease {
         self.memory.write(|ledger| ledger.settle(self.id));
     }
 
+    /// These instances use it from now on.
+    pub(in crate::engine) fn used_by(&self, crew: &Arc<Crew>) {
+        *self.users.crew.lock() = Arc::downgrade(crew);
+    }
+
+    /// Its instances have ended, but for those that were given up: what these use may never be given back.
+    pub(in crate::engine) fn retired(&self) {
+        if self.is_in_use() {
+            self.memory.write(|ledger| ledger.stick(self.id));
+        }
+    }
+
     /// Whether an instance uses it, perhaps one that was given up.
     pub(in crate::engine) fn is_in_use(&self) -> bool {
-        self.instances.load(Ordering::Acquire) > 0
+        self.users.instances.load(Ordering::Acquire) > 0
     }
 
     /// Makes room for what its model will hold in another place. `false`, and nothing has changed, if there is none.
@@ -155,28 +186,31 @@ impl Model for Leased {
 
     fn lent(&self) -> Option<Box<dyn Instance + Send>> {
         let instance = self.model.lent()?;
-        Some(Box::new(LeasedInstance { instance, _used: Used::of(&self.lease) }))
+        // It is the same thread's that has one already.
+        Some(Box::new(LeasedInstance { instance, _used: None, _lease: self.lease.clone() }))
     }
 
     fn instance(&self, device: Device) -> Result<Box<dyn Instance>> {
         let instance = self.model.instance(device)?;
-        Ok(Box::new(LeasedInstance { instance, _used: Used::of(&self.lease) }))
+        let used = Used::of(&self.lease.users);
+        Ok(Box::new(LeasedInstance { instance, _used: Some(used), _lease: self.lease.clone() }))
     }
 }
 
 struct LeasedInstance<I: ?Sized> {
     // Dropped first, as above.
     instance: Box<I>,
-    _used: Used,
+    _used: Option<Used>,
+    _lease: Arc<Lease>,
 }
 
-/// A lease that an instance uses.
-struct Used(Arc<Lease>);
+/// Counts an instance.
+struct Used(Arc<Users>);
 
 impl Used {
-    fn of(lease: &Arc<Lease>) -> Self {
-        lease.instances.fetch_add(1, Ordering::AcqRel);
-        Self(lease.clone())
+    fn of(users: &Arc<Users>) -> Self {
+        users.instances.fetch_add(1, Ordering::AcqRel);
+        Self(users.clone())
     }
 }
 

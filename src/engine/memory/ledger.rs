@@ -29,6 +29,8 @@ pub enum Phase {
     Held,
     /// The version finishes its last requests, and then gives it back.
     Leaving,
+    /// The version is gone but for executions that were given up, which may never end: nobody waits for it.
+    Stuck,
 }
 
 /// The number of an entry.
@@ -151,10 +153,17 @@ impl Ledger {
         }
     }
 
-    /// The entry is given back soon.
+    /// The entry is given back soon, unless it is known that it may never be.
     pub fn leave(&mut self, id: EntryId) {
-        if let Some(entry) = self.entries.get_mut(&id) {
+        if let Some(entry) = self.entries.get_mut(&id).filter(|entry| entry.phase != Phase::Stuck) {
             entry.phase = Phase::Leaving;
+        }
+    }
+
+    /// The entry may never be given back.
+    pub fn stick(&mut self, id: EntryId) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.phase = Phase::Stuck;
         }
     }
 
@@ -169,6 +178,11 @@ impl Ledger {
         self.entries.remove(&id);
     }
 
+    /// Who has an entry.
+    pub fn holder(&self, id: EntryId) -> Option<&Holder> {
+        self.entries.get(&id).map(|entry| &entry.holder)
+    }
+
     /// How much an entry is.
     pub fn of(&self, id: EntryId) -> Footprint {
         self.entries.get(&id).map(|entry| entry.bytes.clone()).unwrap_or_default()
@@ -180,9 +194,9 @@ impl Ledger {
         sum(held.map(|entry| &entry.bytes))
     }
 
-    /// Everything that does not leave yet: who has it, how much it is, and whether a load still fills it.
+    /// Everything that does not leave yet, and could: who has it, how much it is, and whether a load still fills it.
     pub fn staying(&self) -> impl Iterator<Item = (&Holder, &Footprint, bool)> {
-        let staying = self.entries.values().filter(|entry| entry.phase != Phase::Leaving);
+        let staying = self.entries.values().filter(|entry| matches!(entry.phase, Phase::Reserved | Phase::Held));
         staying.map(|entry| (&entry.holder, &entry.bytes, entry.phase == Phase::Reserved))
     }
 
@@ -199,7 +213,8 @@ impl Ledger {
         let own = &self.line[at].1;
         let mut lacking = Footprint::default();
         for (&device, &limit) in self.limits.iter().filter(|(device, _)| own.of(**device) > 0) {
-            let stays = self.bytes(device, Phase::Reserved) + self.bytes(device, Phase::Held);
+            let phases = [Phase::Reserved, Phase::Held, Phase::Stuck];
+            let stays: u64 = phases.map(|phase| self.bytes(device, phase)).iter().sum();
             let bytes = (stays + need.of(device)).saturating_sub(limit);
             if bytes > 0 {
                 lacking.add(&Footprint::on(device, bytes));
@@ -254,8 +269,7 @@ impl Ledger {
     }
 
     fn free(&self, device: Device, limit: u64) -> u64 {
-        let phases = [Phase::Reserved, Phase::Held, Phase::Leaving];
-        let held: u64 = phases.into_iter().map(|phase| self.bytes(device, phase)).sum();
+        let held: u64 = self.entries.values().map(|entry| entry.bytes.of(device)).sum();
         limit.saturating_sub(held)
     }
 

@@ -93,6 +93,22 @@ fn who_came_first_is_served_first_on_the_same_device_only() {
 }
 
 #[test]
+fn nobody_waits_for_what_may_never_be_given_back_and_it_is_free_once_it_is() {
+    let mut ledger = ledger(100);
+    let stuck = reserve(&mut ledger, "stuck", 60).expect("it fits");
+    ledger.leave(stuck);
+    let place = reserve(&mut ledger, "new", 50).expect_err("it does not fit");
+    assert_eq!(ledger.lacking(place), Footprint::default());
+    ledger.stick(stuck);
+    ledger.leave(stuck);
+    assert_eq!((ledger.lacking(place), ledger.bytes(CPU, Phase::Stuck)), (Footprint::on(CPU, 10), 60));
+    assert_eq!((ledger.held_by(&Key::of("stuck")), ledger.staying().count()), (Footprint::default(), 0));
+    assert!(ledger.describe(&Footprint::on(CPU, 50)).ends_with("'stuck' version 1 holds 60 bytes"));
+    ledger.release(stuck);
+    assert!(ledger.reserve(place, &[(holder("new"), Footprint::on(CPU, 50))]).is_some());
+}
+
+#[test]
 fn what_is_paged_out_has_room_in_both_places_first_and_stays_in_the_other() {
     let mut ledger = ledger(100);
     ledger.limit(GPU, 100);
@@ -129,6 +145,7 @@ enum Step {
     GiveUp(usize),
     Commit(usize, u64, u64),
     Leave(usize),
+    Stick(usize),
     Page(usize, u64, u64),
     Release(usize),
 }
@@ -140,6 +157,7 @@ fn step() -> impl Strategy<Value = Step> {
         (0..8_usize).prop_map(Step::GiveUp),
         (0..8_usize, 0..80_u64, 0..80_u64).prop_map(|(at, cpu, gpu)| Step::Commit(at, cpu, gpu)),
         (0..8_usize).prop_map(Step::Leave),
+        (0..8_usize).prop_map(Step::Stick),
         (0..8_usize, 0..80_u64, 0..80_u64).prop_map(|(at, cpu, gpu)| Step::Page(at, cpu, gpu)),
         (0..8_usize).prop_map(Step::Release),
     ]
@@ -175,6 +193,7 @@ proptest! {
                     prop_assert!(done || before == after);
                 }
                 Step::Leave(at) if at < entries.len() => ledger.leave(entries[at]),
+                Step::Stick(at) if at < entries.len() => ledger.stick(entries[at]),
                 Step::Page(at, cpu, gpu) if at < entries.len() => {
                     // Room for the other place first, and what was there before is given back.
                     let (before, after) = (ledger.of(entries[at]), both(cpu, gpu));
@@ -190,7 +209,8 @@ proptest! {
                 _ => {}
             }
             for device in [CPU, GPU] {
-                let held: u64 = [Phase::Reserved, Phase::Held, Phase::Leaving].map(|phase| ledger.bytes(device, phase)).iter().sum();
+                let phases = [Phase::Reserved, Phase::Held, Phase::Leaving, Phase::Stuck];
+                let held: u64 = phases.map(|phase| ledger.bytes(device, phase)).iter().sum();
                 prop_assert!(held <= ledger.limits[&device]);
             }
         }

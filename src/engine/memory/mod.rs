@@ -8,7 +8,7 @@ mod host;
 mod lease;
 pub mod ledger;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -161,6 +161,15 @@ impl Memory {
         self.write(|ledger| ledger.leave_all(key));
     }
 
+    /// The models whose leaving would not give back all that they hold: executions that were given up have not ended.
+    pub(super) fn hanging(&self) -> BTreeSet<Key> {
+        let watched = self.books.lock().watches.clone();
+        let hanging = watched.iter().filter(|(_, watch)| watch.upgrade().is_some_and(|watch| watch.hangs()));
+        let hanging: Vec<EntryId> = hanging.map(|(id, _)| *id).collect();
+        let key = |ledger: &Ledger, id| ledger.holder(id).map(|holder| holder.key.clone());
+        self.read(|ledger| hanging.into_iter().filter_map(|id| key(ledger, id)).collect())
+    }
+
     /// Whether the books say what they said when memory was lacking.
     pub(super) fn is_as_of(&self, lack: &Lack) -> bool {
         self.books.lock().changes == lack.changes
@@ -182,7 +191,7 @@ impl Books {
     fn tell(&self) {
         for (device, told) in &self.told {
             let bytes = |phase| self.ledger.bytes(*device, phase);
-            let used = bytes(Phase::Held) + bytes(Phase::Leaving);
+            let used = bytes(Phase::Held) + bytes(Phase::Leaving) + bytes(Phase::Stuck);
             told.holds(bytes(Phase::Reserved) + used, used);
         }
     }
