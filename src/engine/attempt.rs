@@ -90,6 +90,7 @@ impl Attempt {
                 () = tokio::time::sleep(time_max) => {}
             }
             if self.loader.hanging.give_up(key, &claim) {
+                self.loader.memory.give_up(key);
                 let seconds = time_max.as_secs_f64();
                 return Err(Error::unavailable(format!(
                     "the load of model '{}' has not ended after {seconds} s and is given up",

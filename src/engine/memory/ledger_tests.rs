@@ -93,6 +93,18 @@ fn who_came_first_is_served_first_on_the_same_device_only() {
 }
 
 #[test]
+fn nobody_waits_for_what_a_load_that_was_given_up_has_reserved() {
+    let mut ledger = ledger(100);
+    let held = reserve(&mut ledger, "m", 10).expect("it fits");
+    assert!(ledger.commit(held, &Footprint::on(CPU, 10)));
+    let reserved = reserve(&mut ledger, "m", 50).expect("it fits");
+    ledger.stick_reserved(&Key::of("m"));
+    assert_eq!([Phase::Held, Phase::Stuck].map(|phase| ledger.bytes(CPU, phase)), [10, 50]);
+    ledger.release(reserved);
+    assert_eq!(ledger.bytes(CPU, Phase::Stuck), 0);
+}
+
+#[test]
 fn nobody_waits_for_what_may_never_be_given_back_and_it_is_free_once_it_is() {
     let mut ledger = ledger(100);
     let stuck = reserve(&mut ledger, "stuck", 60).expect("it fits");

@@ -161,6 +161,11 @@ impl Memory {
         self.write(|ledger| ledger.leave_all(key));
     }
 
+    /// Writes down that a load of a model was given up, which may never give back what it has reserved.
+    pub(super) fn give_up(&self, key: &Key) {
+        self.write(|ledger| ledger.stick_reserved(key));
+    }
+
     /// The models whose leaving would not give back all that they hold: executions that were given up have not ended.
     pub(super) fn hanging(&self) -> BTreeSet<Key> {
         let watched = self.books.lock().watches.clone();

@@ -51,7 +51,11 @@ impl Workers {
         }
         let workers = (0..threads).map(|index| {
             let mut builder = Builder::new_multi_thread();
-            builder.worker_threads(1).max_blocking_threads(ASIDE_THREADS_MAX).thread_name(format!("net-{index}")).enable_all();
+            builder
+                .worker_threads(1)
+                .max_blocking_threads(ASIDE_THREADS_MAX)
+                .thread_name(format!("net-{index}"))
+                .enable_all();
             let runtime = builder.on_thread_start(round::begin).on_thread_park(round::end).build();
             let runtime =
                 runtime.map_err(|error| Error::internal(format!("cannot start a network thread: {error}")))?;
