@@ -47,8 +47,8 @@ pub fn backends(onnxruntime: Option<PathBuf>, allow_aoti: bool) -> Vec<Arc<dyn B
 /// tried.
 ///
 /// # Errors
-/// If the server cannot start, a model fails to load and the settings make that fatal, or requests had to be abandoned
-/// because a stop took longer than it may.
+/// If the server cannot start, a model fails to load or a repository cannot be read and the settings make that fatal, or
+/// requests had to be abandoned because a stop took longer than it may.
 pub async fn run(config: Config) -> Result<()> {
     logging::install(&config.log)?;
     for warning in &config.warnings {
@@ -144,10 +144,11 @@ impl Server {
         Ok(Self { engine, gateway, front_ends, host, traces })
     }
 
-    /// Loads what should be loaded at the start; gives the models that could not be, each with its reason.
+    /// Loads what should be loaded at the start; gives the models that could not be, and the repositories that could not be
+    /// read, each with its reason.
     ///
     /// # Errors
-    /// If the repository cannot be read.
+    /// If no repository can be read.
     pub async fn load(&self) -> Result<Vec<(String, Error)>> {
         self.engine.start().await
     }

@@ -63,7 +63,7 @@ pub const FLAGS: &[Flag] = &[
     flag(GENERAL, "config", Value::Text("FILE"), "", "TOML file with settings under the same names"),
     flag(GENERAL, "id", Value::Text("NAME"), "nereid", "The server's name in its metadata"),
     flag(GENERAL, "exit-timeout-secs", Value::Number(0, SECONDS_MAX), "30", "The longest time a stop waits for requests in flight"),
-    flag(GENERAL, "exit-on-error", Value::Bool, "false", "End if a model fails to load at the start, instead of serving the others"),
+    flag(GENERAL, "exit-on-error", Value::Bool, "false", "End if a model fails to load at the start, or a repository cannot be read, instead of serving the others"),
     flag(GENERAL, "strict-readiness", Value::Bool, "true", "Ready only when every model is"),
     flag(GENERAL, "single-port", Value::Bool, "false", "Serve gRPC on HTTP's port too, with HTTP's limits, and on no other"),
     flag(GENERAL, "ssl-reload-interval-ms", Value::Number(10, MILLISECONDS_MAX), "1000", "Milliseconds between looks at the files of TLS"),

@@ -206,10 +206,10 @@ impl Engine {
 
     /// Loads what the control mode asks for at the start, and waits until that is done. Begins to poll, if told.
     ///
-    /// Returns the models that could not be loaded, each with its reason.
+    /// Returns the models that could not be loaded and the repositories that could not be read, each with its reason.
     ///
     /// # Errors
-    /// If a repository cannot be read.
+    /// If no repository can be read.
     pub async fn start(&self) -> Result<Vec<(String, Error)>> {
         let look = self.scan(Duration::ZERO).await?;
         for warning in &look.warnings {
@@ -241,7 +241,8 @@ impl Engine {
         if let Control::Poll(interval) = self.control {
             self.manager.poll(self.repositories.clone(), Watched::new(interval, &look), watched);
         }
-        let failed = join_all(ends).await.into_iter().flatten().collect();
+        let mut failed: Vec<(String, Error)> = join_all(ends).await.into_iter().flatten().collect();
+        failed.extend(look.failed);
         self.catalog.start_finished();
         Ok(failed)
     }

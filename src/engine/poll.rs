@@ -167,13 +167,12 @@ pub(super) async fn watch(
             _ = ticks.tick() => {}
         }
         let looking = repositories.clone();
-        let look = match loader::on_thread("nereid-scan", move || looking.scan(Duration::ZERO))
-            .await
-            .and_then(std::convert::identity)
-        {
-            Ok(look) => look,
+        let look = match loader::on_thread("nereid-scan", move || looking.scan(Duration::ZERO)).await {
+            Ok(Ok(look)) => look,
+            // Who looked has said why no repository can be read; the models stay as they are.
+            Ok(Err(_)) => continue,
             Err(error) => {
-                tracing::warn!(%error, "the repository cannot be read, its models stay as they are");
+                tracing::warn!(%error, "the repositories cannot be looked at, their models stay as they are");
                 continue;
             }
         };
@@ -328,6 +327,23 @@ mod tests {
         assert!(bench.look().is_empty());
         assert_eq!(bench.look(), ["-a", "+b"]);
         assert!(bench.look().is_empty());
+    }
+
+    #[test]
+    fn models_of_a_repository_that_is_away_stay_and_others_are_watched_on() {
+        let away = tempfile::tempdir().expect("there is room");
+        let bench = Bench::new(&["a"]);
+        put(away.path(), "b", "first");
+        let roots = vec![bench.root.path().to_owned(), away.path().to_owned()];
+        let repositories = Repositories::new(&roots.into(), false);
+        let look = || repositories.scan(Duration::ZERO).expect("one can be read");
+        let (mut watched, now) = (Watched::new(SECOND, &look()), bench.now);
+        ["a", "b"].into_iter().for_each(|name| watched.ended(Key::of(name), true, now));
+        drop(away);
+        bench.remove("a");
+        assert!(watched.look(&look(), now).is_empty());
+        assert_eq!(watched.look(&look(), now), [(Key::of("a"), What::Unload(Unload::default()))]);
+        assert!(watched.look(&look(), now).is_empty());
     }
 
     #[test]

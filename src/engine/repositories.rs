@@ -26,6 +26,8 @@ pub struct Look {
     pub duplicates: BTreeMap<Key, String>,
     /// What was ignored and may be a mistake.
     pub warnings: Vec<String>,
+    /// Repositories that cannot be read now, by their names, each with the reason, which was said.
+    pub failed: Vec<(String, Error)>,
 }
 
 impl Look {
@@ -45,18 +47,30 @@ impl Repositories {
     /// Looks at everything.
     ///
     /// # Errors
-    /// If a repository cannot be read.
+    /// If no repository can be read.
     pub fn scan(&self, age_max: Duration) -> Result<Look> {
-        let mut look = Look::default();
+        let (mut look, mut readable) = (Look::default(), 0);
         for (namespace, roots) in &self.namespaces {
-            let scan = roots.scan_not_older(age_max)?;
+            let scan = roots.scan(age_max);
             let key = |name: String| Key::within(namespace, &name);
             look.models.extend(scan.models.into_iter().map(|(name, model)| (key(name), model.stamp)));
             look.unreadable.extend(scan.unreadable.into_iter().map(|(name, reason)| (key(name), reason)));
             look.duplicates.extend(scan.duplicates.into_iter().map(|(name, reason)| (key(name), reason)));
             look.warnings.extend(scan.warnings);
+            for (name, root) in roots.names().zip(scan.roots) {
+                match root {
+                    Ok(_) => readable += 1,
+                    Err(error) => look.failed.push((name.to_owned(), error)),
+                }
+            }
         }
-        Ok(look)
+        match look.failed.as_slice() {
+            [(_, first), others @ ..] if readable == 0 => {
+                let all = others.iter().fold(first.to_string(), |all, (_, error)| format!("{all}; {error}"));
+                Err(Error::new(first.kind(), all))
+            }
+            _ => Ok(look),
+        }
     }
 
     /// Looks at one model.
@@ -86,11 +100,61 @@ impl Repositories {
         if let [(namespace, _)] = self.namespaces.as_slice() {
             return vec![Key::within(namespace, name)];
         }
-        let there = self.namespaces.iter().filter(|(_, roots)| roots.find(name, &mut Vec::new()).is_ok());
-        let mut keys: Vec<Key> = there.map(|(namespace, _)| Key::within(namespace, name)).collect();
+        let (mut keys, mut perhaps) = (Vec::new(), Vec::new());
+        for (namespace, roots) in &self.namespaces {
+            match roots.find(name, &mut Vec::new()) {
+                Ok(_) => keys.push(Key::within(namespace, name)),
+                Err(error) if error.kind() == Kind::NotFound => {}
+                Err(_) => perhaps.push(Key::within(namespace, name)),
+            }
+        }
+        // Of one that may be where nobody can look now, its load says why.
+        keys.extend(perhaps.drain(..).take(usize::from(keys.is_empty())));
         if keys.is_empty() {
             keys.push(Key::of(name));
         }
         keys
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use super::*;
+
+    #[test]
+    fn a_repository_that_is_away_does_not_take_the_others_with_it() {
+        let top = tempfile::tempdir().expect("there is room");
+        fs::create_dir_all(top.path().join("here/a/1")).expect("writable");
+        let at = |names: [&str; 2]| Roots::from(names.map(|name| top.path().join(name)).to_vec());
+        let named = |name: &str| top.path().join(name).display().to_string();
+        for namespacing in [false, true] {
+            let repositories = Repositories::new(&at(["away", "here"]), namespacing);
+            let look = repositories.scan(Duration::ZERO).expect("one can be read");
+            assert_eq!(look.models.keys().map(|key| &*key.name).collect::<Vec<_>>(), ["a"]);
+            assert_eq!(look.failed.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>(), [named("away")]);
+            let find = |name: &str| match repositories.keys(name).as_slice() {
+                [key] => repositories.find(key, &mut Vec::new()).map(|found| found.dir.path),
+                keys => panic!("{keys:?}"),
+            };
+            assert_eq!(find("a"), Ok(top.path().join("here/a")));
+            let error = find("b").expect_err("it may be in the one that is away");
+            assert!(
+                error.message().starts_with(&format!("cannot read model repository '{}'", named("away"))),
+                "{error}"
+            );
+            let error =
+                Repositories::new(&at(["away", "gone"]), namespacing).scan(Duration::ZERO).expect_err("none is there");
+            assert!(
+                error.message().contains("/away")
+                    && error.message().contains("; ")
+                    && error.message().contains("/gone"),
+                "{error}"
+            );
+        }
+        let nothing = Repositories::new(&Vec::<PathBuf>::new().into(), false);
+        assert!(nothing.scan(Duration::ZERO).is_ok());
     }
 }

@@ -1,14 +1,18 @@
 //! The model repositories of one server: directories, and object stores that are shown as directories.
+//!
+//! One that cannot be read takes no other with it: what was there is unreadable, not gone, and it is said once why.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use super::remote::{Files, Opener, Part, Place, Progress, Reading, Remote, RemoteSettings};
 use super::scan::{self, ModelDir, Scan};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::model::Version;
 
 /// One repository as it is named in the settings.
@@ -23,18 +27,35 @@ pub enum Root {
 /// All repositories; a clone is the same ones.
 #[derive(Clone, Debug)]
 pub struct Roots {
-    /// Where each repository is, or is shown.
-    paths: Arc<[PathBuf]>,
-    /// How each of them is named in the settings.
-    names: Arc<[String]>,
-    remotes: Arc<[Arc<Remote>]>,
+    repositories: Arc<[Arc<Repository>]>,
+}
+
+/// One repository.
+#[derive(Debug)]
+struct Repository {
+    /// Where it is, or is shown.
+    path: PathBuf,
+    /// How it is named in the settings.
+    name: String,
+    remote: Option<Arc<Remote>>,
+    /// Behind a lock because polls and loads look at the same time.
+    state: Mutex<State>,
+}
+
+/// What is remembered of a repository from one look to the next.
+#[derive(Debug, Default)]
+struct State {
+    /// The models that were there when it was read last.
+    models: BTreeSet<String>,
+    /// What was said last of its trouble; `None` while there is none.
+    told: Option<String>,
 }
 
 impl From<Vec<PathBuf>> for Roots {
     /// Directories only.
     fn from(paths: Vec<PathBuf>) -> Self {
-        let names = paths.iter().map(|path| path.display().to_string()).collect();
-        Self { paths: paths.into(), names, remotes: Arc::new([]) }
+        let one = |path: PathBuf| Repository::new(path.display().to_string(), path, None);
+        Self { repositories: paths.into_iter().map(one).collect() }
     }
 }
 
@@ -60,80 +81,163 @@ impl Roots {
     /// If a cache cannot be written, or credentials cannot be read.
     pub fn open(roots: &[Root], settings: &RemoteSettings, runtime: &Handle) -> Result<Self> {
         let mut opener = Opener::default();
-        let (mut paths, mut remotes) = (Vec::new(), Vec::new());
-        for root in roots {
-            paths.push(match root {
-                Root::Directory(path) => path.clone(),
-                Root::Remote(place) => {
-                    let remote = Arc::new(opener.open(place, settings, runtime.clone())?);
-                    remotes.push(remote.clone());
-                    remote.root.clone()
-                }
-            });
-        }
-        let name = |root: &Root| match root {
-            Root::Directory(path) => path.display().to_string(),
-            Root::Remote(place) => place.to_string(),
+        let open = |root: &Root| match root {
+            Root::Directory(path) => Ok(Repository::new(path.display().to_string(), path.clone(), None)),
+            Root::Remote(place) => {
+                let remote = Arc::new(opener.open(place, settings, runtime.clone())?);
+                Ok(Repository::new(place.to_string(), remote.root.clone(), Some(remote)))
+            }
         };
-        Ok(Self { paths: paths.into(), names: roots.iter().map(name).collect(), remotes: remotes.into() })
+        Ok(Self { repositories: roots.iter().map(open).collect::<Result<_>>()? })
     }
 
     /// Each repository by itself, with its name.
     pub fn each(&self) -> Vec<(String, Self)> {
-        let one = |(path, name): (&PathBuf, &String)| {
-            let remotes = self.remotes.iter().filter(|remote| remote.root == *path).cloned().collect();
-            let (paths, names) = (Arc::new([path.clone()]), Arc::new([name.clone()]));
-            (name.clone(), Self { paths, names, remotes })
+        let one = |repository: &Arc<Repository>| {
+            (repository.name.clone(), Self { repositories: Arc::new([repository.clone()]) })
         };
-        self.paths.iter().zip(self.names.iter()).map(one).collect()
+        self.repositories.iter().map(one).collect()
     }
 
-    /// Looks at everything anew. Blocking.
-    ///
-    /// # Errors
-    /// If a repository cannot be read.
-    pub fn scan(&self) -> Result<Scan> {
-        self.scan_not_older(Duration::ZERO)
+    /// How each of them is named in the settings.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.repositories.iter().map(|repository| repository.name.as_str())
     }
 
-    /// As [`Roots::scan`], but what stores said not longer than `age_max` ago is not asked for again. Blocking.
-    ///
-    /// # Errors
-    /// If a repository cannot be read.
-    pub fn scan_not_older(&self, age_max: Duration) -> Result<Scan> {
-        for remote in self.remotes.iter().filter(|remote| !remote.is_fresh(age_max)) {
-            remote.refresh(None)?;
+    /// Looks at everything; what stores said not longer than `age_max` ago is not asked for again. Models of a repository
+    /// that cannot be read now are unreadable. Blocking.
+    pub fn scan(&self, age_max: Duration) -> Scan {
+        let ask = |repository: &Arc<Repository>| match &repository.remote {
+            Some(remote) if remote.is_fresh(age_max) => Ok(()),
+            _ => repository.ask(None),
+        };
+        let asked: Vec<Result<()>> = self.repositories.iter().map(ask).collect();
+        let mut found = scan::scan_readable(&self.paths());
+        let read = std::mem::take(&mut found.roots);
+        for ((repository, asked), read) in self.repositories.iter().zip(asked).zip(read) {
+            let read = repository.take(asked.and(read), &mut found);
+            found.roots.push(read);
         }
-        let mut found = scan::scan(&self.paths)?;
-        found.warnings.extend(self.remotes.iter().flat_map(|remote| remote.warnings()));
-        Ok(found)
+        found.warnings.extend(self.remotes().flat_map(|remote| remote.warnings()));
+        found
     }
 
     /// Looks for one model. Blocking.
     ///
     /// # Errors
-    /// As [`scan::find`]; also if a repository cannot be read.
+    /// As [`scan::find`]; if it is in none, why it cannot be looked for in one of them.
     pub fn find(&self, name: &str, warnings: &mut Vec<String>) -> Result<Found> {
         scan::check_name(name)?;
-        for remote in self.remotes.iter() {
-            remote.refresh(Some(name))?;
+        // One in trouble is asked only if no other has the model, so that what lies elsewhere does not wait for it.
+        let (troubled, well): (Vec<_>, Vec<_>) =
+            self.repositories.iter().partition(|repository| repository.trouble().is_some());
+        let ask = |repository: &Arc<Repository>| repository.ask(Some(name)).err();
+        let mut failed: Vec<Error> = well.iter().copied().filter_map(ask).collect();
+        if !well.iter().any(|repository| repository.path.join(name).is_dir()) {
+            failed.extend(troubled.into_iter().filter_map(ask));
         }
         // From here on, so that nothing changes between the look and the reading.
-        let mut reading: Vec<Reading> = self.remotes.iter().map(|remote| remote.reading(name)).collect();
-        let dir = scan::find(&self.paths, name, warnings)?;
+        let mut reading: Vec<Reading> = self.remotes().map(|remote| remote.reading(name)).collect();
+        let dir = scan::find(&self.paths(), name, warnings).map_err(|error| match error.kind() {
+            Kind::NotFound => {
+                let trouble = || self.repositories.iter().find_map(|repository| repository.trouble());
+                failed.into_iter().next().or_else(trouble).unwrap_or(error)
+            }
+            _ => error,
+        })?;
         reading.retain(|reading| dir.path.starts_with(&reading.remote.root));
         Ok(Found { dir, reading: reading.pop() })
     }
 
+    fn paths(&self) -> Vec<PathBuf> {
+        self.repositories.iter().map(|repository| repository.path.clone()).collect()
+    }
+
+    fn remotes(&self) -> impl Iterator<Item = &Arc<Remote>> {
+        self.repositories.iter().filter_map(|repository| repository.remote.as_ref())
+    }
+
     /// Ends everything that waits for an object store; for the end of the server.
     pub fn stop(&self) {
-        self.remotes.iter().for_each(|remote| remote.stop());
+        self.remotes().for_each(|remote| remote.stop());
     }
 
     /// How far the fetching of a model's files is; `None` if none are being fetched.
     pub fn progress(&self, name: &str) -> Option<Progress> {
-        self.remotes.iter().find_map(|remote| remote.progress(name))
+        self.remotes().find_map(|remote| remote.progress(name))
     }
+}
+
+impl Repository {
+    fn new(name: String, path: PathBuf, remote: Option<Arc<Remote>>) -> Arc<Self> {
+        Arc::new(Self { path, name, remote, state: Mutex::default() })
+    }
+
+    /// Asks its store, if it has one, what there is in all or of one model.
+    ///
+    /// # Errors
+    /// If nothing is known of what there is.
+    fn ask(&self, model: Option<&str>) -> Result<()> {
+        let Some(remote) = &self.remote else { return Ok(()) };
+        remote.refresh(model)?;
+        match remote.trouble() {
+            Some(error) => self.tell("cannot be listed: what is known of it and in the cache is used", &error),
+            None => self.is_well(),
+        }
+        Ok(())
+    }
+
+    /// Why it cannot be read as it is now.
+    fn trouble(&self) -> Option<Error> {
+        match &self.remote {
+            Some(remote) => remote.trouble(),
+            None => scan::entries(&self.path).err(),
+        }
+    }
+
+    /// Remembers the models that were read here. If that could not be, those that were there are unreadable in `scan`.
+    fn take(&self, read: Result<BTreeSet<String>>, scan: &mut Scan) -> Result<BTreeSet<String>> {
+        match &read {
+            Ok(models) => {
+                self.state.lock().models.clone_from(models);
+                if self.remote.is_none() {
+                    self.is_well();
+                }
+            }
+            Err(error) => {
+                self.tell("cannot be read: its models stay as they are", error);
+                for model in &self.state.lock().models {
+                    scan.models.remove(model);
+                    scan.duplicates.remove(model);
+                    scan.unreadable.insert(model.clone(), error.to_string());
+                }
+            }
+        }
+        read
+    }
+
+    /// Says what its trouble means, once for each reason.
+    fn tell(&self, what: &str, error: &Error) {
+        let reason = Some(lasting(error));
+        let mut state = self.state.lock();
+        if state.told != reason {
+            state.told = reason;
+            tracing::warn!(%error, "the repository '{}' {what}", self.name);
+        }
+    }
+
+    fn is_well(&self) {
+        if self.state.lock().told.take().is_some() {
+            tracing::info!("the repository '{}' can be read again", self.name);
+        }
+    }
+}
+
+/// What an error says, without how long things took.
+fn lasting(error: &Error) -> String {
+    let is_time =
+        |word: &&str| word.starts_with(|c: char| c.is_ascii_digit()) && word.trim_end_matches(',').ends_with('s');
+    error.message().split_whitespace().filter(|word| !is_time(word)).collect::<Vec<_>>().join(" ")
 }
 
 impl Found {
@@ -164,4 +268,69 @@ impl Found {
 /// Whether a file is there, or will be once it is fetched.
 pub(super) fn is_listed(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// Two directories, of which the first has models `a` and `both`, the second `b` and `both`.
+    fn two() -> (tempfile::TempDir, Roots) {
+        let top = tempfile::tempdir().expect("there is room");
+        for path in ["one/a/1", "one/both/1", "two/b/1", "two/both/1"] {
+            fs::create_dir_all(top.path().join(path)).expect("writable");
+        }
+        let roots = vec![top.path().join("one"), top.path().join("two")].into();
+        (top, roots)
+    }
+
+    fn move_away(top: &tempfile::TempDir) {
+        fs::rename(top.path().join("two"), top.path().join("away")).expect("writable");
+    }
+
+    #[test]
+    fn models_of_a_repository_that_is_away_are_unreadable_and_not_gone() {
+        let (top, roots) = two();
+        let scan = roots.scan(Duration::ZERO);
+        assert_eq!(scan.models.keys().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(scan.duplicates.len(), 1);
+        move_away(&top);
+        fs::create_dir(top.path().join("one/added")).expect("writable");
+        let scan = roots.scan(Duration::ZERO);
+        assert_eq!(scan.models.keys().collect::<Vec<_>>(), ["a", "added"]);
+        assert_eq!(scan.unreadable.keys().collect::<Vec<_>>(), ["b", "both"]);
+        assert!(scan.duplicates.is_empty());
+        let error = scan.roots[1].as_ref().expect_err("it is away");
+        assert!(scan.roots[0].is_ok() && error.message().starts_with("cannot read model repository"), "{error}");
+    }
+
+    #[test]
+    fn a_model_is_found_beside_a_repository_that_is_away() {
+        let (top, roots) = two();
+        move_away(&top);
+        let find = |name: &str| roots.find(name, &mut Vec::new());
+        assert_eq!(find("a").expect("it is there").dir.versions, [1]);
+        let error = find("b").expect_err("it is away");
+        assert!(error.message().starts_with("cannot read model repository"), "{error}");
+        fs::rename(top.path().join("away"), top.path().join("two")).expect("writable");
+        assert_eq!(find("nowhere").map(|_| ()).map_err(|error| error.kind()), Err(Kind::NotFound));
+    }
+
+    #[test]
+    fn trouble_is_told_once_for_each_reason() {
+        let (_top, roots) = two();
+        let repository = &roots.repositories[0];
+        let told = |text: &'static str| {
+            let before = repository.state.lock().told.clone();
+            repository.tell("", &Error::unavailable(text));
+            before != repository.state.lock().told
+        };
+        assert!(told("cannot list 's3://b': GET in 1.5s, after 2 retries: refused"));
+        assert!(!told("cannot list 's3://b': GET in 23.1ms, after 2 retries: refused"));
+        assert!(told("cannot list 's3://b': status 403"));
+        roots.scan(Duration::ZERO);
+        assert!(told("cannot list 's3://b': status 403"), "it was well in between");
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! Reads names, sizes and times, never contents. Begin with [`scan`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -32,6 +32,8 @@ pub struct Scan {
     pub duplicates: BTreeMap<String, String>,
     /// What was ignored and may be a mistake, one sentence each.
     pub warnings: Vec<String>,
+    /// The names of the models in each root, in the order of the roots, or why it cannot be read.
+    pub roots: Vec<Result<BTreeSet<String>>>,
 }
 
 /// One model's directory.
@@ -65,12 +67,23 @@ struct FileStamp {
 /// # Errors
 /// [`crate::error::Kind::InvalidArgument`] if a root cannot be read.
 pub fn scan(roots: &[PathBuf]) -> Result<Scan> {
+    let found = scan_readable(roots);
+    match found.roots.iter().find_map(|root| root.as_ref().err()) {
+        Some(error) => Err(error.clone()),
+        None => Ok(found),
+    }
+}
+
+/// As [`scan`], but looks at the others if a root cannot be read.
+pub(super) fn scan_readable(roots: &[PathBuf]) -> Scan {
     let mut found = Scan::default();
     let mut places: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
     for root in roots {
-        for (name, path) in model_directories(root, &mut found.warnings)? {
-            places.entry(name).or_default().push(path);
+        let models = model_directories(root, &mut found.warnings);
+        for (name, path) in models.iter().flatten() {
+            places.entry(name.clone()).or_default().push(path.clone());
         }
+        found.roots.push(models.map(|models| models.into_iter().map(|(name, _)| name).collect()));
     }
     for (name, paths) in places {
         if let [path] = paths.as_slice() {
@@ -88,7 +101,7 @@ pub fn scan(roots: &[PathBuf]) -> Result<Scan> {
             found.duplicates.insert(name, reason);
         }
     }
-    Ok(found)
+    found
 }
 
 /// The directory of one model in the roots, without looking at the others.
@@ -215,12 +228,22 @@ impl Stamp {
     }
 }
 
+/// What lies in a root.
+///
+/// # Errors
+/// [`crate::error::Kind::InvalidArgument`] if it cannot be read.
+pub(super) fn entries(root: &Path) -> Result<fs::ReadDir> {
+    fs::read_dir(root).map_err(|error| cannot_read(root, &error))
+}
+
+fn cannot_read(root: &Path, error: &io::Error) -> Error {
+    Error::invalid(format!("cannot read model repository '{}': {error}", root.display()))
+}
+
 fn model_directories(root: &Path, warnings: &mut Vec<String>) -> Result<Vec<(String, PathBuf)>> {
-    let cannot_read =
-        |error: io::Error| Error::invalid(format!("cannot read model repository '{}': {error}", root.display()));
     let mut models = Vec::new();
-    for entry in fs::read_dir(root).map_err(cannot_read)? {
-        let entry = entry.map_err(cannot_read)?;
+    for entry in entries(root)? {
+        let entry = entry.map_err(|error| cannot_read(root, &error))?;
         let path = entry.path();
         let Ok(name) = entry.file_name().into_string() else {
             warnings.push(format!("'{}' is ignored: a model name is valid UTF-8", path.display()));

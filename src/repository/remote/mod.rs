@@ -2,7 +2,7 @@
 //!
 //! A [`Remote`] is one such repository. [`Remote::refresh`] asks the store what there is and makes a tree of links show
 //! it; [`Remote::fetch`] brings the files that some links lead to into the cache, or finds them there. If the store cannot
-//! be reached, what it said last holds, also across restarts. Everything here blocks, on the threads of loaders and scans.
+//! be reached or refuses, what it said last holds, also across restarts. Everything here blocks, on the threads of loaders and scans.
 
 mod bucket;
 mod cache;
@@ -41,7 +41,7 @@ pub use self::place::{Place, Store};
 
 /// How often an object is fetched anew whose contents are not what the store says.
 const FETCHES_MAX: u32 = 3;
-/// How long a store that could not be reached is not asked again while there is something to go on with.
+/// How long a store that could not be listed is not asked again while there is something to go on with.
 const REST: Duration = Duration::from_secs(5);
 
 /// How repositories in object stores are used.
@@ -112,11 +112,19 @@ struct State {
     shown: Option<Listing>,
     /// When all of it was known last.
     listed: Option<Instant>,
-    /// When the store could not be reached last.
-    failed: Option<Instant>,
+    /// Why the store could not be listed when it was asked last.
+    failed: Option<Failure>,
     /// Models whose files are being read, by how many loads.
     reading: BTreeMap<String, usize>,
     fetching: BTreeMap<String, Arc<Fetching>>,
+}
+
+#[derive(Debug)]
+struct Failure {
+    error: Error,
+    at: Instant,
+    /// How long it took to fail.
+    took: Duration,
 }
 
 #[derive(Debug)]
@@ -180,15 +188,16 @@ impl Remote {
         Ok(Self { bucket, cache, root, saved, runtime, stop: CancellationToken::new(), state, _trees: trees })
     }
 
-    /// Asks the store what there is, in all or of one model, and shows it. If the store cannot be reached, what it said
-    /// last is shown.
+    /// Asks the store what there is, in all or of one model, and shows it. If the store cannot be reached or refuses,
+    /// what it said last is shown.
     ///
     /// # Errors
-    /// If the store refuses, or cannot be reached and nothing is known of it.
+    /// If the store cannot be reached or refuses, and nothing is known of it.
     pub(super) fn refresh(&self, model: Option<&str>) -> Result<()> {
-        if self.rests() {
-            return Ok(());
+        if let Some(known) = self.rest() {
+            return known;
         }
+        let began = Instant::now();
         // What is known of one model is kept with what is known of all.
         let model = model.filter(|_| self.state.lock().shown.is_some());
         match self.wait(self.bucket.list(model)) {
@@ -207,8 +216,8 @@ impl Remote {
                 }
                 self.show(&mut state, next, true)
             }
-            Err(error) if error.kind() == Kind::Unavailable => self.go_on_with_known(error),
-            Err(error) => Err(error),
+            // After a refusal too: credentials expire, and what was fetched is still there.
+            Err(error) => self.go_on_with_known(error, began.elapsed()),
         }
     }
 
@@ -218,14 +227,25 @@ impl Remote {
         self.runtime.block_on(async { self.stop.run_until_cancelled(work).await.unwrap_or_else(stopped) })
     }
 
-    /// Whether the store could not be reached a moment ago and there is something to go on with.
-    fn rests(&self) -> bool {
+    /// What there is to go on with while a store that has just failed is not asked again.
+    fn rest(&self) -> Option<Result<()>> {
         let state = self.state.lock();
-        state.shown.is_some() && state.failed.is_some_and(|when| when.elapsed() < REST)
+        let Failure { error, at, took } = state.failed.as_ref()?;
+        match state.shown {
+            Some(_) => (at.elapsed() < REST.max(*took)).then_some(Ok(())),
+            // One that fails at once may be asked at once, but not all of the time is spent on one that is slow to fail.
+            None => (at.elapsed() < *took).then(|| Err(error.clone())),
+        }
     }
 
-    fn go_on_with_known(&self, error: Error) -> Result<()> {
+    /// Why the store could not be listed when it was asked last; `None` if it could.
+    pub(super) fn trouble(&self) -> Option<Error> {
+        self.state.lock().failed.as_ref().map(|failure| failure.error.clone())
+    }
+
+    fn go_on_with_known(&self, error: Error, took: Duration) -> Result<()> {
         let mut state = self.state.lock();
+        state.failed = Some(Failure { error: error.clone(), at: Instant::now(), took });
         if state.shown.is_none() {
             let saved = self.cache.saved(&self.saved);
             let Some(saved) = saved.and_then(|text| serde_json::from_slice::<Listing>(&text).ok()) else {
@@ -233,8 +253,6 @@ impl Remote {
             };
             self.show(&mut state, saved, false)?;
         }
-        state.failed = Some(Instant::now());
-        tracing::warn!(%error, "the repository cannot be reached: what is known of it and in the cache is used");
         Ok(())
     }
 

@@ -90,14 +90,15 @@ fn what_the_store_said_last_holds_when_it_cannot_be_reached() {
     lab.put("models/a/1/model.pt", "one");
     let gone = || Error::unavailable("gone");
     let remote = lab.remote();
-    assert_eq!(remote.go_on_with_known(gone()), Err(gone()), "nothing is known yet");
+    assert_eq!(remote.go_on_with_known(gone(), Duration::ZERO), Err(gone()), "nothing is known yet");
     remote.refresh(None).expect("memory can be read");
     drop(remote.fetch("a", Part::Versions(&[1])).expect("it is there"));
     let before = stamp(&remote, "a");
     drop(remote);
     // Another process, later.
     let remote = lab.remote();
-    remote.go_on_with_known(gone()).expect("it was saved");
+    remote.go_on_with_known(gone(), Duration::ZERO).expect("it was saved");
+    assert_eq!(remote.trouble(), Some(gone()));
     let after = stamp(&remote, "a");
     assert_eq!(after.stamp, before.stamp);
     remote.fetch("a", Part::Versions(&[1])).expect("it is in the cache");
