@@ -182,7 +182,7 @@ impl Repository {
         remote.refresh(model)?;
         match remote.trouble() {
             Some(error) => self.tell("cannot be listed: what is known of it and in the cache is used", &error),
-            None => self.is_well(),
+            None => self.tell_over(),
         }
         Ok(())
     }
@@ -201,7 +201,7 @@ impl Repository {
             Ok(models) => {
                 self.state.lock().models.clone_from(models);
                 if self.remote.is_none() {
-                    self.is_well();
+                    self.tell_over();
                 }
             }
             Err(error) => {
@@ -226,7 +226,7 @@ impl Repository {
         }
     }
 
-    fn is_well(&self) {
+    fn tell_over(&self) {
         if self.state.lock().told.take().is_some() {
             tracing::info!("the repository '{}' can be read again", self.name);
         }

@@ -207,8 +207,7 @@ def test_a_store_that_is_down_does_not_matter_if_the_cache_is_warm(cache):
         store.stop()
         with Serving(bucket, cache) as server:
             assert_adds(server)
-            assert "the repository cannot be reached" in server.log_text()
-            assert bucket.url in server.log_text()
+            assert f"the repository '{bucket.url}' cannot be listed: what is known of it" in server.log_text()
         with pytest.raises(AssertionError) as failed:
             Serving(bucket, cache.parent / "cold")
         assert "the server ended with 1" in str(failed.value)
@@ -274,8 +273,11 @@ def test_credentials(cache, tmp_path):
         with Serving(bucket, cache, variables=right) as server:
             assert_adds(server)
         wrong = {**right, "AWS_SECRET_ACCESS_KEY": "not-this-one"}
+        with Serving(bucket, cache, variables=wrong) as server:
+            assert_adds(server)
+            assert "status 403, SignatureDoesNotMatch" in server.log_text(), "it goes on with what is in the cache"
         with pytest.raises(AssertionError) as failed:
-            Serving(bucket, cache, variables=wrong)
+            Serving(bucket, tmp_path / "cold", variables=wrong)
         assert f"cannot list '{bucket.url}': status 403, SignatureDoesNotMatch" in str(failed.value)
         assert "(credentials: AWS_ACCESS_KEY_ID of the environment)" in str(failed.value)
         assert "not-this-one" not in str(failed.value)
@@ -306,6 +308,51 @@ def test_a_bucket_and_a_directory_together(filled, cache, tmp_path):
     shutil.copytree(ROOT / "model_repository" / "identity", tmp_path / "local" / "identity")
     with Serving(filled, cache, "--model-repository", str(tmp_path / "local")) as server:
         assert {name for name, _ in server.states()} == {"add_sub", "plain", "identity"}
+
+
+def test_a_bucket_that_refuses_does_not_take_the_others_with_it(cache, tmp_path):
+    local = tmp_path / "local"
+    write_model(local, "plain", identity_config(["FP32"]))
+    with Store() as store:
+        bucket = store.bucket()
+        upload_example(bucket)
+        wrong = {**store.check_credentials(), "AWS_SECRET_ACCESS_KEY": "not-this-one"}
+        refusal = f"cannot list '{bucket.url}': status 403"
+
+        def serving(*flags):
+            return Serving(bucket, cache, "--model-repository", str(local), *flags, variables=wrong)
+
+        with serving("--model-control-mode=poll", "--repository-poll-secs=1") as server:
+            assert set(server.states()) == {("plain", "1")}
+            write_model(local, "added", identity_config(["FP32"]))
+            wait_until(lambda: ("added", "1") in server.states())
+            shutil.rmtree(local / "added")
+            wait_until(lambda: server.states()[("added", "1")] == ("UNAVAILABLE", "unloaded"))
+            assert server.log_text().count(refusal) == 1, "it is said once, not at each poll"
+        with serving("--model-control-mode=explicit", "--load-model=plain") as server:
+            assert server.states()[("plain", "1")][0] == "READY"
+            load(server, "plain")
+            with pytest.raises(Exception, match="status 403"):
+                load(server)
+        with pytest.raises(AssertionError) as failed:
+            serving("--exit-on-error=true")
+        assert "the server ended with 1" in str(failed.value)
+        assert bucket.url in str(failed.value).splitlines()[-1]
+
+
+def test_a_store_that_goes_down_stops_no_polling_and_unloads_nothing(cache, tmp_path):
+    local = tmp_path / "local"
+    write_model(local, "plain", identity_config(["FP32"]))
+    with Store() as store:
+        bucket = store.bucket()
+        upload_example(bucket)
+        flags = ["--model-repository", str(local), "--model-control-mode=poll", "--repository-poll-secs=1"]
+        with Serving(bucket, cache, *flags) as server:
+            store.stop()
+            write_model(local, "added", identity_config(["FP32"]))
+            wait_until(lambda: ("added", "1") in server.states())
+            assert_adds(server)
+            assert server.log_text().count("cannot be listed: what is known of it") == 1
 
 
 def test_google_s_protocol_is_spoken(filled, cache, store):
