@@ -355,6 +355,16 @@ def test_a_store_that_goes_down_stops_no_polling_and_unloads_nothing(cache, tmp_
             assert server.log_text().count("cannot be listed: what is known of it") == 1
 
 
+def test_a_key_that_no_file_can_have_is_ignored(filled, cache):
+    for key in ("/add_sub/1/model.pt", "Icon%0D", "add_sub/Icon%0D", "add_sub//1/model.pt", "add_sub/../other/f"):
+        filled.put(key, "odd")
+    with Serving(filled, cache) as server:
+        assert_adds(server)
+        assert set(server.states()) == {("add_sub", "2")}
+        for told in ("models//add_sub/1/model.pt", "models/Icon\\r", "models/add_sub/Icon\\r", "models/add_sub/../other/f"):
+            assert f"the object '{told}' in '" in server.log_text()
+
+
 def test_google_s_protocol_is_spoken(filled, cache, store):
     """Google's XML interface is close enough to S3's that moto answers it; Google itself was not asked."""
     url = filled.url.replace("s3://", "gs://")

@@ -1,7 +1,10 @@
 //! How object stores are reached: the HTTP client that the server has anyway, with TLS by rustls and the system's roots.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::header::CONTENT_LENGTH;
 use http_body_util::BodyExt as _;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
@@ -12,10 +15,15 @@ use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody, HttpResponse, HttpResponseBody,
     HttpService,
 };
+use parking_lot::Mutex;
 use rustls::crypto::ring;
+
+use super::page;
 
 /// How long a connection may take to open.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
+/// How many keys that no file can have are told of.
+const ODD_KEYS_TOLD_MAX: usize = 100;
 
 /// Makes clients that give up on a server that says nothing for this long.
 #[derive(Clone, Debug)]
@@ -31,6 +39,8 @@ pub(super) struct Headers(pub(super) http::HeaderMap);
 struct Service {
     client: Client<HttpsConnector<Tcp>, HttpRequestBody>,
     silence_max: Duration,
+    /// Keys that were told of, each with its store; behind a lock because models are looked for at the same time.
+    told: Mutex<BTreeSet<(String, String)>>,
 }
 
 /// An error in one line, its causes included.
@@ -73,13 +83,35 @@ impl HttpConnector for Connector {
         })?;
         let https = builder.https_or_http().enable_http1().wrap_connector(tcp);
         let client = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(https);
-        Ok(HttpClient::new(Service { client, silence_max: self.silence_max }))
+        Ok(HttpClient::new(Service { client, silence_max: self.silence_max, told: Mutex::default() }))
+    }
+}
+
+impl Service {
+    /// A page of a listing as `object_store` can read it.
+    fn readable(&self, store: &str, page: Bytes) -> Bytes {
+        let Ok(text) = std::str::from_utf8(&page) else { return page };
+        let (kept, odd) = page::without_odd_keys(text);
+        if odd.is_empty() {
+            return page;
+        }
+        let mut told = self.told.lock();
+        for key in odd {
+            if told.len() < ODD_KEYS_TOLD_MAX && told.insert((store.to_owned(), key.clone())) {
+                tracing::warn!("the object '{key}' in '{store}' is ignored: no file can have that name");
+            }
+        }
+        kept.into()
     }
 }
 
 #[async_trait::async_trait]
 impl HttpService for Service {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        let listed = page::is_asked_by(request.uri()).then(|| {
+            let uri = request.uri();
+            format!("{}{}", uri.authority().map_or("", |authority| authority.as_str()), uri.path())
+        });
         let response = match tokio::time::timeout(self.silence_max, self.client.request(request)).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
@@ -94,6 +126,12 @@ impl HttpService for Service {
         let (mut parts, body) = response.into_parts();
         parts.extensions.insert(Headers(parts.headers.clone()));
         let body = body.map_err(|error| HttpError::new(HttpErrorKind::Interrupted, Fault::of(&error)));
+        if let Some(store) = listed.filter(|_| parts.status.is_success()) {
+            let page = body.collect().await?.to_bytes();
+            // The length is another one if anything was taken out.
+            parts.headers.remove(CONTENT_LENGTH);
+            return Ok(HttpResponse::from_parts(parts, self.readable(&store, page).into()));
+        }
         Ok(HttpResponse::from_parts(parts, HttpResponseBody::new(body)))
     }
 }

@@ -10,6 +10,7 @@ mod checksum;
 mod connector;
 mod credentials;
 mod listing;
+mod page;
 mod place;
 mod tree;
 
