@@ -22,21 +22,33 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// # Errors
 /// [`crate::error::Kind::InvalidArgument`] if a file is not there or is another one.
 pub(super) fn check(agents: &Option<ModelRepositoryAgents>, directory: &Path) -> Result<()> {
-    for agent in agents.iter().flat_map(|agents| &agents.agents) {
-        let mut expected: Vec<_> = agent.parameters.iter().collect();
-        expected.sort();
-        for (key, digest) in expected {
-            let Some((_, name)) = key.split_once(':').filter(|(_, name)| is_inside(name)) else { continue };
-            let found = md5_of(&directory.join(name))
-                .map_err(|error| Error::invalid(format!("failed to open text file for read {name}: {error}")))?;
-            if !digest.eq_ignore_ascii_case(&found) {
-                return Err(Error::invalid(format!(
-                    "Mismatched MD5 hash for file {name}, expect: {digest}, got: {found}"
-                )));
-            }
+    for (name, digest) in expected(agents) {
+        let found = md5_of(&directory.join(name))
+            .map_err(|error| Error::invalid(format!("failed to open text file for read {name}: {error}")))?;
+        if !digest.eq_ignore_ascii_case(&found) {
+            return Err(Error::invalid(format!("Mismatched MD5 hash for file {name}, expect: {digest}, got: {found}")));
         }
     }
     Ok(())
+}
+
+/// The files that [`check`] reads, relative to the model's directory.
+pub(super) fn files(agents: &Option<ModelRepositoryAgents>) -> Vec<&str> {
+    expected(agents).into_iter().map(|(name, _)| name).collect()
+}
+
+/// The files that are checked, each with its digest.
+fn expected(agents: &Option<ModelRepositoryAgents>) -> Vec<(&str, &str)> {
+    let mut expected = Vec::new();
+    for agent in agents.iter().flat_map(|agents| &agents.agents) {
+        let mut parameters: Vec<_> = agent.parameters.iter().collect();
+        parameters.sort();
+        for (key, digest) in parameters {
+            let name = key.split_once(':').map(|(_, name)| name).filter(|name| is_inside(name));
+            expected.extend(name.map(|name| (name, digest.as_str())));
+        }
+    }
+    expected
 }
 
 fn md5_of(path: &Path) -> std::io::Result<String> {

@@ -158,8 +158,11 @@ impl Loader {
             check_regular(&of_version)?;
             files.insert(version, of_version);
         }
-        // Before anything is read that may not be what its author meant.
-        agents::check(&written.schema.model_repository_agents, &dir.path)?;
+        // Before anything is read that may not be what its author meant. Agents may name files of other versions.
+        let checked = &written.schema.model_repository_agents;
+        let until_checked = found.fetch_files(&agents::files(checked), &selected.versions)?;
+        agents::check(checked, &dir.path)?;
+        drop(until_checked);
         if let Some((_, latest)) = files.last_key_value()
             && self.auto_complete
             && !written.is_ensemble()

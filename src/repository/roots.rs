@@ -257,6 +257,17 @@ impl Found {
         self.fetch(Part::Versions(versions))
     }
 
+    /// Fetches files by their names, if anything must be fetched, but for those of versions that are there already. Blocking.
+    ///
+    /// # Errors
+    /// If a file cannot be fetched.
+    pub fn fetch_files(&self, names: &[&str], there: &[Version]) -> Result<Files> {
+        match names.is_empty() {
+            true => Ok(Files::default()),
+            false => self.fetch(Part::Files { names, there }),
+        }
+    }
+
     fn fetch(&self, part: Part<'_>) -> Result<Files> {
         match &self.reading {
             Some(reading) => reading.remote.fetch(&self.dir.name, part),

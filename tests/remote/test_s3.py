@@ -1,5 +1,6 @@
 """Model repositories in a bucket: loading, polling, the cache, faults of the store, and credentials."""
 
+import hashlib
 import json
 import shutil
 import threading
@@ -363,6 +364,26 @@ def test_a_key_that_no_file_can_have_is_ignored(filled, cache):
         assert set(server.states()) == {("add_sub", "2")}
         for told in ("models//add_sub/1/model.pt", "models/Icon\\r", "models/add_sub/Icon\\r", "models/add_sub/../other/f"):
             assert f"the object '{told}' in '" in server.log_text()
+
+
+def test_a_checksum_may_be_of_a_version_that_is_not_served(bucket, cache, store):
+    def agents(digests):
+        pairs = "".join(f'parameters {{ key: "MD5:{name}" value: "{digest}" }} ' for name, digest in digests.items())
+        return f'model_repository_agents {{ agents {{ name: "checksum" {pairs} }} }}'
+
+    names = ("1/model.pt", "2/model.pt")
+    files = {name: (ROOT / "model_repository" / "add_sub" / name).read_bytes() for name in names}
+    digests = {name: hashlib.md5(contents).hexdigest() for name, contents in files.items()}
+    upload_example(bucket, agents(digests))
+    store.requests()
+    with Serving(bucket, cache) as server:
+        assert_adds(server)
+        assert set(server.states()) == {("add_sub", "2")}
+        assert bucket.shown(store.fetched()) == ["add_sub/1/model.pt", MODEL, CONFIG]
+    upload_example(bucket, agents({**digests, "1/model.pt": digests["2/model.pt"]}))
+    with Serving(bucket, cache) as server:
+        ((_, (state, reason)),) = server.states().items()
+        assert state == "UNAVAILABLE" and "Mismatched MD5 hash for file 1/model.pt" in reason
 
 
 def test_google_s_protocol_is_spoken(filled, cache, store):

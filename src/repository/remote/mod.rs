@@ -76,6 +76,8 @@ pub(super) enum Part<'a> {
     Shared,
     /// Everything of these versions.
     Versions(&'a [Version]),
+    /// Files of versions other than those that are there, by their names.
+    Files { names: &'a [&'a str], there: &'a [Version] },
 }
 
 /// Fetched files, which stay in the cache as long as this is there.
@@ -395,10 +397,16 @@ impl Remote {
 
 impl Part<'_> {
     fn has(self, path: &str) -> bool {
+        let is_one = |versions: &[Version], version: &str| versions.iter().any(|wanted| wanted.to_string() == version);
         match (self, Model::version_of(path)) {
             (Part::Shared, version) => version.is_none(),
-            (Part::Versions(versions), Some(version)) => versions.iter().any(|wanted| wanted.to_string() == version),
-            (Part::Versions(_), None) => false,
+            (Part::Versions(versions), Some(version)) => is_one(versions, version),
+            (Part::Files { names, there }, Some(version)) => {
+                // People write `./` and `//`.
+                let is_it = |name: &&str| Path::new(name.trim_start_matches("./")) == Path::new(path);
+                !is_one(there, version) && names.iter().any(is_it)
+            }
+            (Part::Versions(_) | Part::Files { .. }, None) => false,
         }
     }
 }

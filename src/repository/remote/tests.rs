@@ -67,6 +67,22 @@ fn a_scan_fetches_nothing_and_a_load_what_it_needs() {
 }
 
 #[test]
+fn files_of_other_versions_are_fetched_by_their_names() {
+    let lab = Lab::new();
+    for path in ["config.pbtxt", "1/model.pt", "1/other", "2/model.pt", "3/model.pt"] {
+        lab.put(&format!("models/a/{path}"), path);
+    }
+    let remote = lab.remote();
+    remote.refresh(None).expect("memory can be read");
+    let names = ["./1/model.pt", "2//model.pt", "3/model.pt", "config.pbtxt", "4/none"];
+    let _files = remote.fetch("a", Part::Files { names: &names, there: &[3] }).expect("they are there");
+    let directory = stamp(&remote, "a").path;
+    let is_there = |path: &str| fs::read(directory.join(path)).is_ok();
+    assert!(is_there("1/model.pt") && is_there("2/model.pt"));
+    assert_eq!(lab.cached(), 2, "the others are there already, or nobody named them");
+}
+
+#[test]
 fn a_change_is_seen_but_not_while_the_model_is_read() {
     let lab = Lab::new();
     lab.put("models/a/1/model.pt", "one");
