@@ -14,7 +14,7 @@ SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 # Debian keeps one version of each package, so an exact one would stop existing; the release is pinned.
 # hadolint ignore=DL3008
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends g++ make python3 python3-pip \
+ && apt-get install --yes --no-install-recommends ca-certificates g++ make python3 python3-pip \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 # What is downloaded changes seldom, so it comes before the sources: pinned wheels, by hash.
@@ -30,6 +30,7 @@ COPY src src
 RUN cargo build --release --locked --bin nereid
 COPY scripts/install scripts/
 RUN scripts/install target/release/nereid /opt/nereid
+RUN install -D --mode=644 /etc/ssl/certs/ca-certificates.crt /opt/certificates/ca-certificates.crt
 
 FROM build AS models
 RUN python3 scripts/setup-minilm
@@ -55,10 +56,14 @@ LABEL org.opencontainers.image.title="Nereid" \
 RUN test -e /usr/lib/x86_64-linux-gnu/libstdc++.so.6 \
  && groupadd --gid 10001 nereid \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin nereid \
- && mkdir /models
+ && mkdir /models /var/cache/nereid \
+ && chown 10001:10001 /var/cache/nereid
 COPY --from=build /opt/nereid /opt/nereid
-# The NVIDIA runtime gives a container its devices by these; without it they mean nothing.
+# Object stores are reached in TLS.
+COPY --from=build /opt/certificates/ca-certificates.crt /etc/ssl/certs/
+# The user has no home that a cache could be in. The NVIDIA runtime gives a container its devices by these; without it they mean nothing.
 ENV PATH=/opt/nereid/bin:${PATH} \
+    NEREID_REPOSITORY_CACHE_DIRECTORY=/var/cache/nereid \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 10001:10001

@@ -63,6 +63,19 @@ def test_the_image_runs_as_nobody_in_particular_and_is_asked_for_its_health():
     assert "STOPSIGNAL SIGTERM" in DOCKERFILE
 
 
+def test_the_image_has_what_object_stores_need():
+    server = DOCKERFILE.split(" AS server\n")[1].split("\nFROM ")[0]
+    assert re.search(r"^COPY --from=build \S+/ca-certificates.crt /etc/ssl/certs/$", server, re.M)
+    user = re.search(r"^USER (\d+:\d+)$", server, re.M)[1]
+    variable, cache = re.search(r"(NEREID_\w+)=(/\S*cache\S*)", server).groups()
+    assert re.search(rf"mkdir (\S+ )*{cache} ", server)
+    assert f"chown {user} {cache}\n" in server
+    told = subprocess.run([BINARY, "serve", "--help"], capture_output=True, text=True, check=True).stdout
+    assert f"--{variable.removeprefix('NEREID_').lower().replace('_', '-')} <DIR>" in told
+    mounted = [volume.split(":")[1] for volume in COMPOSE["services"]["server"]["volumes"]]
+    assert cache in mounted, "its root is read-only"
+
+
 def test_the_image_names_the_default_ports():
     exposed = re.search(r"^EXPOSE (.*)$", DOCKERFILE, re.M)[1]
     assert [int(port) for port in exposed.split()] == [default_of(f"{name}-port") for name in ("http", "grpc", "metrics")]
@@ -116,6 +129,15 @@ def test_health_of_a_server_is_known_by_either_port(repository):
     assert status == 1 and "nobody answers" in said
     status, said = health(**ports, NEREID_ALLOW_GRPC="false")
     assert status == 1 and "nobody answers" in said
+
+
+def test_health_is_asked_at_the_server_s_own_address(repository, tmp_path):
+    with Nereid(repository, "--model-control-mode=explicit", "--load-model=echo", "--grpc-address=127.0.0.2") as running:
+        port = running.grpc.rsplit(":", 1)[1]
+        assert health(NEREID_GRPC_ADDRESS="127.0.0.2", NEREID_GRPC_PORT=port) == (0, f"127.0.0.2:{port} is ready\n")
+        settings = tmp_path / "nereid.toml"
+        settings.write_text(f'grpc-address = "127.0.0.2"\ngrpc-port = {port}\n')
+        assert health(NEREID_CONFIG=str(settings), NEREID_GRPC_PORT="tcp://10.0.0.11:8001")[0] == 0
 
 
 def test_a_server_that_is_not_ready_is_not_healthy(server):

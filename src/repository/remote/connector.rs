@@ -1,12 +1,14 @@
 //! How object stores are reached: the HTTP client that the server has anyway, with TLS by rustls and the system's roots.
 
 use std::collections::BTreeSet;
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
 use http_body_util::BodyExt as _;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector as Tcp;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -16,7 +18,9 @@ use object_store::client::{
     HttpService,
 };
 use parking_lot::Mutex;
+use rustls::client::WantsClientCert;
 use rustls::crypto::ring;
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier};
 
 use super::page;
 
@@ -41,7 +45,12 @@ struct Service {
     silence_max: Duration,
     /// Keys that were told of, each with its store; behind a lock because models are looked for at the same time.
     told: Mutex<BTreeSet<(String, String)>>,
+    /// Why nobody can be trusted in TLS; `None` if the system has certificates.
+    untrusting: Option<String>,
 }
+
+/// What TLS trusts, or why it is nothing.
+type Trusting = io::Result<ConfigBuilder<ClientConfig, WantsClientCert>>;
 
 /// An error in one line, its causes included.
 #[derive(Debug)]
@@ -72,22 +81,35 @@ impl Fault {
 
 impl HttpConnector for Connector {
     fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
-        let mut tcp = Tcp::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(CONNECT_MAX));
-        let builder = HttpsConnectorBuilder::new().with_provider_and_native_roots(ring::default_provider());
-        let builder = builder.map_err(|error| object_store::Error::Generic {
-            store: "object store",
-            source: format!("the system's certificates cannot be read: {error}").into(),
-        })?;
-        let https = builder.https_or_http().enable_http1().wrap_connector(tcp);
-        let client = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(https);
-        Ok(HttpClient::new(Service { client, silence_max: self.silence_max, told: Mutex::default() }))
+        let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+        let builder = builder
+            .with_safe_default_protocol_versions()
+            .map_err(|error| object_store::Error::Generic { store: "object store", source: Box::new(error) })?;
+        let trusting = builder.clone().with_native_roots();
+        Ok(HttpClient::new(Service::new(builder, trusting, self.silence_max)))
     }
 }
 
 impl Service {
+    /// Without certificates of the system only what is not TLS can be reached.
+    fn new(builder: ConfigBuilder<ClientConfig, WantsVerifier>, trusting: Trusting, silence_max: Duration) -> Self {
+        let (trusting, untrusting) = match trusting {
+            Ok(trusting) => (trusting, None),
+            Err(error) => {
+                let why = format!("the system's certificates cannot be read: {error}");
+                (builder.with_root_certificates(RootCertStore::empty()), Some(why))
+            }
+        };
+        let mut tcp = Tcp::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(CONNECT_MAX));
+        let builder = HttpsConnectorBuilder::new().with_tls_config(trusting.with_no_client_auth());
+        let https = builder.https_or_http().enable_http1().wrap_connector(tcp);
+        let client = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(https);
+        Self { client, silence_max, told: Mutex::default(), untrusting }
+    }
+
     /// A page of a listing as `object_store` can read it.
     fn readable(&self, store: &str, page: Bytes) -> Bytes {
         let Ok(text) = std::str::from_utf8(&page) else { return page };
@@ -108,6 +130,10 @@ impl Service {
 #[async_trait::async_trait]
 impl HttpService for Service {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        if let Some(why) = self.untrusting.as_ref().filter(|_| request.uri().scheme_str() == Some("https")) {
+            // Of a kind that is not tried again.
+            return Err(HttpError::new(HttpErrorKind::Unknown, Fault(why.clone())));
+        }
         let listed = page::is_asked_by(request.uri()).then(|| {
             let uri = request.uri();
             format!("{}{}", uri.authority().map_or("", |authority| authority.as_str()), uri.path())
@@ -133,5 +159,38 @@ impl HttpService for Service {
             return Ok(HttpResponse::from_parts(parts, self.readable(&store, page).into()));
         }
         Ok(HttpResponse::from_parts(parts, HttpResponseBody::new(body)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn without_certificates_only_tls_is_refused() {
+        let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+        let builder = builder.with_safe_default_protocol_versions().expect("they fit the provider");
+        let none = Err(io::Error::new(io::ErrorKind::NotFound, "no certificates"));
+        let service = Service::new(builder, none, Duration::from_secs(10));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let call = |scheme: &str| {
+            let request = http::Request::get(format!("{scheme}://{address}/")).body(HttpRequestBody::empty());
+            service.call(request.expect("a URL"))
+        };
+        let serve = async {
+            let (mut stream, _) = listener.accept().await.expect("somebody asks");
+            let _ = stream.read(&mut [0; 1024]).await;
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+        };
+        let (plain, ()) = tokio::join!(call("http"), serve);
+        assert_eq!(plain.expect("it needs no certificates").status(), 200);
+        let error = call("https").await.expect_err("nobody is trusted");
+        assert_eq!(error.kind(), HttpErrorKind::Unknown);
+        let said = Fault::of(&error).0;
+        assert!(said.contains("the system's certificates cannot be read: no certificates"), "{said}");
     }
 }
