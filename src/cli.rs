@@ -170,12 +170,13 @@ fn command() -> Command {
                 .about("Ask a server whether it is ready; exit 0 if so")
                 .arg(
                     Arg::new("grpc").long("grpc").value_name("HOST:PORT|unix:PATH").help(
-                        "Where the server's gRPC is [default: 127.0.0.1 and the port of NEREID_GRPC_PORT or 8001]",
+                        "Where the server's gRPC is [default: by NEREID_GRPC_ADDRESS and NEREID_GRPC_PORT, or the file of \
+                         NEREID_CONFIG, else 127.0.0.1:8001]",
                     ),
                 )
                 .arg(Arg::new("http").long("http").value_name("HOST:PORT|unix:PATH").help(
-                    "Where its HTTP is, to ask there [default if NEREID_ALLOW_GRPC is false: 127.0.0.1 and \
-                         NEREID_HTTP_PORT or 8000]",
+                    "Where its HTTP is, to ask there [default if NEREID_ALLOW_GRPC is false: by NEREID_HTTP_ADDRESS and \
+                         NEREID_HTTP_PORT, or the file, else 127.0.0.1:8000]",
                 ))
                 .arg(
                     Arg::new("root-cert")

@@ -16,6 +16,7 @@ pub mod typed;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -174,14 +175,25 @@ impl Config {
         }
     }
 
-    /// Where a server with this process's environment can be asked for its health, on this machine.
+    /// Where a server with this process's environment, and the file that it names, can be asked for its health, on this
+    /// machine.
     pub fn door_of_process() -> Door {
-        let typed = Typed::read(&[], &environment(), None);
+        let environment = environment();
+        let path = Typed::read(&[], &environment, None).texts("config").and_then(|mut texts| texts.pop());
+        // A server does not start with a file that cannot be read, so that nobody will answer.
+        let text = path.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
+        let file = path.as_ref().zip(text.as_ref()).map(|(path, text)| File { path, text });
+        Self::door(&environment, file)
+    }
+
+    /// Where a server with these variables and this file can be asked for its health.
+    fn door(environment: &Environment, file: Option<File<'_>>) -> Door {
+        let typed = Typed::read(&[], environment, file);
         let text = |name| typed.texts(name).and_then(|mut texts| texts.pop());
         let truth = |name| text(name).and_then(|text| typed::parse_bool(&text)).unwrap_or_default();
-        let local = |address, port| match text(address).filter(|address| address.starts_with("unix:")) {
-            Some(address) => address,
-            None => format!("127.0.0.1:{}", text(port).unwrap_or_default()),
+        let local = |address, port| match text(address).unwrap_or_default() {
+            path if path.starts_with("unix:") => path,
+            address => format!("{}:{}", host_of(&address), text(port).unwrap_or_default()),
         };
         let http = local("http-address", "http-port");
         match (truth("allow-grpc"), truth("single-port")) {
@@ -221,6 +233,16 @@ impl Config {
         };
         front_ends::check_ports(&config, &mut reader);
         if reader.typed.mistakes.is_empty() { Ok(config) } else { Err(Mistakes(reader.typed.mistakes)) }
+    }
+}
+
+/// How a client on this machine names the host of a server that listens on `address`.
+fn host_of(address: &str) -> String {
+    match address.trim_matches(['[', ']']).parse::<IpAddr>() {
+        Ok(IpAddr::V4(ip)) if !ip.is_unspecified() => ip.to_string(),
+        Ok(IpAddr::V6(ip)) if ip.is_unspecified() => "[::1]".to_owned(),
+        Ok(IpAddr::V6(ip)) => format!("[{ip}]"),
+        _ => "127.0.0.1".to_owned(),
     }
 }
 
@@ -591,6 +613,25 @@ mod tests {
         assert_eq!(config.expect("valid").repository.control, Control::Explicit(named));
         let config = read("--model-repository=DIR --model-control-mode=explicit --load-model=*");
         assert_eq!(config.expect("valid").repository.control, Control::Explicit(Startup::All));
+    }
+
+    #[test]
+    fn health_is_asked_where_the_variables_and_the_file_say() {
+        let door = |variables: &[(&str, &str)], text: &str| {
+            let variables = variables.iter().map(|(name, value)| (format!("NEREID_{name}"), (*value).to_owned()));
+            Config::door(&variables.collect(), Some(File { path: "f.toml", text }))
+        };
+        let grpc = |door| matches!(door, Door::Grpc(address) if address == "127.0.0.1:8001");
+        assert!(grpc(door(&[], "")));
+        assert!(grpc(door(&[("GRPC_ADDRESS", "0.0.0.0"), ("GRPC_PORT", "tcp://10.0.0.11:9")], "")));
+        assert!(grpc(door(&[("GRPC_ADDRESS", "localhost")], "")));
+        let at = |address: &str| door(&[("GRPC_ADDRESS", address)], "grpc-port = 9\n");
+        assert_eq!(at("192.0.2.7"), Door::Grpc("192.0.2.7:9".to_owned()));
+        assert_eq!(at("::"), Door::Grpc("[::1]:9".to_owned()));
+        assert_eq!(at("[2001:db8::7]"), Door::Grpc("[2001:db8::7]:9".to_owned()));
+        assert_eq!(at("unix:/run/n.sock"), Door::Grpc("unix:/run/n.sock".to_owned()));
+        let http = door(&[("HTTP_PORT", "9")], "allow-grpc = false\nhttp-port = 7\nhttp-address = \"192.0.2.7\"\n");
+        assert_eq!(http, Door::Http("192.0.2.7:9".to_owned()));
     }
 
     #[test]

@@ -142,6 +142,10 @@ impl Typed {
             let Some(name) = variable.strip_prefix("NEREID_") else { continue };
             let name = name.to_ascii_lowercase();
             match flags::find(&name) {
+                Some(flag) if is_port(flag) && (text.starts_with("tcp://") || text.starts_with("udp://")) => {
+                    let why = "is ignored: an orchestrator sets it for a service of that name";
+                    self.warnings.push(format!("environment variable {variable} ('{text}') {why}"));
+                }
                 Some(flag) => {
                     let texts = match flag.value {
                         Value::List(_) => split(text, ','),
@@ -189,6 +193,11 @@ impl Typed {
             }
         }
     }
+}
+
+/// Whether a setting is the number of a port.
+fn is_port(flag: &Flag) -> bool {
+    matches!(flag.value, Value::Number(..)) && flag.name.ends_with("-port")
 }
 
 fn split(text: &str, separator: char) -> Vec<String> {
@@ -247,6 +256,24 @@ mod tests {
         assert_eq!(texts(&typed, "id"), ["three"]);
         assert_eq!(texts(&typed, "log-format"), ["default"]);
         assert!(typed.mistakes.is_empty() && typed.warnings.is_empty());
+    }
+
+    #[test]
+    fn what_an_orchestrator_says_of_a_service_is_no_port() {
+        for (name, variable) in [
+            ("grpc-port", "NEREID_GRPC_PORT"),
+            ("http-port", "NEREID_HTTP_PORT"),
+            ("metrics-port", "NEREID_METRICS_PORT"),
+        ] {
+            let environment = Environment::from([(variable.to_owned(), "tcp://10.0.0.11:9".to_owned())]);
+            let file = format!("{name} = 7\n");
+            let typed = Typed::read(&[], &environment, Some(File { path: "f.toml", text: &file }));
+            assert_eq!(texts(&typed, name), ["7"]);
+            assert!(typed.mistakes.is_empty(), "{:?}", typed.mistakes);
+            assert!(typed.warnings[0].starts_with(&format!("environment variable {variable} ('tcp://")), "{variable}");
+        }
+        let environment = Environment::from([("NEREID_ID".to_owned(), "tcp://x".to_owned())]);
+        assert_eq!(texts(&Typed::read(&[], &environment, None), "id"), ["tcp://x"]);
     }
 
     #[test]
