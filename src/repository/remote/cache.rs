@@ -12,6 +12,9 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
 use super::checksum;
 use super::listing::Key;
 use crate::error::{Error, Result};
@@ -120,7 +123,7 @@ impl Cache {
         let right = metadata.len() == bytes && sum.get(..64) == Some(checksum::sha256(&file)?.as_str());
         if !right {
             tracing::warn!(file = %path.display(), "a file in the cache is not what was fetched, and is fetched again");
-            fs::remove_file(&path)?;
+            remove(&path)?;
             return Ok(None);
         }
         // The time of the last use; another user's file has its own.
@@ -133,14 +136,19 @@ impl Cache {
     /// # Errors
     /// If what is in use leaves no room, or the system gives none.
     pub(super) fn reserve(&self, key: &Key, bytes: u64) -> Result<Arriving> {
+        self.reserve_by(key, bytes, allocate)
+    }
+
+    /// As [`Cache::reserve`], with what makes a file so many bytes long.
+    fn reserve_by(&self, key: &Key, bytes: u64, allocate: impl Fn(&File, u64) -> io::Result<()>) -> Result<Arriving> {
         let failed = |error: io::Error| self.failed("write", &error);
         let lock = self.lock_all().map_err(failed)?;
         let mut room = self.room().map_err(failed)?;
         room.files.sort();
-        for (_, freed, key) in room.files {
-            if room.bytes.saturating_add(bytes) <= self.bytes_max {
-                break;
-            }
+        let mut oldest = room.files.into_iter();
+        while room.bytes.saturating_add(bytes) > self.bytes_max
+            && let Some((_, freed, key)) = oldest.next()
+        {
             if self.evict(&key).map_err(failed)? {
                 room.bytes -= freed;
             }
@@ -153,17 +161,25 @@ impl Cache {
                 room.bytes
             )));
         }
-        let arriving = self.arrive(key, bytes).map_err(failed);
+        let arriving = loop {
+            let full = match self.arrive(key, |file| allocate(file, bytes)) {
+                Err(error) if is_full(&error) => error,
+                arrived => break arrived.map_err(failed),
+            };
+            // The disk has less room than the cache may take.
+            let Some((_, _, key)) = oldest.next() else { break Err(failed(full)) };
+            self.evict(&key).map_err(failed)?;
+        };
         drop(lock);
         arriving
     }
 
-    fn arrive(&self, key: &Key, bytes: u64) -> io::Result<Arriving> {
+    fn arrive(&self, key: &Key, allocate: impl Fn(&File) -> io::Result<()>) -> io::Result<Arriving> {
         let named =
             tempfile::Builder::new().prefix(&key.as_str()[..16]).tempfile_in(self.directory.join("arriving"))?;
         named.as_file().lock()?;
         // Its length counts from now on, also for other servers.
-        named.as_file().set_len(bytes)?;
+        allocate(named.as_file())?;
         let (file, path) = named.keep().map_err(|error| error.error)?;
         Ok(Arriving { file, path })
     }
@@ -192,7 +208,7 @@ impl Cache {
         for entry in fs::read_dir(self.directory.join("arriving"))? {
             let path = entry?.path();
             match unused(&path)? {
-                Some(_) => fs::remove_file(&path)?,
+                Some(_) => remove(&path)?,
                 None => room.bytes += fs::metadata(&path).map_or(0, |metadata| metadata.len()),
             }
         }
@@ -218,7 +234,7 @@ impl Cache {
     fn evict(&self, key: &Key) -> io::Result<bool> {
         let path = self.path(key);
         let Some(_lock) = unused(&path)? else { return Ok(!path.exists()) };
-        fs::remove_file(&path)?;
+        remove(&path)?;
         let _ = fs::remove_file(self.sum_path(key));
         tracing::info!(file = %path.display(), "removed from the cache to make room");
         Ok(true)
@@ -261,6 +277,30 @@ fn unused(path: &Path) -> io::Result<Option<File>> {
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(error)) => Err(error),
     }
+}
+
+/// Removes a file, unless another server or thread was faster.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
+/// Makes an empty file `bytes` long, on the disk where the file system can say at once whether there is room.
+fn allocate(file: &File, bytes: u64) -> io::Result<()> {
+    if bytes > 0 {
+        let allocated = rustix::io::retry_on_intr(|| rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes));
+        match allocated {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+            allocated => return Ok(allocated?),
+        }
+    }
+    file.set_len(bytes)
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Removes a sum without its file, unless somebody is about to bring the file.
@@ -356,6 +396,57 @@ mod tests {
         drop(held);
         put(&cache, &key('e'), "123456789");
         assert!(!there('a'));
+    }
+
+    #[test]
+    fn a_disk_that_is_full_is_given_what_nobody_uses() {
+        let (_directory, cache) = cache(100);
+        for (at, digit) in ['a', 'b', 'c'].into_iter().enumerate() {
+            put(&cache, &key(digit), "1234");
+            used(&cache, &key(digit), at as u64);
+        }
+        let _held = cache.hold(&key('a'), 4).expect("readable").expect("it is there");
+        used(&cache, &key('a'), 0);
+        let there = |digit| cache.path(&key(digit)).exists();
+        // A disk with room for one file beside those that `is_left` says.
+        let on_disk = |is_left: &dyn Fn() -> bool| {
+            let full = || Err(io::Error::from(io::ErrorKind::StorageFull));
+            cache.reserve_by(&key('d'), 4, |file, bytes| if is_left() { full() } else { allocate(file, bytes) })
+        };
+        let arriving = on_disk(&|| there('b')).expect("room can be made");
+        assert_eq!([there('a'), there('b'), there('c')], [true, false, true]);
+        drop(arriving);
+        let error = on_disk(&|| there('a')).err().expect("it is in use");
+        assert!(error.message().starts_with("cannot write in the cache '"), "{error}");
+        assert_eq!([there('a'), there('c')], [true, false]);
+        assert_eq!(fs::read_dir(cache.directory().join("arriving")).expect("a directory").count(), 0);
+    }
+
+    #[test]
+    fn what_arrives_has_its_room_on_the_disk() {
+        let (_directory, cache) = cache(1 << 20);
+        let metadata = |digit, bytes| {
+            let arriving = cache.reserve(&key(digit), bytes).expect("there is room");
+            arriving.file.metadata().expect("it is open")
+        };
+        let large = metadata('a', 1 << 20);
+        assert!(large.len() == 1 << 20 && large.blocks() * 512 >= 1 << 20, "{} blocks", large.blocks());
+        assert_eq!(metadata('b', 0).len(), 0);
+    }
+
+    #[test]
+    fn what_others_finish_meanwhile_is_no_error() {
+        let (_directory, cache) = cache(1000);
+        std::thread::scope(|scope| {
+            for digit in ['a', 'b', 'c', 'd'] {
+                let cache = &cache;
+                scope.spawn(move || {
+                    for _ in 0..500 {
+                        drop(cache.reserve(&key(digit), 1).expect("there is room"));
+                    }
+                });
+            }
+        });
     }
 
     #[test]

@@ -113,6 +113,8 @@ pub(super) struct Remote {
 struct State {
     /// What the tree shows; `None` before the store was ever asked.
     shown: Option<Listing>,
+    /// Whether it could not be saved.
+    unsaved: bool,
     /// When all of it was known last.
     listed: Option<Instant>,
     /// Why the store could not be listed when it was asked last.
@@ -270,11 +272,17 @@ impl Remote {
             let _ = fs::remove_dir_all(&self.root).and_then(|()| cache::make(&self.root));
             Error::internal(format!("cannot write '{}': {error}", self.root.display()))
         })?;
-        if save && (shown != before || self.cache.saved(&self.saved).is_none()) {
-            let text = serde_json::to_vec(&shown).map_err(|error| Error::internal(format!("a listing: {error}")))?;
-            self.cache.save(&self.saved, &text)?;
+        let is_new = shown != before || state.unsaved;
+        let shown = state.shown.insert(shown);
+        if save && (is_new || self.cache.saved(&self.saved).is_none()) {
+            let text = serde_json::to_vec(shown).map_err(|error| Error::internal(format!("a listing: {error}")))?;
+            let saved = self.cache.save(&self.saved, &text);
+            state.unsaved = saved.is_err();
+            if let Err(error) = saved {
+                // Only a restart without the store would need it.
+                tracing::warn!(%error, "what the repository says is not kept");
+            }
         }
-        state.shown = Some(shown);
         Ok(())
     }
 
@@ -340,10 +348,20 @@ impl Remote {
     /// One object's file, out of the cache or fetched into it.
     fn obtain(&self, object: &Object, counted: &AtomicU64) -> Result<Held> {
         let key = object.key(&self.bucket.place);
+        let cached = || -> Result<Option<Held>> {
+            let held = self.cache.hold(&key, object.bytes)?;
+            if held.is_some() {
+                counted.fetch_add(object.bytes, Ordering::Relaxed);
+            }
+            Ok(held)
+        };
+        // What is there needs no turn, in which somebody may fetch another file for long.
+        if let Some(held) = cached()? {
+            return Ok(held);
+        }
         let _turn = self.cache.turn(&key)?;
         for _ in 0..FETCHES_MAX {
-            if let Some(held) = self.cache.hold(&key, object.bytes)? {
-                counted.fetch_add(object.bytes, Ordering::Relaxed);
+            if let Some(held) = cached()? {
                 return Ok(held);
             }
             self.bring(object, &key, counted)?;

@@ -149,6 +149,43 @@ fn a_tree_that_cannot_be_written_is_made_anew_at_the_next_look() {
 }
 
 #[test]
+fn a_listing_that_cannot_be_saved_is_shown_and_saved_later() {
+    let lab = Lab::new();
+    lab.put("models/a/1/model.pt", "one");
+    let remote = lab.remote();
+    let listings = lab.directory.path().join("listings");
+    fs::remove_dir_all(&listings).expect("it is ours");
+    fs::write(&listings, "in the way").expect("writable");
+    remote.refresh(None).expect("memory can be read");
+    let before = stamp(&remote, "a");
+    let _reading = remote.reading("a");
+    remote.refresh(None).expect("nothing has changed");
+    assert_eq!(stamp(&remote, "a"), before);
+    fs::remove_file(&listings).expect("it is ours");
+    cache::make(&listings).expect("writable");
+    remote.refresh(None).expect("memory can be read");
+    assert!(remote.cache.saved(&remote.saved).is_some());
+}
+
+#[test]
+fn a_file_that_is_cached_does_not_wait_for_another_s_download() {
+    let lab = Lab::new();
+    lab.put("models/a/1/model.pt", "one");
+    let remote = lab.remote();
+    remote.refresh(None).expect("memory can be read");
+    drop(remote.fetch("a", Part::Versions(&[1])).expect("it is there"));
+    let key = remote.state.lock().shown.as_ref().expect("it was listed").models["a"].files["1/model.pt"]
+        .key(&remote.bucket.place);
+    let _turn = remote.cache.turn(&key).expect("nobody else fetches");
+    let (fetched, waiting) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let files = remote.fetch("a", Part::Versions(&[1]));
+        let _ = fetched.send(files.is_ok());
+    });
+    assert_eq!(waiting.recv_timeout(Duration::from_secs(10)), Ok(true));
+}
+
+#[test]
 fn an_object_that_is_gone_is_an_error_that_names_it() {
     let lab = Lab::new();
     lab.put("models/a/1/model.pt", "one");

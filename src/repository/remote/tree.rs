@@ -119,16 +119,15 @@ fn show_model(
     for path in &after.directories {
         make(&directory.join(path))?;
     }
-    for (path, object) in &after.files {
-        match before.files.get(path) {
-            Some(old) if old == object => {}
-            None => symlink(link(object), directory.join(path))?,
-            Some(_) => {
+    for (path, object) in after.files.iter().filter(|(path, object)| before.files.get(*path) != Some(object)) {
+        match symlink(link(object), directory.join(path)) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 // Renamed, so that nobody finds the file missing.
                 let beside = directory.join(format!(".new-{}", std::process::id()));
                 symlink(link(object), &beside)?;
                 fs::rename(&beside, directory.join(path))?;
             }
+            made => made?,
         }
     }
     Ok(())
@@ -187,6 +186,15 @@ mod tests {
         assert_eq!(seen(root.path()), ["a", "a/1 -> /7", "a/config", "a/config/x -> /6"]);
         show(&three, Listing::default());
         assert!(seen(root.path()).is_empty());
+    }
+
+    #[test]
+    fn a_link_that_is_there_already_is_replaced() {
+        let root = tempfile::tempdir().expect("there is room");
+        let show = |after| show(root.path(), &Listing::default(), after, |_| false, target);
+        show(listing(&[("a/1/f", "1"), ("a/config", "1")])).expect("writable");
+        show(listing(&[("a/1/f", "2"), ("a/config", "1")])).expect("it replaces what is there");
+        assert_eq!(seen(root.path()), ["a", "a/1", "a/1/f -> /2", "a/config -> /1"]);
     }
 
     #[test]
