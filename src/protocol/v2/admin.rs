@@ -102,12 +102,12 @@ fn overrides(parameters: HashMap<String, ModelRepositoryParameter>) -> Result<Ov
         }
     }
     if config.is_none() && !files.is_empty() {
-        return Err(Error::invalid("load parameters 'file:<version>/<file>' need the load parameter 'config' as well"));
+        return Err(Error::invalid("load parameters 'file:<path>' need the load parameter 'config' as well"));
     }
     Ok(Overrides { config, files })
 }
 
-/// Keeps a file under its path, `<version>/<file>`.
+/// Keeps a file under its path inside the model's directory, such as `1/model.pt` or `labels.txt`.
 fn insert_file(files: &mut BTreeMap<String, Bytes>, key: &str, path: &str, data: Bytes) -> Result<()> {
     if path.split('/').any(|name| name.len() > FILE_NAME_BYTES_MAX) {
         // The kind and the words of the reference server, which clients look for.
@@ -115,9 +115,10 @@ fn insert_file(files: &mut BTreeMap<String, Bytes>, key: &str, path: &str, data:
             "failed to poll from model repository: a load parameter has a file name of more than {FILE_NAME_BYTES_MAX} bytes"
         )));
     }
-    let version = path.split_once('/').and_then(|(version, _)| version.parse::<Version>().ok());
-    if version.is_none_or(|version| version == 0) || !is_inside(path) || path.ends_with('/') {
-        return Err(Error::invalid(format!("load parameter '{key}' does not name a file as 'file:<version>/<file>'")));
+    // A path may end in a way that says a directory.
+    let names_a_file = path.rsplit('/').next().is_some_and(|name| !["", "."].contains(&name));
+    if !names_a_file || !is_inside(path) {
+        return Err(Error::invalid(format!("load parameter '{key}' does not name a file inside the model directory")));
     }
     files.insert(path.to_owned(), data);
     Ok(())
@@ -154,21 +155,26 @@ mod tests {
             (&[("config", data())][..], "invalid value type for load parameter 'config', expected string_param."),
             (&[("file:1/m", text())], "invalid value type for load parameter 'file:1/m', expected bytes_param."),
             (&[("speed", text())], "unrecognized load parameter 'speed'."),
-            (
-                &[("file:1/m", data())],
-                "load parameters 'file:<version>/<file>' need the load parameter 'config' as well",
-            ),
+            (&[("file:1/m", data())], "load parameters 'file:<path>' need the load parameter 'config' as well"),
         ] {
             assert_eq!(decoded(pairs).map(|_| ()), Err(expected.to_owned()));
         }
     }
 
     #[test]
-    fn a_file_stays_inside_its_version() {
-        for path in ["model.pt", "1/", "0/m", "x/m", "1/../../m", "/1/m", "../1/m"] {
+    fn a_file_may_be_anywhere_in_the_model_directory() {
+        for path in ["1/model.pt", "labels.txt", "warmup/x", "initial_state/s", "1/deep/er/x", "x/.hidden"] {
+            let taken = decoded(&[("config", text()), (&format!("file:{path}"), data())]).expect(path);
+            assert_eq!(taken.files[path], "weights");
+        }
+    }
+
+    #[test]
+    fn a_file_stays_inside_the_model_directory() {
+        for path in ["", ".", "..", "1/", "1/.", "/", "1/../../m", "1/../m", "/1/m", "../1/m", "./m", "1/\0"] {
             let key = format!("file:{path}");
             let refused = decoded(&[("config", text()), (&key, data())]).map(|_| ());
-            let expected = format!("load parameter '{key}' does not name a file as 'file:<version>/<file>'");
+            let expected = format!("load parameter '{key}' does not name a file inside the model directory");
             assert_eq!(refused, Err(expected), "{path}");
         }
     }
