@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use prost_reflect::{DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, Value as Bound};
 
-use super::mistakes::{Mistake, Mistakes, Position, Positions};
+use super::mistakes::{Findings, Mistake, Position, Positions};
 use super::scalar;
 use super::suggest::nearest;
 use super::tree::{Field, Node, Value, shorten};
@@ -26,12 +26,12 @@ pub(super) enum Dialect {
     Json,
 }
 
-/// The configuration that `fields` write, the places of its keys in `positions`, and what is wrong.
-pub(super) fn bind(fields: Vec<Field>, dialect: Dialect, positions: &mut Positions) -> (schema::ModelConfig, Mistakes) {
-    let mut binder = Binder { dialect, positions, mistakes: Mistakes::default() };
+/// The configuration that `fields` write, the places of its keys in `positions`, and what is wrong or suspicious.
+pub(super) fn bind(fields: Vec<Field>, dialect: Dialect, positions: &mut Positions) -> (schema::ModelConfig, Findings) {
+    let mut binder = Binder { dialect, positions, found: Findings::default() };
     let message = binder.message(&descriptor(), fields, "");
     let config = message.transcode_to().expect("the dynamic message was built from the descriptors of this very type");
-    (config, binder.mistakes)
+    (config, binder.found)
 }
 
 pub(super) fn descriptor() -> MessageDescriptor {
@@ -44,7 +44,7 @@ pub(super) fn descriptor() -> MessageDescriptor {
 struct Binder<'a> {
     dialect: Dialect,
     positions: &'a mut Positions,
-    mistakes: Mistakes,
+    found: Findings,
 }
 
 /// A message and what it has set so far.
@@ -53,7 +53,7 @@ struct Building {
     singular: HashMap<u32, Option<Position>>,
     /// By oneof: the field that was set.
     choices: HashMap<String, String>,
-    /// By repeated field: how many elements.
+    /// By repeated field or map: how many elements.
     counts: HashMap<u32, usize>,
 }
 
@@ -64,7 +64,7 @@ impl Binder<'_> {
 
     fn report_near(&mut self, at: Option<Position>, key: &str, message: String, suggestion: Option<String>) {
         let known = self.positions.mistake(key, message);
-        self.mistakes.push(Mistake { position: at.or(known.position), suggestion, ..known });
+        self.found.mistakes.push(Mistake { position: at.or(known.position), suggestion, ..known });
     }
 
     fn message(&mut self, of: &MessageDescriptor, fields: Vec<Field>, path: &str) -> DynamicMessage {
@@ -84,7 +84,7 @@ impl Binder<'_> {
             let key = join(path, known.name());
             self.positions.insert(&key, field.at);
             if known.is_map() {
-                self.map(&mut building.message, &known, field.value, &key);
+                self.map(&mut building, &known, field.value, &key);
             } else if known.is_list() {
                 self.list(&mut building, &known, field.value, &key);
             } else {
@@ -101,7 +101,7 @@ impl Binder<'_> {
 
     fn unknown(&mut self, of: &MessageDescriptor, field: &Field, key: &str) {
         let message = format!("unknown field '{}'", shorten(&field.name));
-        if self.mistakes.is_full() {
+        if self.found.mistakes.is_full() {
             // It is only counted, so that looking for what was meant would be in vain.
             return self.report(field.at, key, message);
         }
@@ -159,13 +159,13 @@ impl Binder<'_> {
         }
     }
 
-    fn map(&mut self, message: &mut DynamicMessage, known: &FieldDescriptor, node: Node, key: &str) {
+    fn map(&mut self, building: &mut Building, known: &FieldDescriptor, node: Node, key: &str) {
         let nodes = match node.value {
             Value::List(nodes) if self.dialect == Dialect::Text => nodes,
             Value::Message(fields) if self.dialect == Dialect::Json => {
                 for field in fields {
                     let written = Node { at: field.at, value: Value::Text(field.name.into_bytes()) };
-                    self.entry(message, known, (written, Some(field.value)), key);
+                    self.entry(building, known, (written, Some(field.value)), key);
                 }
                 return;
             }
@@ -199,7 +199,7 @@ impl Binder<'_> {
                 }
             }
             match entry_key {
-                Some(entry_key) => self.entry(message, known, (entry_key, entry_value), key),
+                Some(entry_key) => self.entry(building, known, (entry_key, entry_value), key),
                 None if misread => {}
                 None => self.report(node.at, key, format!("an entry of '{}' must specify 'key'", known.name())),
             }
@@ -208,7 +208,7 @@ impl Binder<'_> {
 
     fn entry(
         &mut self,
-        message: &mut DynamicMessage,
+        building: &mut Building,
         known: &FieldDescriptor,
         (key, value): (Node, Option<Node>),
         path: &str,
@@ -218,21 +218,25 @@ impl Binder<'_> {
         let at = key.at;
         // The keys of a JSON object are strings, whatever they stand for.
         let Some(bound) = self.value(&key_field, key, path).and_then(Bound::into_map_key) else { return };
-        let entries = message.get_field(known).as_map().map_or(0, HashMap::len);
-        if entries >= ENTRIES_MAX {
+        let count = building.counts.entry(known.number()).or_default();
+        *count += 1;
+        if *count > ENTRIES_MAX {
             return self.report(at, path, format!("'{}' has more than {ENTRIES_MAX} entries", known.name()));
         }
         let path = format!("{path}[{}]", shorten(&key_text(&bound)));
         if self.positions.wrote(&path) {
-            self.report(at, &path, format!("'{path}' is given more than once"));
-            return;
+            // As for protobuf's own parser, to which entries are elements of a repeated field.
+            let known =
+                self.positions.mistake(&path, format!("'{path}' is given more than once: the last value holds"));
+            self.found.warnings.push(Mistake { position: at.or(known.position), ..known });
+            self.positions.forget(&path);
         }
         self.positions.insert(&path, at);
         let value = match value {
             Some(node) => self.value(&value_field, node, &path),
             None => Some(Bound::default_value_for_field(&value_field)),
         };
-        if let (Some(value), Some(map)) = (value, message.get_field_mut(known).as_map_mut()) {
+        if let (Some(value), Some(map)) = (value, building.message.get_field_mut(known).as_map_mut()) {
             map.insert(bound, value);
         }
     }

@@ -74,7 +74,10 @@ fn outputs(schema: &schema::ModelConfig, directory: &Path) -> Result<Vec<TensorS
     let each = schema.output.iter().enumerate().map(|(index, output)| {
         let labels = match output.label_filename.as_str() {
             "" => Vec::new(),
-            name => files::labels(directory, name).map_err(|why| (format!("output[{index}].label_filename"), why))?,
+            name => {
+                let labels = files::labels(directory, name);
+                labels.map_err(|why| (format!("output[{index}].label_filename"), why))?.lines
+            }
         };
         Ok(TensorSpec {
             name: output.name.as_str().into(),

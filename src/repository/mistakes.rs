@@ -151,6 +151,21 @@ impl From<Mistakes> for Error {
     }
 }
 
+/// What one look at a configuration has found.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    /// What is wrong.
+    pub(super) mistakes: Mistakes,
+    /// What is suspicious.
+    pub(super) warnings: Vec<Mistake>,
+}
+
+impl From<Mistake> for Findings {
+    fn from(mistake: Mistake) -> Self {
+        Self { mistakes: mistake.into(), warnings: Vec::new() }
+    }
+}
+
 /// Which keys a configuration has written, and where.
 #[derive(Clone, Debug, Default)]
 pub struct Positions {
@@ -172,6 +187,12 @@ impl Positions {
 
     pub(super) fn insert(&mut self, key: &str, position: Option<Position>) {
         self.places.entry(key.to_owned()).or_insert(position);
+    }
+
+    /// Takes back a key and what is inside of it, which is written anew.
+    pub(super) fn forget(&mut self, key: &str) {
+        let inside = |rest: &str| rest.is_empty() || rest.starts_with(['.', '[']);
+        self.places.retain(|other, _| !other.strip_prefix(key).is_some_and(inside));
     }
 
     /// Whether this key was written, rather than filled in.

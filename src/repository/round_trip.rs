@@ -187,8 +187,8 @@ proptest! {
         let message = dice.message(&descriptor());
         let mut text = String::new();
         dice.write(&message, &mut text);
-        let (read, _, mistakes) = written::read_text(text.as_bytes(), Path::new("c"));
-        prop_assert!(mistakes.is_empty(), "{mistakes}\n{text}");
+        let (read, _, found) = written::read_text(text.as_bytes(), Path::new("c"));
+        prop_assert!(found.mistakes.is_empty(), "{}\n{text}", found.mistakes);
         prop_assert_eq!(read, Some(message.transcode_to::<ModelConfig>().expect("the same messages")));
     }
 
@@ -197,8 +197,8 @@ proptest! {
         let message = Dice(seed).message(&descriptor());
         let text = serde_json::to_string(&message).expect("it is finite");
         let fields = json::parse(&text).expect("it is an object");
-        let (read, mistakes) = bind(fields, Dialect::Json, &mut Positions::of(Path::new("c")));
-        prop_assert!(mistakes.is_empty(), "{mistakes}\n{text}");
+        let (read, found) = bind(fields, Dialect::Json, &mut Positions::of(Path::new("c")));
+        prop_assert!(found.mistakes.is_empty(), "{}\n{text}", found.mistakes);
         prop_assert_eq!(read, message.transcode_to::<ModelConfig>().expect("the same messages"));
     }
 }

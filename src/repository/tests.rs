@@ -42,13 +42,13 @@ fn model(name: &str) -> ModelDir {
 
 /// The mistakes of a text, one per line, without the file's name.
 fn mistakes(text: &str) -> Vec<String> {
-    let (_, _, mistakes) = written::read_text(text.as_bytes(), Path::new("c"));
-    mistakes.iter().map(|mistake| mistake.to_string().trim_start_matches("c:").to_owned()).collect()
+    let (_, _, found) = written::read_text(text.as_bytes(), Path::new("c"));
+    found.mistakes.iter().map(|mistake| mistake.to_string().trim_start_matches("c:").to_owned()).collect()
 }
 
 fn schema(text: &str) -> crate::model::schema::ModelConfig {
-    let (schema, _, mistakes) = written::read_text(text.as_bytes(), Path::new("c"));
-    assert!(mistakes.is_empty(), "{mistakes}");
+    let (schema, _, found) = written::read_text(text.as_bytes(), Path::new("c"));
+    assert!(found.mistakes.is_empty(), "{}", found.mistakes);
     schema.expect("there are no mistakes")
 }
 
@@ -175,10 +175,28 @@ fn lists_and_maps_are_limited() {
 }
 
 #[test]
+fn of_a_key_that_is_repeated_the_last_value_holds() {
+    let text = r#"backend: "identity"
+        parameters { key: "identity.mode" value { string_value: "first" } }
+        parameters [ { key: "a" value { string_value: "b" } }, { key: "identity.mode" value { string_value: "last" } } ]"#;
+    let finished =
+        read(&model("m"), Source::Text(text.as_bytes()), &facts()).and_then(|written| written.finish(&facts()));
+    let finished = finished.unwrap_or_else(|mistakes| panic!("{mistakes}"));
+    assert_eq!(finished.config.parameters["identity.mode"], "last");
+    let said = "3:71: 'parameters[identity.mode]' is given more than once: the last value holds";
+    assert!(finished.warnings.iter().any(|warning| warning.to_string().ends_with(said)), "{:?}", finished.warnings);
+    // What is wrong with a value is told of the last one, at its place.
+    let broken =
+        "parameters { key: \"a\" value { string_value: \"b\" } }\nparameters { key: \"a\" value { string_value: 1 } }";
+    assert_eq!(mistakes(broken).len(), 1);
+    assert!(mistakes(broken)[0].starts_with("2:"), "{:?}", mistakes(broken));
+}
+
+#[test]
 fn a_hundred_mistakes_are_enough() {
     let (_, _, found) = written::read_text("a: 1\n".repeat(1000).as_bytes(), Path::new("c"));
-    assert_eq!((found.iter().count(), found.len()), (100, 1000));
-    assert!(found.to_string().ends_with("\nand 900 more"));
+    assert_eq!((found.mistakes.iter().count(), found.mistakes.len()), (100, 1000));
+    assert!(found.mistakes.to_string().ends_with("\nand 900 more"));
 }
 
 #[test]
@@ -270,9 +288,9 @@ proptest! {
 }
 
 #[test]
-fn labels_that_are_missing_or_given_twice_are_suspicious() {
+fn labels_that_are_missing_given_twice_or_no_text_are_suspicious() {
     let folder = tempfile::tempdir().expect("a folder for the test");
-    let said = |labels: &str| {
+    let said = |labels: &[u8]| {
         std::fs::write(folder.path().join("labels.txt"), labels).expect("it can be written");
         let text = r#"backend: "identity" max_batch_size: 4
             input { name: "x" data_type: TYPE_FP32 dims: 3 }
@@ -281,11 +299,15 @@ fn labels_that_are_missing_or_given_twice_are_suspicious() {
         let finished =
             read(&model, Source::Text(text.as_bytes()), &facts()).and_then(|written| written.finish(&facts()));
         let finished = finished.unwrap_or_else(|mistakes| panic!("{mistakes}"));
-        assert_eq!(finished.config.outputs[0].labels.len(), labels.lines().count());
+        assert_eq!(finished.config.outputs[0].labels.len(), String::from_utf8_lossy(labels).lines().count());
         finished.warnings.into_iter().map(|warning| warning.message).collect::<Vec<_>>()
     };
-    assert_eq!(said("cat\ndog\r\nbird\n"), Vec::<String>::new());
-    assert_eq!(said("cat\ndog\n"), ["label file 'labels.txt' has 2 labels, output 'y' has 3 elements"]);
-    assert_eq!(said("cat\ndog\ncat\n"), ["label file 'labels.txt' has 'cat' twice, in lines 1 and 3"]);
-    assert_eq!(said("cat\n\n\n"), Vec::<String>::new());
+    assert_eq!(said(b"cat\ndog\r\nbird\n"), Vec::<String>::new());
+    assert_eq!(
+        said(b"cat\nchat-hu\xeant\nbird\n"),
+        ["label file 'labels.txt' is not UTF-8: what is not becomes '\u{fffd}'"]
+    );
+    assert_eq!(said(b"cat\ndog\n"), ["label file 'labels.txt' has 2 labels, output 'y' has 3 elements"]);
+    assert_eq!(said(b"cat\ndog\ncat\n"), ["label file 'labels.txt' has 'cat' twice, in lines 1 and 3"]);
+    assert_eq!(said(b"cat\n\n\n"), Vec::<String>::new());
 }

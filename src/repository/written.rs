@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::bind::{Dialect, bind};
 use super::files::is_inside;
-use super::mistakes::{Mistake, Mistakes, Positions};
+use super::mistakes::{Findings, Mistake, Mistakes, Positions};
 use super::roots::is_listed;
 use super::version_policy::{Selected, select};
 use super::{Facts, ModelDir, json, meant, normalise, pbtxt, validate};
@@ -60,7 +60,7 @@ pub struct Finished {
 /// # Errors
 /// All mistakes: of syntax, names and types, of the backend's choice, and of the rules as far as they can be told.
 pub fn read(model: &ModelDir, source: Source<'_>, facts: &Facts) -> Result<Written, Mistakes> {
-    let (schema, positions, mut mistakes) = match source {
+    let (schema, positions, found) = match source {
         Source::File => read_file(&model.path, &model.path.join("config.pbtxt")),
         Source::Named(name) => {
             let named = model.path.join("configs").join(format!("{name}.pbtxt"));
@@ -70,8 +70,9 @@ pub fn read(model: &ModelDir, source: Source<'_>, facts: &Facts) -> Result<Writt
         Source::Text(text) => read_text(text, Path::new("config text")),
         Source::Json(text) => read_json(text),
     };
+    let Findings { mut mistakes, warnings } = found;
     let Some(schema) = schema else { return mistakes.into_result(()).and(Err(Mistakes::default())) };
-    let mut written = Written { schema, warnings: Vec::new(), positions, directory: model.path.clone() };
+    let mut written = Written { schema, warnings, positions, directory: model.path.clone() };
     let misread = Misread::of(&mistakes);
     let names = normalise::names(&mut written.schema, model, &written.positions, facts);
     for mistake in names.iter().filter(|mistake| !misread.explains_backend(mistake)) {
@@ -131,52 +132,52 @@ impl Misread {
 }
 
 /// Reads protobuf text; the configuration is `None` if the syntax is wrong.
-pub(super) fn read_text(text: &[u8], file: &Path) -> (Option<schema::ModelConfig>, Positions, Mistakes) {
+pub(super) fn read_text(text: &[u8], file: &Path) -> (Option<schema::ModelConfig>, Positions, Findings) {
     let mut positions = Positions::of_text(file);
     if text.len() > CONFIG_BYTES_MAX {
         let message = format!("{} bytes are more than the limit of {CONFIG_BYTES_MAX}", text.len());
         let mistake = positions.mistake("", message);
-        return (None, positions, mistake.into());
+        return (None, positions, Findings::from(mistake));
     }
     let (fields, faults) = pbtxt::parse(text);
-    let (schema, mut mistakes) = bind(fields, Dialect::Text, &mut positions);
+    let (schema, mut found) = bind(fields, Dialect::Text, &mut positions);
     let right = faults.is_empty();
     for (key, fault) in faults {
         let mistake = positions.mistake(key, fault.message);
-        mistakes.push(Mistake { position: Some(fault.at), ..mistake });
+        found.mistakes.push(Mistake { position: Some(fault.at), ..mistake });
     }
-    mistakes.sort();
-    (right.then_some(schema), positions, mistakes)
+    found.mistakes.sort();
+    (right.then_some(schema), positions, found)
 }
 
-fn read_file(directory: &Path, path: &Path) -> (Option<schema::ModelConfig>, Positions, Mistakes) {
+fn read_file(directory: &Path, path: &Path) -> (Option<schema::ModelConfig>, Positions, Findings) {
     let alone = Positions::of(path);
     let text = match read_bounded(path) {
         Ok(Some(text)) => text,
-        Ok(None) => return (Some(schema::ModelConfig::default()), Positions::of(directory), Mistakes::default()),
+        Ok(None) => return (Some(schema::ModelConfig::default()), Positions::of(directory), Findings::default()),
         Err(message) => {
             let mistake = alone.mistake("", message);
-            return (None, alone, mistake.into());
+            return (None, alone, Findings::from(mistake));
         }
     };
     read_text(&text, path)
 }
 
-fn read_json(text: &str) -> (Option<schema::ModelConfig>, Positions, Mistakes) {
+fn read_json(text: &str) -> (Option<schema::ModelConfig>, Positions, Findings) {
     let mut positions = Positions::of(Path::new("config override"));
     if text.len() > CONFIG_BYTES_MAX {
         let message = format!("{} bytes are more than the limit of {CONFIG_BYTES_MAX}", text.len());
         let mistake = positions.mistake("", message);
-        return (None, positions, mistake.into());
+        return (None, positions, Findings::from(mistake));
     }
     match json::parse(text) {
         Ok(fields) => {
-            let (schema, mistakes) = bind(fields, Dialect::Json, &mut positions);
-            (Some(schema), positions, mistakes)
+            let (schema, found) = bind(fields, Dialect::Json, &mut positions);
+            (Some(schema), positions, found)
         }
         Err(message) => {
             let mistake = positions.mistake("", message);
-            (None, positions, mistake.into())
+            (None, positions, Findings::from(mistake))
         }
     }
 }
@@ -255,7 +256,7 @@ impl Written {
     }
 
     /// Everything that is wrong or suspicious, as far as the configuration alone tells.
-    fn check(&self, facts: &Facts) -> validate::Findings {
+    fn check(&self, facts: &Facts) -> Findings {
         validate::validate(&self.schema, &self.positions, &self.directory, facts)
     }
 }

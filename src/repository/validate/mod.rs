@@ -20,19 +20,10 @@ mod warmup;
 use std::path::Path;
 
 use super::Facts;
-use super::mistakes::{Mistake, Mistakes, Positions};
+use super::mistakes::{Findings, Mistake, Positions};
 use crate::model::schema::ModelConfig;
 use crate::model::schema::model_config::SchedulingChoice;
 use crate::model::schema::model_version_policy::PolicyChoice;
-
-/// What was found.
-#[derive(Debug, Default)]
-pub(in crate::repository) struct Findings {
-    /// What is wrong.
-    pub(in crate::repository) mistakes: Mistakes,
-    /// What is suspicious.
-    pub(in crate::repository) warnings: Vec<Mistake>,
-}
 
 /// Checks the configuration of a model in `directory`.
 pub(in crate::repository) fn validate(

@@ -139,7 +139,12 @@ fn labels(check: &mut Check<'_>, key: &str, output: &ModelOutput) {
         check.mistake(key, format!("label file '{name}' does not exist in the model directory"));
     } else {
         match files::labels(check.directory, name) {
-            Ok(labels) => of_classes(check, &key, &labels, output),
+            Ok(labels) => {
+                if !labels.is_text {
+                    check.warn(&key, format!("label file '{name}' is not UTF-8: what is not becomes '\u{fffd}'"));
+                }
+                of_classes(check, &key, &labels.lines, output);
+            }
             Err(why) => check.mistake(key, why),
         }
     }
