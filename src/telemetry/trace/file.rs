@@ -86,13 +86,21 @@ async fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).write(true).truncate(true).open(path).await
 }
 
-/// Writes over the bracket that ends the array, so that readers find a whole one at any time.
+/// Writes over the bracket that ends the array, so that readers find a whole one at any time; if that fails, the array
+/// is as it was.
 async fn append(file: &mut File, entries: &str) -> io::Result<()> {
-    let begun = file.seek(io::SeekFrom::End(0)).await? > 0;
-    if begun {
-        file.seek(io::SeekFrom::End(-1)).await?;
+    let end = file.seek(io::SeekFrom::End(0)).await?;
+    let text = format!("{}{entries}]", if end > 0 { "," } else { "[" });
+    let written = write_at(file, end.saturating_sub(1), &text).await;
+    if written.is_err() {
+        file.set_len(end).await?;
+        write_at(file, end.saturating_sub(1), if end > 0 { "]" } else { "" }).await?;
     }
-    let text = format!("{}{entries}]", if begun { "," } else { "[" });
+    written
+}
+
+async fn write_at(file: &mut File, at: u64, text: &str) -> io::Result<()> {
+    file.seek(io::SeekFrom::Start(at)).await?;
     file.write_all(text.as_bytes()).await?;
     file.flush().await
 }
@@ -258,6 +266,31 @@ mod tests {
         }
         assert_eq!([ids(&path(0)), ids(&path(1)), ids(&path(2))], [vec![1, 2], vec![3, 4], vec![5]]);
         assert!(!folder.path().join("trace.json").exists());
+    }
+
+    /// A file of `text` that can be overwritten and not grow, as on a disk that is full.
+    fn full(text: &str) -> File {
+        use std::io::Write as _;
+        let memory = rustix::fs::memfd_create("trace", rustix::fs::MemfdFlags::ALLOW_SEALING).expect("memory");
+        let mut file = std::fs::File::from(memory);
+        file.write_all(text.as_bytes()).expect("it is memory");
+        rustix::fs::fcntl_add_seals(&file, rustix::fs::SealFlags::GROW).expect("it allows seals");
+        File::from_std(file)
+    }
+
+    #[tokio::test]
+    async fn a_write_that_fails_leaves_the_array_as_it_was() {
+        use tokio::io::AsyncReadExt as _;
+        // What is full ends with the array, so that a write gets as far as the bracket.
+        let page = rustix::param::page_size();
+        for before in [String::new(), format!("[{}]", " ".repeat(page - 2))] {
+            let mut file = full(&before);
+            assert!(append(&mut file, &entries(&record(1, 0))).await.is_err());
+            let mut after = String::new();
+            file.seek(io::SeekFrom::Start(0)).await.expect("it is memory");
+            file.read_to_string(&mut after).await.expect("it is memory");
+            assert_eq!(after, before);
+        }
     }
 
     #[tokio::test]
