@@ -14,6 +14,7 @@ use parking_lot::{Condvar, Mutex};
 
 use self::ledger::{ClaimId, Key, Ledger};
 use crate::error::Result;
+use crate::infer::Instant;
 use crate::model::{Amount, Device, RateLimit};
 use crate::telemetry::metrics::{LimiterMetrics, Metrics, ResourceMetrics};
 
@@ -89,13 +90,17 @@ impl Claim {
     pub(super) fn acquire(&self, wanted: impl Fn() -> bool) -> Option<Permit> {
         let limiter = &self.limiter;
         self.ask();
+        let mut next_look = Instant::now() + WANTED_EVERY;
         let mut ledger = limiter.ledger.lock();
         while !ledger.holds(self.id) {
-            if limiter.moved.wait_for(&mut ledger, WANTED_EVERY).timed_out() {
+            // The line may move so often that no wait ever ends by itself.
+            let left = next_look.saturating_duration_since(Instant::now());
+            if limiter.moved.wait_for(&mut ledger, left).timed_out() || Instant::now() >= next_look {
                 drop(ledger);
                 if !wanted() && self.leave() {
                     return None;
                 }
+                next_look = Instant::now() + WANTED_EVERY;
                 ledger = limiter.ledger.lock();
             }
         }

@@ -233,6 +233,23 @@ fn a_wait_ends_when_nothing_is_left_to_do() {
 }
 
 #[test]
+fn a_wait_ends_however_often_the_line_moves() {
+    let limiter = Arc::new(Limiter::new(Vec::new(), &Metrics::new()));
+    let claim = |name| limiter.claim(Device::Cpu, &limit(1, &[(name, false, 1)])).expect("fits").expect("it needs one");
+    let (holder, waiter, other) = (claim("R"), claim("R"), claim("S"));
+    let _permit = holder.acquire(|| true).expect("it is free");
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| waiter.acquire(|| false).is_none());
+        let began = Instant::now();
+        while !waiting.is_finished() && began.elapsed() < Duration::from_secs(10) {
+            drop(other.acquire(|| true));
+        }
+        assert!(waiting.is_finished(), "it still stands in line");
+        assert!(waiting.join().expect("it does not panic"), "nothing was free");
+    });
+}
+
+#[test]
 fn what_needs_nothing_has_no_claim_and_what_ends_gives_back() {
     let limiter = Arc::new(Limiter::new(Vec::new(), &Metrics::new()));
     assert!(limiter.claim(Device::Cpu, &limit(3, &[])).expect("nothing").is_none());
