@@ -12,6 +12,7 @@ use std::time::Duration;
 use clap::{Arg, ArgMatches, Command, value_parser};
 
 use crate::backend::{libtorch, onnx};
+use crate::config::typed::parse_bool;
 use crate::config::{Config, Door, flags};
 use crate::engine;
 use crate::error::{Error, Result};
@@ -69,7 +70,7 @@ fn run_on<T>(runtime: tokio::runtime::Runtime, work: impl Future<Output = T>) ->
 
 fn dispatch(matches: &ArgMatches) -> Result<()> {
     match matches.subcommand() {
-        Some(("check", given)) => check(&paths(given, "DIR")),
+        Some(("check", given)) => check(given),
         Some(("inspect", given)) => match given.get_one::<PathBuf>("compare") {
             Some(model) => compare(model),
             None => inspect(&path(given, "FILE")),
@@ -137,7 +138,8 @@ fn command() -> Command {
         .subcommand(
             Command::new("check")
                 .about("Validate model repositories without serving: every mistake with file and line; exit 1 if any")
-                .arg(path_arg("DIR", "Directory of models").num_args(1..)),
+                .arg(path_arg("DIR", "Directory of models").num_args(1..))
+                .args(["onnxruntime", "allow-aoti", "model-config-name"].into_iter().filter_map(flags::find).map(arg_of)),
         )
         .subcommand(
             Command::new("inspect")
@@ -220,11 +222,27 @@ fn help_of(flag: &'static flags::Flag) -> Arg {
     Arg::new(flag.name).long(flag.name).value_name(value).help(help).help_heading(flag.heading)
 }
 
-fn check(roots: &[PathBuf]) -> Result<()> {
-    let backends = server::backends(None, false);
+/// A setting of `serve` that another command takes, too.
+fn arg_of(flag: &'static flags::Flag) -> Arg {
+    match flag.value {
+        // Its value is written with an equals sign, as what follows is the command's own.
+        flags::Value::Bool => help_of(flag)
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true")
+            .value_parser(|text: &str| parse_bool(text).ok_or("is not true or false")),
+        _ => help_of(flag),
+    }
+}
+
+fn check(given: &ArgMatches) -> Result<()> {
+    let onnxruntime = given.get_one::<String>("onnxruntime").map(PathBuf::from);
+    let allow_aoti = given.get_one::<bool>("allow-aoti").copied().unwrap_or_default();
+    let config_name = given.get_one::<String>("model-config-name").map(String::as_str);
+    let backends = server::backends(onnxruntime, allow_aoti);
     // The bound of the queues has no part in what is right or wrong.
     let facts = engine::facts(&backends, server::cuda_devices(), 1);
-    let report = engine::check::check(roots, &backends, &facts)?;
+    let report = engine::check::check(&paths(given, "DIR"), config_name, &backends, &facts)?;
     println!("{report}");
     match report.mistakes() {
         0 => Ok(()),
@@ -287,6 +305,22 @@ mod tests {
         });
         let ended = ended.recv_timeout(Duration::from_secs(20)).expect("nobody waits for it");
         assert!(ended.is_ok(), "it had begun");
+    }
+
+    #[test]
+    fn check_takes_what_serve_takes_of_models() {
+        let given = |line: &str| {
+            let matches = command().try_get_matches_from(line.split(' ')).expect(line);
+            let given = matches.subcommand_matches("check").expect("it is the command").clone();
+            let allow_aoti = given.get_one::<bool>("allow-aoti").copied();
+            (paths(&given, "DIR"), allow_aoti, given.get_one::<String>("model-config-name").cloned())
+        };
+        let roots = vec![PathBuf::from("a"), PathBuf::from("b")];
+        assert_eq!(given("nereid check a b"), (roots.clone(), None, None));
+        let line = "nereid check --allow-aoti --model-config-name=gpu --onnxruntime x.so a b";
+        assert_eq!(given(line), (roots.clone(), Some(true), Some("gpu".to_owned())));
+        assert_eq!(given("nereid check --allow-aoti=off a b"), (roots, Some(false), None));
+        assert!(command().try_get_matches_from(["nereid", "check", "--allow-aoti=maybe", "a"]).is_err());
     }
 
     #[test]

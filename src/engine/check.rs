@@ -34,11 +34,17 @@ pub struct ModelReport {
     pub warnings: Vec<String>,
 }
 
-/// Checks every model in `roots`. Blocking: reads all configurations, and model files where one leaves something out.
+/// Checks every model in `roots`, by its configuration `config_name` where it has that. Blocking: reads all configurations, and model files where one leaves something out.
 ///
 /// # Errors
 /// If a root cannot be read.
-pub fn check(roots: &[PathBuf], backends: &[Arc<dyn Backend>], facts: &Facts) -> Result<CheckReport> {
+pub fn check(
+    roots: &[PathBuf],
+    config_name: Option<&str>,
+    backends: &[Arc<dyn Backend>],
+    facts: &Facts,
+) -> Result<CheckReport> {
+    let source = config_name.map_or(Source::File, Source::Named);
     let scan = repository::scan(roots)?;
     let mut report = CheckReport { warnings: scan.warnings, ..CheckReport::default() };
     for (name, reason) in scan.unreadable.into_iter().chain(scan.duplicates) {
@@ -46,7 +52,7 @@ pub fn check(roots: &[PathBuf], backends: &[Arc<dyn Backend>], facts: &Facts) ->
     }
     let mut right = BTreeMap::new();
     for (name, model) in scan.models {
-        let (of_model, finished) = check_model(&model, backends, facts);
+        let (of_model, finished) = check_model(&model, source, backends, facts);
         report.models.insert(name.clone(), of_model);
         right.extend(finished.map(|finished| (name, finished)));
     }
@@ -120,9 +126,14 @@ impl fmt::Display for CheckReport {
     }
 }
 
-fn check_model(model: &ModelDir, backends: &[Arc<dyn Backend>], facts: &Facts) -> (ModelReport, Option<Finished>) {
+fn check_model(
+    model: &ModelDir,
+    source: Source<'_>,
+    backends: &[Arc<dyn Backend>],
+    facts: &Facts,
+) -> (ModelReport, Option<Finished>) {
     let mut report = ModelReport::default();
-    let written = match repository::read(model, Source::File, facts) {
+    let written = match repository::read(model, source, facts) {
         Ok(written) => written,
         Err(mistakes) => {
             report.mistakes.extend(mistakes.iter().map(ToString::to_string));
@@ -220,7 +231,7 @@ mod tests {
     }
 
     fn said(root: &Path) -> String {
-        let report = check(&[root.to_owned()], &[Arc::new(Identity)], &facts()).expect("the root exists");
+        let report = check(&[root.to_owned()], None, &[Arc::new(Identity)], &facts()).expect("the root exists");
         report.to_string().replace(&format!("{}/", root.display()), "")
     }
 
@@ -290,19 +301,34 @@ mod tests {
     }
 
     #[test]
+    fn a_named_configuration_is_the_one_that_is_checked() {
+        let root = tempfile::tempdir().expect("there is room");
+        put(root.path(), "m/config.pbtxt", "backend: \"identity\"");
+        put(root.path(), "m/configs/gpu.pbtxt", "backend: \"identity\"\nmax_batch_size: -1");
+        put(root.path(), "m/1/.keep", "");
+        let mistakes = |name| {
+            let report = check(&[root.path().to_owned()], name, &[Arc::new(Identity)], &facts());
+            report.expect("the root exists").models["m"].mistakes.clone()
+        };
+        assert_eq!((mistakes(None).len(), mistakes(Some("cpu")).len()), (0, 0));
+        assert!(mistakes(Some("gpu"))[0].contains("configs/gpu.pbtxt:2:1: "), "{:?}", mistakes(Some("gpu")));
+    }
+
+    #[test]
     fn a_model_in_two_roots_cannot_be_loaded() {
         let (one, two) = (tempfile::tempdir().expect("there is room"), tempfile::tempdir().expect("there is room"));
         for root in [&one, &two] {
             put(root.path(), "m/config.pbtxt", "backend: \"identity\"");
         }
         let roots = [one.path().to_owned(), two.path().to_owned()];
-        let report = check(&roots, &[], &facts()).expect("the roots exist");
+        let report = check(&roots, None, &[], &facts()).expect("the roots exist");
         assert!(report.models["m"].mistakes[0].starts_with("model 'm' is in more than one repository: "), "{report}");
     }
 
     #[test]
     fn a_missing_root_is_an_error() {
-        let error = check(&[PathBuf::from("/nonexistent")], &[], &facts()).expect_err("there is no such directory");
+        let error =
+            check(&[PathBuf::from("/nonexistent")], None, &[], &facts()).expect_err("there is no such directory");
         assert!(error.message().starts_with("cannot read model repository '/nonexistent': "), "{error}");
     }
 }
