@@ -1,4 +1,4 @@
-//! How long a connection may be idle, or take over the head of a request.
+//! How long a connection may be idle, take over the head of a request, or take nothing of what is sent.
 
 use std::future::Future as _;
 use std::pin::Pin;
@@ -12,6 +12,9 @@ use super::peer::{Doing, Peer};
 
 /// Between looks at a connection whose calls are in flight.
 const BUSY_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How often a connection is looked at within the time for which its peer may take nothing.
+const LOOKS: u32 = 4;
 
 /// The times of one connection; those that are `None` are without limit.
 #[derive(Clone, Copy, Debug)]
@@ -73,7 +76,8 @@ impl Clock {
         };
         let head = match self.peer.doing() {
             Doing::Opening => Some(since),
-            _ => self.peer.head_began(),
+            // It is not read before the answer to the request before it was sent.
+            _ => self.peer.head_began().map(|began| began.max(since)),
         };
         let head = self.limits.head.zip(head).map(|(limit, began)| (began + limit, Late::Head));
         let idle = self.limits.idle.map(|limit| (since + limit, Late::Idle));
@@ -81,9 +85,34 @@ impl Clock {
     }
 }
 
+/// Resolves once there was something to send to `peer` for `time`, and it took nothing of it; never if that is `None`.
+pub async fn stuck(peer: &Peer, time: Option<Duration>) {
+    let Some(time) = time else { return std::future::pending().await };
+    let (mut seen, mut looks) = (None, 0);
+    while looks < LOOKS {
+        tokio::time::sleep(time / LOOKS).await;
+        let at = peer.stuck_at();
+        looks = if at.is_some() && at == seen { looks + 1 } else { 0 };
+        seen = at;
+    }
+}
+
+/// Resolves once `peer` was not busy for `time` from now on.
+pub async fn unused(peer: &Peer, time: Duration) {
+    loop {
+        tokio::time::sleep(time).await;
+        if peer.doing() != Doing::Busy && peer.since() + time <= Instant::now() {
+            return;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use bytes::{Buf as _, Bytes};
+
     use super::super::peer::Call;
+    use super::super::piece::Piece;
     use super::*;
 
     const HEAD: Duration = Duration::from_secs(10);
@@ -118,5 +147,47 @@ mod tests {
         };
         let ((late, after), ()) = tokio::join!(late(&peer), ends);
         assert_eq!((late, after), (Late::Idle, 101 * IDLE.as_secs()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_came_while_an_answer_was_sent_has_its_time_behind_it() {
+        let peer = Peer::new();
+        let mut call = Call::begin(&peer);
+        call.answer();
+        let piece = Piece::new(Bytes::from_static(b"answer"), &peer);
+        drop(call);
+        peer.sent_bytes();
+        let ends = async {
+            tokio::time::sleep(10 * IDLE).await;
+            drop(piece);
+        };
+        let ((late, after), ()) = tokio::join!(late(&peer), ends);
+        let in_time = (10 * IDLE + HEAD).as_secs();
+        assert!(
+            late == Late::Head && (in_time..=in_time + BUSY_INTERVAL.as_secs()).contains(&after),
+            "{late:?} {after}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_nothing_is_stuck_and_who_is_sent_nothing_or_takes_slowly_is_not() {
+        let (peer, start) = (Peer::new(), Instant::now());
+        let mut call = Call::begin(&peer);
+        let sends = async {
+            tokio::time::sleep(10 * IDLE).await;
+            call.answer();
+            let mut piece = Piece::new(Bytes::from(vec![0; 20]), &peer);
+            for _ in 0..10 {
+                tokio::time::sleep(IDLE / 2).await;
+                piece.advance(1);
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = sends => {}
+            () = stuck(&peer, Some(IDLE)) => {}
+        }
+        let after = start.elapsed() - 15 * IDLE;
+        assert!((IDLE..=IDLE * 3 / 2).contains(&after), "{after:?}");
     }
 }

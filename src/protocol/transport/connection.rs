@@ -7,6 +7,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::Either;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -15,7 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio_util::sync::CancellationToken;
 
 use super::body::Body;
-use super::clock::{Clock, Late, Limits};
+use super::clock::{self, Clock, Late, Limits};
 use super::last::Last;
 use super::listener::Socket;
 use super::peer::{Call, Doing, Peer};
@@ -30,6 +31,9 @@ use crate::telemetry::metrics::PortMetrics;
 
 /// How long an idle connection that is to end has to say goodbye.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
+
+/// How long a peer may take nothing of what is sent to it when the server stops.
+const STUCK_TIME: Duration = Duration::from_secs(5);
 
 /// The most header lines that hyper takes if nobody says otherwise.
 const HEADERS_MAX: usize = 100;
@@ -113,7 +117,7 @@ impl<S: Service> Connection<S> {
             let shared = shared.clone();
             async move {
                 let response = shared.service.call(request).await;
-                Ok::<_, Infallible>(response.map(|body| Answer { body, _call: call }))
+                Ok::<_, Infallible>(response.map(|body| Answer::begin(body, call)))
             }
         });
         let ended = match opened {
@@ -123,12 +127,12 @@ impl<S: Service> Connection<S> {
             Ok((Version::Http1, stream, beginning)) => {
                 let io = self.io(stream, beginning);
                 let serving = pin!(Last::new(self.shared.http1.serve_connection(io, service)));
-                self.drive(serving, Some(settings.head_timeout), |serving| serving.inner().graceful_shutdown()).await
+                self.drive(serving, Some(settings.head_timeout), |serving| serving.graceful_shutdown()).await
             }
             Ok((Version::Http2, stream, beginning)) => {
                 let io = self.io(stream, beginning);
                 let serving = pin!(Last::new(self.shared.http2.serve_connection(io, service)));
-                self.drive(serving, None, |serving| serving.inner().graceful_shutdown()).await
+                self.drive(serving, None, |serving| serving.graceful_shutdown()).await
             }
             Err(error) => return tracing::debug!(port = settings.name, %error, "connection not opened"),
         };
@@ -155,37 +159,81 @@ impl<S: Service> Connection<S> {
     /// Polls `serving` to its end, which `graceful` asks it for when the time has come.
     async fn drive<F>(
         &self,
-        mut serving: Pin<&mut F>,
+        mut serving: Pin<&mut Last<F>>,
         head: Option<Duration>,
         graceful: impl Fn(Pin<&mut F>),
     ) -> hyper::Result<()>
     where
-        F: Future<Output = hyper::Result<()>>,
+        F: Future<Output = hyper::Result<()>> + Unpin,
     {
+        // What comes from the peer is seen before it is asked whether the connection is to end.
+        let rest = match serving.as_mut().or(self.asked_to_end(head)).await {
+            Either::Left(ended) => return ended,
+            Either::Right(None) => return Ok(()),
+            Either::Right(Some(rest)) => rest,
+        };
+        graceful(serving.as_mut().inner());
+        match serving.or(self.given_up(rest)).await {
+            Either::Left(ended) => ended,
+            Either::Right(()) => Ok(()),
+        }
+    }
+
+    /// Resolves once the connection is to end, with what it may still do; `None` for nothing.
+    async fn asked_to_end(&self, head: Option<Duration>) -> Option<Rest> {
         let settings = &self.shared.settings;
         let mut clock = Clock::new(self.peer.clone(), Limits { head, idle: settings.idle_timeout });
         let is_timed = head.is_some() || settings.idle_timeout.is_some();
-        let rest = tokio::select! {
-            // What comes from the peer is seen before the clock is asked.
+        tokio::select! {
             biased;
-            ended = serving.as_mut() => return ended,
-            () = self.shared.stop.cancelled() => None,
-            () = after(settings.age_max) => settings.age_grace,
+            () = self.shared.stop.cancelled() => Some(Rest::Calls { unused: None }),
+            () = after(settings.age_max) => match settings.age_grace {
+                Some(time) => Some(Rest::Time(time)),
+                None => Some(Rest::Calls { unused: None }),
+            },
             () = self.peer.leaving() => match self.peer.doing() {
-                Doing::Opening | Doing::Stalled => return Ok(()),
-                Doing::Idle | Doing::Busy => Some(CLOSE_TIME),
+                Doing::Opening | Doing::Stalled => None,
+                Doing::Idle | Doing::Busy => Some(Rest::Calls { unused: Some(CLOSE_TIME) }),
             },
             late = std::future::poll_fn(|ctx| clock.poll_late(ctx)), if is_timed => match late {
-                Late::Head => return Ok(()),
-                Late::Idle => Some(CLOSE_TIME),
+                Late::Head => None,
+                Late::Idle => Some(Rest::Calls { unused: Some(CLOSE_TIME) }),
             },
-        };
-        graceful(serving.as_mut());
-        tokio::select! {
-            ended = serving => ended,
-            () = after(rest) => Ok(()),
+            () = clock::stuck(&self.peer, settings.send_timeout) => {
+                tracing::debug!(port = settings.name, "closing a connection whose peer takes nothing of its answers");
+                None
+            }
         }
     }
+
+    /// Resolves once the connection, which was asked to end, has had what it may.
+    async fn given_up(&self, rest: Rest) {
+        let Shared { settings, stop, .. } = &*self.shared;
+        let rest = async {
+            match rest {
+                Rest::Time(time) => tokio::time::sleep(time).await,
+                Rest::Calls { unused: Some(time) } => clock::unused(&self.peer, time).await,
+                Rest::Calls { unused: None } => std::future::pending().await,
+            }
+        };
+        let stuck_at_stop = async {
+            stop.cancelled().await;
+            clock::stuck(&self.peer, Some(STUCK_TIME)).await;
+        };
+        tokio::select! {
+            () = rest => {}
+            () = clock::stuck(&self.peer, settings.send_timeout) => {}
+            () = stuck_at_stop => {}
+        }
+    }
+}
+
+/// What a connection that was asked to end may still do.
+enum Rest {
+    /// Go on for this time.
+    Time(Duration),
+    /// Answer its calls, and be without any for a time; `None` for any time, in which the port may cut it off.
+    Calls { unused: Option<Duration> },
 }
 
 /// Waits for `time`; for ever if there is none.
@@ -193,5 +241,59 @@ async fn after(time: Option<Duration>) {
     match time {
         Some(time) => tokio::time::sleep(time).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+    use std::task::Poll;
+
+    use super::super::service::tests::Silent;
+    use super::super::workers::Workers;
+    use super::*;
+
+    fn connection() -> Connection<Silent> {
+        let shared = Arc::new(Shared::new(Silent, Settings::http(), None, PortMetrics::default()));
+        let place = Workers::start(0).expect("nothing to start").place();
+        Connection { shared, peer: Peer::new(), _place: place }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_begins_as_its_connection_is_sent_away_is_answered() {
+        let connection = connection();
+        let peer = &connection.peer;
+        drop(Call::begin(peer));
+        peer.send_away();
+        let call = RefCell::new(None);
+        let answering = after(Some(10 * CLOSE_TIME));
+        let mut answering = pin!(answering);
+        let answered = Cell::new(false);
+        // The head of a request is there when the connection is looked at next, and its answer takes its time.
+        let serving = std::future::poll_fn(|ctx| {
+            let mut call = call.borrow_mut();
+            if !answered.get() {
+                call.get_or_insert_with(|| Call::begin(peer));
+                std::task::ready!(answering.as_mut().poll(ctx));
+                answered.set(true);
+                *call = None;
+            }
+            Poll::Pending
+        });
+        connection.drive(pin!(Last::new(serving)), None, |_| ()).await.expect("it ends well");
+        assert!(answered.get(), "its connection was cut off");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_gives_up_who_takes_nothing_of_its_answers() {
+        let connection = connection();
+        connection.shared.stop.cancel();
+        let mut call = Call::begin(&connection.peer);
+        call.answer();
+        let _piece = super::super::piece::Piece::new(bytes::Bytes::from_static(b"answer"), &connection.peer);
+        let start = tokio::time::Instant::now();
+        let serving = pin!(Last::new(std::future::pending()));
+        connection.drive(serving, None, |_| ()).await.expect("it ends well");
+        assert!((STUCK_TIME..2 * STUCK_TIME).contains(&start.elapsed()), "{:?}", start.elapsed());
     }
 }

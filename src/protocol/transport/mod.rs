@@ -12,6 +12,7 @@ mod dial;
 mod last;
 mod listener;
 mod peer;
+mod piece;
 mod port;
 mod preface;
 mod rehearsal;

@@ -17,7 +17,7 @@ pub enum Doing {
     Idle,
     /// All its calls in flight wait for the rest of their requests.
     Stalled,
-    /// A call of it is being answered.
+    /// A call of it is being answered, or something of an answer is still to be sent.
     Busy,
 }
 
@@ -33,7 +33,15 @@ pub struct Peer {
     unread: AtomicUsize,
     /// Those of these that are being waited for, within a time.
     awaited: AtomicUsize,
-    /// When a call last ended or began to be waited for, in milliseconds after `opened`.
+    /// Calls whose answer has begun.
+    answers: AtomicUsize,
+    /// Pieces of answers that did not leave to their end, also those of calls that hyper is done with.
+    pieces: AtomicUsize,
+    /// A write waits for the socket.
+    blocked: AtomicBool,
+    /// How often something of an answer has left.
+    moves: AtomicU64,
+    /// When a call, or what was left to send of it, last ended or began to be waited for, in milliseconds after `opened`.
     changed: AtomicU64,
     /// When the first byte of a request's head came, in milliseconds after `opened` and one more; 0 if none did.
     head: AtomicU64,
@@ -49,6 +57,10 @@ impl Peer {
             calls: AtomicUsize::new(0),
             unread: AtomicUsize::new(0),
             awaited: AtomicUsize::new(0),
+            answers: AtomicUsize::new(0),
+            pieces: AtomicUsize::new(0),
+            blocked: AtomicBool::new(false),
+            moves: AtomicU64::new(0),
             changed: AtomicU64::new(0),
             head: AtomicU64::new(0),
             leaving: CancellationToken::new(),
@@ -58,8 +70,9 @@ impl Peer {
     /// What it is doing now.
     pub fn doing(&self) -> Doing {
         match (self.calls.load(Relaxed), self.awaited.load(Relaxed)) {
-            (0, _) if self.known.load(Relaxed) => Doing::Idle,
-            (0, _) => Doing::Opening,
+            (0, _) if !self.known.load(Relaxed) => Doing::Opening,
+            _ if self.is_sending() => Doing::Busy,
+            (0, _) => Doing::Idle,
             (calls, awaited) if calls == awaited => Doing::Stalled,
             _ => Doing::Busy,
         }
@@ -75,9 +88,49 @@ impl Peer {
         self.opened
     }
 
-    /// Whether a request of it that was read to its end is not answered to its end.
+    /// Whether a request of it that was read to its end is not answered to its end, or an answer not sent to its end.
     pub fn is_owed(&self) -> bool {
-        self.calls.load(Relaxed) > self.unread.load(Relaxed)
+        self.calls.load(Relaxed) > self.unread.load(Relaxed) || self.is_sending()
+    }
+
+    /// A number that stays the same as long as it takes nothing of what is to be sent to it; `None` if there is nothing
+    /// to send, or if a call is executed whose answer has not begun.
+    pub fn stuck_at(&self) -> Option<u64> {
+        let begun = self.answers.load(Relaxed) + self.awaited.load(Relaxed);
+        let is_stuck = self.is_sending() && self.calls.load(Relaxed) <= begun;
+        is_stuck.then(|| self.moves.load(Relaxed))
+    }
+
+    /// Something of an answer has left.
+    pub fn moved(&self) {
+        self.moves.fetch_add(1, Relaxed);
+    }
+
+    /// A piece of an answer is to be sent.
+    pub fn piece_begins(&self) {
+        self.pieces.fetch_add(1, Relaxed);
+    }
+
+    /// A piece of an answer has left to its end, or never will.
+    pub fn piece_ends(&self) {
+        // A call that is not over will say when it is.
+        if self.calls.load(Relaxed) == 0 {
+            self.changed.store(self.now(), Relaxed);
+        }
+        self.pieces.fetch_sub(1, Relaxed);
+    }
+
+    /// Says whether a write waits for the socket.
+    pub fn set_blocked(&self, blocked: bool) {
+        self.blocked.store(blocked, Relaxed);
+        if !blocked {
+            self.moved();
+            self.changed.store(self.now(), Relaxed);
+        }
+    }
+
+    fn is_sending(&self) -> bool {
+        self.pieces.load(Relaxed) > 0 || self.blocked.load(Relaxed) && self.known.load(Relaxed)
     }
 
     /// Bytes came; between calls, they begin the head of a request.
@@ -115,7 +168,10 @@ impl Peer {
 
 /// One call in flight; over when dropped.
 #[derive(Debug)]
-pub struct Call(Arc<Peer>);
+pub struct Call {
+    peer: Arc<Peer>,
+    answered: bool,
+}
 
 impl Call {
     /// The head of a request is complete.
@@ -123,14 +179,29 @@ impl Call {
         peer.calls.fetch_add(1, Relaxed);
         peer.known.store(true, Relaxed);
         peer.head.store(0, Relaxed);
-        Self(peer.clone())
+        Self { peer: peer.clone(), answered: false }
+    }
+
+    /// Its answer has begun.
+    pub fn answer(&mut self) {
+        if !std::mem::replace(&mut self.answered, true) {
+            self.peer.answers.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Whose call it is.
+    pub fn peer(&self) -> &Arc<Peer> {
+        &self.peer
     }
 }
 
 impl Drop for Call {
     fn drop(&mut self) {
-        self.0.changed.store(self.0.now(), Relaxed);
-        self.0.calls.fetch_sub(1, Relaxed);
+        self.peer.changed.store(self.peer.now(), Relaxed);
+        if self.answered {
+            self.peer.answers.fetch_sub(1, Relaxed);
+        }
+        self.peer.calls.fetch_sub(1, Relaxed);
     }
 }
 
@@ -172,6 +243,9 @@ impl Drop for Unread {
 
 #[cfg(test)]
 mod tests {
+    use bytes::{Buf as _, Bytes};
+
+    use super::super::piece::Piece;
     use super::*;
 
     #[test]
@@ -188,6 +262,26 @@ mod tests {
         drop((second, unread));
         assert_eq!((peer.doing(), peer.is_owed()), (Doing::Busy, true));
         drop(call);
+        assert_eq!((peer.doing(), peer.is_owed()), (Doing::Idle, false));
+    }
+
+    #[test]
+    fn a_call_is_owed_until_the_last_of_its_answer_has_left() {
+        let peer = Peer::new();
+        let mut call = Call::begin(&peer);
+        let mut piece = Piece::new(Bytes::from_static(b"answer"), &peer);
+        assert_eq!(peer.stuck_at(), None, "its answer may need another execution");
+        call.answer();
+        let at = peer.stuck_at().expect("there is something to send");
+        drop(call);
+        assert_eq!((peer.doing(), peer.is_owed(), peer.stuck_at()), (Doing::Busy, true, Some(at)));
+        piece.advance(1);
+        assert_ne!(peer.stuck_at(), Some(at));
+        drop(piece);
+        assert_eq!((peer.doing(), peer.is_owed(), peer.stuck_at()), (Doing::Idle, false, None));
+        peer.set_blocked(true);
+        assert_eq!((peer.doing(), peer.is_owed()), (Doing::Busy, true));
+        peer.set_blocked(false);
         assert_eq!((peer.doing(), peer.is_owed()), (Doing::Idle, false));
     }
 

@@ -11,6 +11,7 @@ use http_body::{Frame, SizeHint};
 
 use super::body::Body;
 use super::peer::Call;
+use super::piece::Piece;
 
 /// Answers the calls of every connection of a port.
 pub trait Service: Send + Sync + 'static {
@@ -26,21 +27,29 @@ pub trait Service: Send + Sync + 'static {
     }
 }
 
-/// The body of an answer; its call is over when this is dropped.
+/// The body of an answer; its call is over when this is dropped, and the last of it has left when its pieces are, too.
 #[derive(Debug)]
 pub struct Answer<B> {
-    /// As the front end made it.
-    pub body: B,
-    /// Kept for its end.
-    pub _call: Call,
+    body: B,
+    call: Call,
 }
 
-impl<B: http_body::Body + Unpin> http_body::Body for Answer<B> {
-    type Data = B::Data;
+impl<B> Answer<B> {
+    /// The answer to `call`, as the front end made it.
+    pub fn begin(body: B, mut call: Call) -> Self {
+        call.answer();
+        Self { body, call }
+    }
+}
+
+impl<B: http_body::Body<Data = Bytes> + Unpin> http_body::Body for Answer<B> {
+    type Data = Piece;
     type Error = B::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, ctx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.get_mut().body).poll_frame(ctx)
+    fn poll_frame(self: Pin<&mut Self>, ctx: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, B::Error>>> {
+        let Self { body, call } = self.get_mut();
+        let frame = Pin::new(body).poll_frame(ctx);
+        frame.map_ok(|frame| frame.map_data(|bytes| Piece::new(bytes, call.peer())))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -49,5 +58,21 @@ impl<B: http_body::Body + Unpin> http_body::Body for Answer<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    /// A service that answers nothing.
+    pub struct Silent;
+
+    impl Service for Silent {
+        type Body = http_body_util::Empty<Bytes>;
+
+        async fn call(&self, _: Request<Body>) -> Response<Self::Body> {
+            std::future::pending().await
+        }
     }
 }

@@ -22,7 +22,9 @@ pub struct Wire<S> {
     peer: Arc<Peer>,
     send_timeout: Option<Duration>,
     metrics: PortMetrics,
-    /// There while the peer takes nothing.
+    /// Whether the peer takes nothing.
+    blocked: bool,
+    /// There while it does, if that may not last.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
@@ -34,7 +36,7 @@ impl<S> Wire<S> {
         send_timeout: Option<Duration>,
         metrics: PortMetrics,
     ) -> Self {
-        Self { stream, beginning, peer, send_timeout, metrics, stalled: None }
+        Self { stream, beginning, peer, send_timeout, metrics, blocked: false, stalled: None }
     }
 
     fn count(&self, written: &Poll<io::Result<usize>>) {
@@ -45,6 +47,10 @@ impl<S> Wire<S> {
 
     /// The outcome of a write, unless it has been waiting for too long.
     fn sent<T>(&mut self, polled: Poll<io::Result<T>>, ctx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if polled.is_pending() != self.blocked {
+            self.blocked = !self.blocked;
+            self.peer.set_blocked(self.blocked);
+        }
         let (Some(timeout), true) = (self.send_timeout, polled.is_pending()) else {
             self.stalled = None;
             return polled;
@@ -116,13 +122,16 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+    use super::super::peer::{Call, Doing};
     use super::*;
 
     #[tokio::test(start_paused = true)]
     async fn who_takes_nothing_is_given_up_and_who_takes_slowly_is_not() {
         let timeout = Duration::from_secs(10);
         let (mut peer, own) = tokio::io::duplex(64);
-        let mut own = Wire::new((own, Beginning::default()), Peer::new(), Some(timeout), PortMetrics::default());
+        let known = Peer::new();
+        drop(Call::begin(&known));
+        let mut own = Wire::new((own, Beginning::default()), known.clone(), Some(timeout), PortMetrics::default());
         let slowly = async {
             for _ in 0..10 {
                 tokio::time::sleep(timeout / 2).await;
@@ -132,7 +141,8 @@ mod tests {
         };
         let (sent, _peer) = tokio::join!(own.write_all(&[0; 384]), slowly);
         sent.expect("something was taken all the time");
+        assert_eq!(known.doing(), Doing::Idle);
         let gone = own.write_all(&[0; 64]).await.expect_err("nothing is taken any more");
-        assert_eq!(gone.kind(), io::ErrorKind::TimedOut);
+        assert_eq!((gone.kind(), known.doing()), (io::ErrorKind::TimedOut, Doing::Busy));
     }
 }

@@ -1,12 +1,13 @@
 //! What is below messages: limits, framing, unknown calls.
 
+use std::future::Future;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http::Request;
-use http_body_util::{BodyExt as _, StreamBody};
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Frame;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -147,6 +148,27 @@ async fn silent_after(address: SocketAddr, beginning: &[u8]) -> TcpStream {
     stream
 }
 
+/// A connection whose client lets as many bytes of an answer come ahead; it is read while it is polled.
+async fn connected(
+    address: SocketAddr,
+    window: u32,
+) -> (http2::SendRequest<Full<Bytes>>, impl Future<Output = hyper::Result<()>> + Send + 'static) {
+    let stream = TcpStream::connect(address).await.expect("the server listens");
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder.initial_stream_window_size(window).initial_connection_window_size(window.max(1 << 16));
+    builder.handshake(TokioIo::new(stream)).await.expect("it speaks HTTP/2")
+}
+
+/// The call of ModelInfer with this body.
+fn inference(address: SocketAddr, body: Bytes) -> Request<Full<Bytes>> {
+    let asked = Request::post(format!("http://{address}/inference.GRPCInferenceService/ModelInfer"));
+    asked
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(Full::new(body))
+        .expect("well formed")
+}
+
 /// Begins a call with `start` of a body that never ends; gives the status, if one comes.
 async fn unfinished(address: SocketAddr, path: &str, timeout: Option<&str>, start: &'static [u8]) -> Option<Status> {
     let stream = TcpStream::connect(address).await.expect("the server listens");
@@ -272,5 +294,51 @@ async fn a_request_that_stops_arriving_is_given_up() {
     let answer = within(answers.message()).await.expect("still open").expect("answered");
     assert_eq!(answer.error_message, "");
     drop((requests, answers, client));
+    served.stop().await;
+}
+
+/// An answer that the system's buffers do not hold.
+const LARGE_FLOATS: usize = 16 << 20;
+
+#[tokio::test]
+async fn a_stop_waits_for_who_pauses_within_a_large_answer() {
+    let served = Served::start().await;
+    let (mut sender, connection) = connected(served.address, 1 << 20).await;
+    let mut connection = Box::pin(connection);
+    let message =
+        request("free", &[("INPUT0", "FP32", &[LARGE_FLOATS as i64], &vec![7; 4 * LARGE_FLOATS])]).encode_to_vec();
+    let asked = inference(served.address, framed(&message, message.len() as u32, 0));
+    let answer = tokio::select! {
+        answer = within(sender.send_request(asked)) => answer.expect("it begins"),
+        ended = &mut connection => panic!("it ended: {ended:?}"),
+    };
+    drop(sender);
+    // Nobody reads while nobody polls the connection.
+    let mut stop = std::pin::pin!(served.stop());
+    tokio::time::timeout(Duration::from_secs(2), &mut stop).await.expect_err("the answer is not sent");
+    let connection = tokio::spawn(connection);
+    let (body, ()) = tokio::join!(within(answer.into_body().collect()), stop);
+    let body = body.expect("all of it comes");
+    let status = Status::from_header_map(body.trailers().expect("it ends well"));
+    assert_eq!(status.expect("it has one").code(), Code::Ok);
+    assert!(body.to_bytes().len() > 4 * LARGE_FLOATS);
+    let _ = within(connection).await;
+}
+
+#[tokio::test]
+async fn who_takes_nothing_of_its_answers_is_cut_off_and_who_waits_for_them_is_not() {
+    let limits = Limits { send_timeout: Some(SLOW / 4), ..Limits::grpc() };
+    let served = Served::limited(Control::None, Settings::default(), limits).await;
+    let (mut sender, connection) = connected(served.address, 0).await;
+    let connection = tokio::spawn(connection);
+    let mut patient = served.client().await;
+    patient.server_live(ServerLiveRequest {}).await.expect("answered");
+    let message = pair().encode_to_vec();
+    let asked = inference(served.address, framed(&message, message.len() as u32, 0));
+    let answer = within(sender.send_request(asked)).await.expect("it begins");
+    let _ = within(connection).await.expect("no panic");
+    within(answer.into_body().collect()).await.expect_err("it does not come");
+    patient.model_infer(slow()).await.expect("answered on the connection that was idle");
+    drop((sender, patient));
     served.stop().await;
 }

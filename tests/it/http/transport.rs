@@ -7,6 +7,7 @@ use nereid::engine::Control;
 use nereid::infer::Instant;
 use nereid::protocol::http::Settings;
 use nereid::protocol::transport::Settings as Limits;
+use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -95,4 +96,27 @@ async fn an_unfinished_request_does_not_hold_up_a_stop() {
     let start = Instant::now();
     served.stop().await;
     assert!(start.elapsed() < PATIENCE / 2, "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_stop_waits_for_who_pauses_within_a_large_answer() {
+    const FLOATS: usize = 12 << 20;
+    let served = Served::start().await;
+    let (binary, parameters) = (json!({ "binary_data_size": 4 * FLOATS }), json!({ "binary_data_output": true }));
+    let input = json!({ "name": "INPUT0", "datatype": "FP32", "shape": [FLOATS], "parameters": binary });
+    let text = json!({ "inputs": [input], "parameters": parameters }).to_string();
+    let mut stream = TcpStream::connect(served.address).await.expect("the server listens");
+    let (head, body) = (text.len(), text.len() + 4 * FLOATS);
+    let head = format!("host: x\r\ninference-header-content-length: {head}\r\ncontent-length: {body}\r\n\r\n");
+    let request = format!("POST /v2/models/free/infer HTTP/1.1\r\n{head}{text}");
+    stream.write_all(request.as_bytes()).await.expect("the server reads");
+    stream.write_all(&vec![7; 4 * FLOATS]).await.expect("the server reads");
+    let mut answer = vec![0; 15];
+    within(stream.read_exact(&mut answer)).await.expect("it begins");
+    assert_eq!(answer, b"HTTP/1.1 200 OK");
+    let mut stop = std::pin::pin!(served.stop());
+    tokio::time::timeout(Duration::from_secs(2), &mut stop).await.expect_err("the answer is not sent");
+    let (read, ()) = tokio::join!(within(stream.read_to_end(&mut answer)), stop);
+    read.expect("it ends well");
+    assert!(answer.len() > 4 * FLOATS && answer.ends_with(&[7; 16]), "{} bytes", answer.len());
 }
