@@ -47,8 +47,8 @@ pub fn backends(onnxruntime: Option<PathBuf>, allow_aoti: bool) -> Vec<Arc<dyn B
 /// tried.
 ///
 /// # Errors
-/// If the server cannot start, a model fails to load or a repository cannot be read and the settings make that fatal, or
-/// requests had to be abandoned because a stop took longer than it may.
+/// If the server cannot start, a model fails to load or a repository cannot be read and the settings make that fatal, a
+/// front end ended by itself, or requests had to be abandoned because a stop took longer than it may.
 pub async fn run(config: Config) -> Result<()> {
     logging::install(&config.log)?;
     for warning in &config.warnings {
@@ -62,9 +62,11 @@ pub async fn run(config: Config) -> Result<()> {
     let stop = stop_signals()?;
     let server = Server::bind(&config)?;
     println!("nereid live:{}", server.addresses());
+    let broken = server.front_ends.broken.clone();
     let failed = tokio::select! {
         failed = server.load() => failed?,
         () = stop.cancelled() => return server.stop(exit_timeout).await,
+        () = broken.cancelled() => return server.give_up(exit_timeout).await,
     };
     if !failed.is_empty() && exit_on_error {
         server.stop(exit_timeout).await?;
@@ -72,8 +74,10 @@ pub async fn run(config: Config) -> Result<()> {
         return Err(Error::internal(format!("failed to load all models: {}", names.join(", "))));
     }
     println!("{}", server.greeting());
-    stop.cancelled().await;
-    server.stop(exit_timeout).await
+    tokio::select! {
+        () = stop.cancelled() => server.stop(exit_timeout).await,
+        () = broken.cancelled() => server.give_up(exit_timeout).await,
+    }
 }
 
 /// The signals that ask to stop, as a stream.
@@ -165,6 +169,12 @@ impl Server {
     /// Where each front end is reached.
     fn addresses(&self) -> String {
         self.front_ends.addresses.iter().map(|(name, address)| format!(" {name}={address}")).collect()
+    }
+
+    /// Stops because a port accepts nothing any more: who started the process can start another one.
+    async fn give_up(self, timeout: Duration) -> Result<()> {
+        self.stop(timeout).await?;
+        Err(Error::internal("a front end ended by itself"))
     }
 
     /// Stops in order, within `timeout`.

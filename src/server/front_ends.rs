@@ -24,6 +24,8 @@ pub struct FrontEnds {
     pub inference: Vec<FrontEnd>,
     /// The one that is wanted until all is over.
     pub metrics: Option<FrontEnd>,
+    /// Cancelled once one of them has ended by itself, which it has said in the log.
+    pub broken: CancellationToken,
 }
 
 /// A front end's task and the way to end it.
@@ -35,6 +37,7 @@ pub struct FrontEnd {
 impl FrontEnd {
     fn start<F: Future<Output = Result<()>> + Send + 'static>(
         name: &'static str,
+        broken: CancellationToken,
         serve: impl FnOnce(CancellationToken) -> F,
     ) -> Self {
         let shutdown = CancellationToken::new();
@@ -42,6 +45,7 @@ impl FrontEnd {
         let task = tokio::spawn(async move {
             if let Err(error) = serving.await {
                 tracing::error!(front_end = name, %error, "front end ended");
+                broken.cancel();
             }
         });
         Self { shutdown, task }
@@ -62,7 +66,8 @@ impl FrontEnds {
     pub fn open(config: &Config, gateway: &Arc<Gateway>, metrics: &Metrics) -> Result<Self> {
         allow_files();
         let workers = Arc::new(Workers::start(config.threads)?);
-        let mut front_ends = Self { addresses: Vec::new(), inference: Vec::new(), metrics: None };
+        let broken = CancellationToken::new();
+        let mut front_ends = Self { addresses: Vec::new(), inference: Vec::new(), metrics: None, broken };
         let dispatch = |settings: &config::Grpc| Dispatch::new(gateway.clone(), &grpc_settings(config, settings));
         let rest = |settings: &config::Http| Rest::new(gateway.clone(), http_settings(config, settings));
         match (&config.grpc, &config.http) {
@@ -88,8 +93,8 @@ impl FrontEnds {
         if let Some(settings) = &config.metrics {
             let port = front_ends.port("metrics", &settings.port, &workers, metrics)?;
             let metrics = metrics.clone();
-            front_ends.metrics =
-                Some(FrontEnd::start("metrics", |shutdown| metrics::serve(port, metrics, shutdown.cancelled_owned())));
+            let serve = |shutdown: CancellationToken| metrics::serve(port, metrics, shutdown.cancelled_owned());
+            front_ends.metrics = Some(FrontEnd::start("metrics", front_ends.broken.clone(), serve));
         }
         Ok(front_ends)
     }
@@ -119,7 +124,7 @@ impl FrontEnds {
         name: &'static str,
         serve: impl FnOnce(CancellationToken) -> F,
     ) {
-        self.inference.push(FrontEnd::start(name, serve));
+        self.inference.push(FrontEnd::start(name, self.broken.clone(), serve));
     }
 }
 
@@ -159,5 +164,24 @@ fn http_settings(config: &Config, http: &config::Http) -> http::Settings {
         forward: http.forward.clone(),
         restrictions: http.restrictions.clone(),
         cors_origins: http.cors_origins.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    #[tokio::test]
+    async fn one_that_ends_by_itself_is_told_and_one_that_is_stopped_is_not() {
+        let broken = CancellationToken::new();
+        let stopped = FrontEnd::start("grpc", broken.clone(), |shutdown| async move {
+            shutdown.cancelled().await;
+            Ok(())
+        });
+        stopped.stop().await;
+        assert!(!broken.is_cancelled());
+        let _ended = FrontEnd::start("http", broken.clone(), |_| async { Err(Error::internal("the listener broke")) });
+        broken.cancelled().await;
     }
 }

@@ -16,8 +16,23 @@ use super::peer::{Doing, Peer};
 /// Who has been idle for less than this is likely to go on.
 const IDLE_MIN: Duration = Duration::from_secs(1);
 
-/// Between warnings that there are too many connections.
+/// Between warnings that say the same.
 const WARNING_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What is said in the log, but not every time.
+#[derive(Debug, Default)]
+pub struct Seldom(Option<Instant>);
+
+impl Seldom {
+    /// Whether it is to be said now.
+    pub fn now(&mut self) -> bool {
+        let is_due = self.0.is_none_or(|last| last.elapsed() > WARNING_INTERVAL);
+        if is_due {
+            self.0 = Some(Instant::now());
+        }
+        is_due
+    }
+}
 
 /// The connections of a port.
 #[derive(Debug, Default)]
@@ -26,7 +41,7 @@ pub struct Crowd {
     opening: VecDeque<Weak<Peer>>,
     /// In the order of their coming.
     all: VecDeque<Weak<Peer>>,
-    warned: Option<Instant>,
+    warned: Seldom,
 }
 
 impl Crowd {
@@ -51,13 +66,12 @@ impl Crowd {
 
     /// Says in the log that there are too many, but not every time.
     pub fn warn(&mut self, port: &'static str, connections: usize) {
-        if self.warned.is_none_or(|warned| warned.elapsed() > WARNING_INTERVAL) {
-            self.warned = Some(Instant::now());
+        if self.warned.now() {
             tracing::warn!(port, connections, "too many connections, closing those that do nothing");
         }
     }
 
-    /// Whether a request that came is not answered yet.
+    /// Whether a request that came is not answered yet, or an answer not sent.
     pub fn is_owed(&self) -> bool {
         self.all.iter().filter_map(Weak::upgrade).any(|peer| peer.is_owed())
     }

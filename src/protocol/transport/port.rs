@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use super::connection::{Connection, Shared};
-use super::crowd::Crowd;
+use super::crowd::{Crowd, Seldom};
 use super::listener::{Listener, Socket};
 use super::peer::Peer;
 use super::service::Service;
@@ -44,15 +44,22 @@ pub struct Port {
 
 impl Port {
     /// Serves `service` until `shutdown` resolves; then refuses connections, lets each client know, and returns once
-    /// every call has ended. Who does not end its connection although nothing that came from it is unanswered, such as
-    /// a peer that is silent or never finishes its request, is cut off after a second.
+    /// every call has ended and its answer was sent. Who takes nothing of an answer for some seconds is cut off, and after
+    /// a second who does not end its connection although nothing that came from it is unanswered, such as a peer that is
+    /// silent or never finishes its request.
     ///
     /// # Errors
     /// [`crate::error::Kind::Internal`] if the listener breaks.
     pub async fn serve<S: Service>(self, service: S, shutdown: impl Future<Output = ()> + Send) -> Result<()> {
         let Self { listener, workers, settings, tls, metrics } = self;
         let shared = Arc::new(Shared::new(service, settings, tls, metrics));
-        let mut room = Room { shared: shared.clone(), workers, connections: JoinSet::new(), crowd: Crowd::default() };
+        let mut room = Room {
+            shared: shared.clone(),
+            workers,
+            connections: JoinSet::new(),
+            crowd: Crowd::default(),
+            warned: Seldom::default(),
+        };
         let watching = watch(shared.tls.as_ref());
         tokio::pin!(shutdown, watching);
         loop {
@@ -89,6 +96,8 @@ struct Room<S> {
     workers: Arc<Workers>,
     connections: JoinSet<()>,
     crowd: Crowd,
+    /// That nothing can be accepted.
+    warned: Seldom,
 }
 
 impl<S: Service> Room<S> {
@@ -118,18 +127,29 @@ impl<S: Service> Room<S> {
         true
     }
 
-    /// A connection that failed before it was accepted concerns nobody; too many open files pass.
+    /// Waits until another attempt may go better: a connection that failed before it was accepted concerns nobody, and
+    /// whatever else is wrong with the network or the system's memory passes.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Internal`] if the listener itself is broken.
     async fn accept_failed(&mut self, error: io::Error) -> Result<()> {
-        match error.kind() {
-            io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted => Ok(()),
-            _ if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)) => {
-                tracing::warn!(%error, port = self.shared.settings.name, "cannot accept connections for now");
-                let wait = if self.crowd.make_room() { Duration::ZERO } else { RETRY_INTERVAL };
-                tokio::time::sleep(wait).await;
-                Ok(())
+        let port = self.shared.settings.name;
+        match error.raw_os_error() {
+            None | Some(libc::EBADF | libc::EFAULT | libc::EINVAL | libc::ENOTSOCK) => {
+                return Err(Error::internal(format!("the {port} listener broke: {error}")));
             }
-            _ => Err(Error::internal(format!("the {} listener broke: {error}", self.shared.settings.name))),
+            Some(libc::ECONNABORTED | libc::ECONNRESET | libc::EINTR) => return Ok(()),
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => drop(self.crowd.make_room()),
+            Some(_) => {}
         }
+        if self.warned.now() {
+            tracing::warn!(%error, port, "cannot accept connections for now");
+        }
+        tokio::select! {
+            Some(_) = self.connections.join_next() => {}
+            () = tokio::time::sleep(RETRY_INTERVAL) => {}
+        }
+        Ok(())
     }
 
     /// Waits for the end of all connections, which were asked to end.
@@ -147,5 +167,47 @@ impl<S: Service> Room<S> {
         }
         tracing::debug!(connections = self.connections.len(), "cutting off connections that do not end");
         self.connections.shutdown().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::super::service::tests::Silent;
+    use super::*;
+
+    fn room() -> Room<Silent> {
+        let shared = Arc::new(Shared::new(Silent, Settings::http(), None, PortMetrics::default()));
+        let workers = Arc::new(Workers::start(0).expect("nothing to start"));
+        Room { shared, workers, connections: JoinSet::new(), crowd: Crowd::default(), warned: Seldom::default() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_broken_listener_ends_its_port() {
+        let mut room = room();
+        for passes in [libc::EPROTO, libc::ENETDOWN, libc::EHOSTUNREACH, libc::EPERM, libc::EMFILE, libc::ECONNABORTED]
+        {
+            room.accept_failed(io::Error::from_raw_os_error(passes)).await.expect("it passes");
+        }
+        for lasts in [libc::EBADF, libc::EINVAL, libc::ENOTSOCK] {
+            let error = room.accept_failed(io::Error::from_raw_os_error(lasts)).await.expect_err("it lasts");
+            assert!(error.message().starts_with("the http listener broke: "), "{error}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn out_of_files_one_connection_at_a_time_is_sent_away() {
+        let mut room = room();
+        let peers: Vec<_> = (0..10).map(|_| Peer::new()).collect();
+        peers.iter().for_each(|peer| room.crowd.add(peer));
+        let gone = || peers.iter().filter(|peer| peer.is_leaving()).count();
+        let start = Instant::now();
+        room.accept_failed(io::Error::from_raw_os_error(libc::EMFILE)).await.expect("it passes");
+        assert_eq!((gone(), start.elapsed()), (1, RETRY_INTERVAL), "nobody has left, so that it waits");
+        room.connections.spawn(async {});
+        room.accept_failed(io::Error::from_raw_os_error(libc::EMFILE)).await.expect("it passes");
+        assert_eq!((gone(), start.elapsed()), (2, RETRY_INTERVAL), "somebody has left");
+        assert!(!room.warned.now(), "it was said");
     }
 }
