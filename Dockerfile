@@ -29,8 +29,8 @@ COPY proto proto
 COPY src src
 RUN cargo build --release --locked --bin nereid
 COPY scripts/install scripts/
-RUN scripts/install target/release/nereid /opt/nereid
-RUN install -D --mode=644 /etc/ssl/certs/ca-certificates.crt /opt/certificates/ca-certificates.crt
+RUN scripts/install target/release/nereid /opt/nereid \
+ && install -D --mode=644 /etc/ssl/certs/ca-certificates.crt /opt/certificates/ca-certificates.crt
 
 FROM build AS models
 RUN python3 scripts/setup-minilm
