@@ -116,6 +116,22 @@ def test_files_without_a_configuration_are_refused(client):
     assert refused.value.status() == client.status("INVALID_ARGUMENT")
 
 
+def test_files_may_be_beside_the_versions(client):
+    override = {
+        "backend": "identity",
+        "input": [{"name": "X", "data_type": "TYPE_FP32", "dims": [2]}],
+        "output": [{"name": "Y", "data_type": "TYPE_FP32", "dims": [2], "label_filename": "labels.txt"}],
+        "model_warmup": [
+            {"name": "w", "inputs": {"X": {"data_type": "TYPE_FP32", "dims": [2], "input_data_file": "x"}}}
+        ],
+    }
+    files = {"file:1/weights": b"", "file:labels.txt": b"cat\ndog\n", "file:warmup/x": bytes(8)}
+    client.load_model("changing", config=json.dumps(override), files=files)
+    assert client.is_model_ready("changing")
+    with pytest.raises(InferenceServerException, match="inside the model directory"):
+        client.load_model("changing", config=json.dumps(override), files={**files, "file:../labels.txt": b""})
+
+
 def test_reloading_under_load_fails_no_request(controlled, client):
     client.load_model("late")
     failures, answered, stop = [], [], threading.Event()
