@@ -63,7 +63,7 @@ COPY --from=build /opt/nereid /opt/nereid
 COPY --from=build /opt/certificates/ca-certificates.crt /etc/ssl/certs/
 # The user has no home that a cache could be in. The NVIDIA runtime gives a container its devices by these; without it they mean nothing.
 ENV PATH=/opt/nereid/bin:${PATH} \
-    NEREID_REPOSITORY_CACHE_DIRECTORY=/var/cache/nereid \
+    XDG_CACHE_HOME=/var/cache \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 10001:10001

@@ -240,8 +240,8 @@ impl Config {
 fn host_of(address: &str) -> String {
     match address.trim_matches(['[', ']']).parse::<IpAddr>() {
         Ok(IpAddr::V4(ip)) if !ip.is_unspecified() => ip.to_string(),
-        Ok(IpAddr::V6(ip)) if ip.is_unspecified() => "[::1]".to_owned(),
-        Ok(IpAddr::V6(ip)) => format!("[{ip}]"),
+        Ok(IpAddr::V6(ip)) if !ip.is_unspecified() => format!("[{ip}]"),
+        // Who listens on `::` hears IPv4 as well, and there need not be an IPv6.
         _ => "127.0.0.1".to_owned(),
     }
 }
@@ -627,7 +627,7 @@ mod tests {
         assert!(grpc(door(&[("GRPC_ADDRESS", "localhost")], "")));
         let at = |address: &str| door(&[("GRPC_ADDRESS", address)], "grpc-port = 9\n");
         assert_eq!(at("192.0.2.7"), Door::Grpc("192.0.2.7:9".to_owned()));
-        assert_eq!(at("::"), Door::Grpc("[::1]:9".to_owned()));
+        assert_eq!(at("::"), Door::Grpc("127.0.0.1:9".to_owned()));
         assert_eq!(at("[2001:db8::7]"), Door::Grpc("[2001:db8::7]:9".to_owned()));
         assert_eq!(at("unix:/run/n.sock"), Door::Grpc("unix:/run/n.sock".to_owned()));
         let http = door(&[("HTTP_PORT", "9")], "allow-grpc = false\nhttp-port = 7\nhttp-address = \"192.0.2.7\"\n");

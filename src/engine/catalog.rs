@@ -52,6 +52,8 @@ pub(super) struct Catalog {
     listed: AtomicBool,
     /// Set once, when everything that should be loaded at the start was tried.
     started: AtomicBool,
+    /// Whether a repository may have models that nobody has seen yet.
+    unread: AtomicBool,
     ready: watch::Sender<bool>,
 }
 
@@ -63,6 +65,7 @@ impl Catalog {
             strict,
             listed: AtomicBool::new(false),
             started: AtomicBool::new(false),
+            unread: AtomicBool::new(false),
             ready: watch::Sender::new(false),
         }
     }
@@ -99,13 +102,21 @@ impl Catalog {
         self.update_readiness();
     }
 
+    /// Whether every repository has been read since the start, so that all models are known that should be ready.
+    pub(super) fn repositories_read(&self, all: bool) {
+        if self.unread.swap(!all, Ordering::AcqRel) == all {
+            self.update_readiness();
+        }
+    }
+
     fn update_readiness(&self) {
         let snapshot = self.snapshot.load();
         let good = |name: &Arc<str>, model: &Model| {
             model.is_ready || !model.view.wanted || self.demand.returns(&model.key(name))
         };
         let all_ready = || snapshot.iter().all(|(name, models)| models.iter().all(|model| good(name, model)));
-        let ready = self.started.load(Ordering::Acquire) && (!self.strict || all_ready());
+        let ready = self.started.load(Ordering::Acquire)
+            && (!self.strict || !self.unread.load(Ordering::Acquire) && all_ready());
         self.ready.send_if_modified(|current| std::mem::replace(current, ready) != ready);
     }
 

@@ -66,8 +66,14 @@ impl Manager {
     }
 
     /// Watches the repositories from now on; ends with the manager.
-    pub(super) fn poll(&self, repositories: Arc<Repositories>, watched: Watched, loads: Vec<(Key, End)>) {
-        let watch = poll::watch(repositories, watched, loads, self.events.clone());
+    pub(super) fn poll(
+        &self,
+        repositories: Arc<Repositories>,
+        watched: Watched,
+        loads: Vec<(Key, End)>,
+        catalog: Arc<Catalog>,
+    ) {
+        let watch = poll::watch(repositories, watched, loads, (self.events.clone(), catalog));
         self.tasks.lock().push(tokio::spawn(watch));
     }
 

@@ -209,9 +209,14 @@ impl Engine {
     /// Returns the models that could not be loaded and the repositories that could not be read, each with its reason.
     ///
     /// # Errors
-    /// If no repository can be read.
+    /// If no repository can be read, or one cannot be and nobody will look again.
     pub async fn start(&self) -> Result<Vec<(String, Error)>> {
         let look = self.scan(Duration::ZERO).await?;
+        match (&self.control, look.failed.first()) {
+            (Control::None, Some((_, error))) => return Err(error.clone()),
+            (Control::Poll(_), Some(_)) => self.catalog.repositories_read(false),
+            _ => {}
+        }
         for warning in &look.warnings {
             tracing::warn!("{warning}");
         }
@@ -239,7 +244,7 @@ impl Engine {
         }
         self.manager.begin(loads).await?;
         if let Control::Poll(interval) = self.control {
-            self.manager.poll(self.repositories.clone(), Watched::new(interval, &look), watched);
+            self.manager.poll(self.repositories.clone(), Watched::new(interval, &look), watched, self.catalog.clone());
         }
         let mut failed: Vec<(String, Error)> = join_all(ends).await.into_iter().flatten().collect();
         failed.extend(look.failed);

@@ -11,6 +11,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, oneshot};
 
+use super::catalog::Catalog;
 use super::manager::Event;
 use super::order::{Because, Unload, What};
 use super::overrides::Overrides;
@@ -145,12 +146,12 @@ fn seen(look: &Look, key: &Key) -> Seen {
 }
 
 /// Looks at the repositories in the interval of `watched`, and commands what the difference asks for; ends with the
-/// manager. `loads` are those that go on already.
+/// manager. `loads` are those that go on already; the catalog hears when all repositories have been read.
 pub(super) async fn watch(
     repositories: Arc<Repositories>,
     mut watched: Watched,
     loads: Vec<(Key, End)>,
-    events: mpsc::Sender<Event>,
+    (events, catalog): (mpsc::Sender<Event>, Arc<Catalog>),
 ) {
     let mut ticks = tokio::time::interval(watched.interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -176,7 +177,12 @@ pub(super) async fn watch(
                 continue;
             }
         };
-        for (key, what) in watched.look(&look, Instant::now()) {
+        let asked = watched.look(&look, Instant::now());
+        // What was asked for after the look before is known by now.
+        if look.failed.is_empty() && asked.is_empty() && watched.unsettled.is_empty() {
+            catalog.repositories_read(true);
+        }
+        for (key, what) in asked {
             let (caller, wait) = oneshot::channel();
             if matches!(what, What::Load(_)) {
                 ends.push(end((key.clone(), wait)));

@@ -39,7 +39,7 @@ pub use facts::{BackendFacts, CheckParameters, CudaDevices, Facts, LATENCY_BUDGE
 pub use files::is_inside;
 pub use mistakes::{Mistake, Mistakes, Position, Positions};
 pub use remote::{Cloud, Files, Place, Progress, RemoteSettings, Store};
-pub use roots::{Found, Root, Roots};
+pub use roots::{Found, Root, Roots, nowhere};
 pub use scan::{ModelDir, Scan, Stamp, check_name, find, look, scan};
 pub use suggest::nearest;
 pub use version_policy::{Selected, select};

@@ -125,7 +125,8 @@ impl Roots {
     /// Looks for one model. Blocking.
     ///
     /// # Errors
-    /// As [`scan::find`]; if it is in none, why it cannot be looked for in one of them.
+    /// As [`scan::find`]; why it cannot be read, if it was in a repository that cannot be now, or if nothing is known of what
+    /// a store has.
     pub fn find(&self, name: &str, warnings: &mut Vec<String>) -> Result<Found> {
         scan::check_name(name)?;
         // One in trouble is asked only if no other has the model, so that what lies elsewhere does not wait for it.
@@ -139,14 +140,24 @@ impl Roots {
         // From here on, so that nothing changes between the look and the reading.
         let mut reading: Vec<Reading> = self.remotes().map(|remote| remote.reading(name)).collect();
         let dir = scan::find(&self.paths(), name, warnings).map_err(|error| match error.kind() {
-            Kind::NotFound => {
-                let trouble = || self.repositories.iter().find_map(|repository| repository.trouble());
-                failed.into_iter().next().or_else(trouble).unwrap_or(error)
-            }
+            Kind::NotFound => self.missing(name, failed),
             _ => error,
         })?;
         reading.retain(|reading| dir.path.starts_with(&reading.remote.root));
         Ok(Found { dir, reading: reading.pop() })
+    }
+
+    /// Why a model was not found; `failed` says why stores could not be asked.
+    fn missing(&self, name: &str, failed: Vec<Error>) -> Error {
+        let was_in = self.repositories.iter().find(|repository| repository.state.lock().models.contains(name));
+        let known = was_in.and_then(|repository| repository.trouble());
+        known.or(failed.into_iter().next()).unwrap_or_else(|| {
+            // Most likely it is a name that somebody mistyped, and no model that should be there.
+            match self.repositories.iter().find_map(|repository| repository.trouble()) {
+                Some(trouble) => Error::not_found(format!("{}: {trouble}", nowhere(name))),
+                None => nowhere(name),
+            }
+        })
     }
 
     fn paths(&self) -> Vec<PathBuf> {
@@ -231,6 +242,11 @@ impl Repository {
             tracing::info!("the repository '{}' can be read again", self.name);
         }
     }
+}
+
+/// That a model is in no repository, in the reference server's words.
+pub fn nowhere(name: &str) -> Error {
+    Error::not_found(format!("failed to load '{name}', failed to poll from model repository"))
 }
 
 /// What an error says, without how long things took.
@@ -320,11 +336,15 @@ mod tests {
     #[test]
     fn a_model_is_found_beside_a_repository_that_is_away() {
         let (top, roots) = two();
+        roots.scan(Duration::ZERO);
         move_away(&top);
         let find = |name: &str| roots.find(name, &mut Vec::new());
         assert_eq!(find("a").expect("it is there").dir.versions, [1]);
         let error = find("b").expect_err("it is away");
         assert!(error.message().starts_with("cannot read model repository"), "{error}");
+        let error = find("mistyped").expect_err("it was never there");
+        let told = "failed to load 'mistyped', failed to poll from model repository: cannot read model repository";
+        assert!(error.kind() == Kind::NotFound && error.message().starts_with(told), "{error}");
         fs::rename(top.path().join("away"), top.path().join("two")).expect("writable");
         assert_eq!(find("nowhere").map(|_| ()).map_err(|error| error.kind()), Err(Kind::NotFound));
     }

@@ -174,6 +174,13 @@ impl Crew {
         self.state.lock().serving()
     }
 
+    /// How many there are, with those that were dismissed and have not ended.
+    pub fn threads(&self) -> usize {
+        let mut state = self.state.lock();
+        state.forget_ended();
+        state.members.len()
+    }
+
     /// Whether no instance serves.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -308,6 +315,12 @@ impl Crew {
         );
         charge.fail(&*settings.scheduler, (index, time_max), &error, now);
         self.replace((index, watch), &error);
+    }
+
+    /// An instance's thread has panicked outside of an execution: what it had taken by then is lost with it.
+    pub(super) fn panicked(&self, (index, watch): (usize, &Arc<Watch>), error: &Error) {
+        self.settings.scheduler.deserted(index, error);
+        self.broken((index, watch), error);
     }
 
     /// An instance has found that it can run nothing any more, and ends; its requests have heard so.

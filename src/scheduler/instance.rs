@@ -101,7 +101,7 @@ pub(super) fn start_with(starting: Starting, extras: Extras) -> Result<Started> 
             Ok(())
         });
         if let (Err(error), Some(crew)) = (ended, crew.upgrade()) {
-            crew.broken((index, &own), &error);
+            crew.panicked((index, &own), &error);
         }
     });
     let thread = thread.map_err(|error| Error::internal(format!("cannot start an instance thread: {error}")))?;

@@ -323,7 +323,7 @@ def test_a_bucket_that_refuses_does_not_take_the_others_with_it(cache, tmp_path)
         def serving(*flags):
             return Serving(bucket, cache, "--model-repository", str(local), *flags, variables=wrong)
 
-        with serving("--model-control-mode=poll", "--repository-poll-secs=1") as server:
+        with serving("--model-control-mode=poll", "--repository-poll-secs=1", "--strict-readiness=false") as server:
             assert set(server.states()) == {("plain", "1")}
             write_model(local, "added", identity_config(["FP32"]))
             wait_until(lambda: ("added", "1") in server.states())
@@ -335,10 +335,11 @@ def test_a_bucket_that_refuses_does_not_take_the_others_with_it(cache, tmp_path)
             load(server, "plain")
             with pytest.raises(Exception, match="status 403"):
                 load(server)
-        with pytest.raises(AssertionError) as failed:
-            serving("--exit-on-error=true")
-        assert "the server ended with 1" in str(failed.value)
-        assert bucket.url in str(failed.value).splitlines()[-1]
+        for fatal in [(), ("--model-control-mode=explicit", "--load-model=plain", "--exit-on-error=true")]:
+            with pytest.raises(AssertionError) as failed:
+                serving(*fatal)
+            assert "the server ended with 1" in str(failed.value)
+            assert bucket.url in str(failed.value).splitlines()[-1]
 
 
 def test_a_store_that_goes_down_stops_no_polling_and_unloads_nothing(cache, tmp_path):

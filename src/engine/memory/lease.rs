@@ -60,7 +60,7 @@ impl Watch {
         // Counted first: who begins meanwhile is one of the crew before.
         let instances = self.users.instances.load(Ordering::Acquire);
         let crew = self.users.crew.lock().upgrade();
-        crew.is_some_and(|crew| instances > crew.len())
+        crew.is_some_and(|crew| instances > crew.threads())
     }
 }
 

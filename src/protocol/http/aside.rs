@@ -1,7 +1,17 @@
 //! Work on large texts, which would keep a network thread from its other connections for milliseconds.
 
+use std::sync::LazyLock;
+use std::thread::available_parallelism;
+
+use tokio::sync::Semaphore;
+
 use crate::error::{Error, Result};
 use crate::protocol::v2::TURN_BYTES;
+
+/// So many work at the same time, over all front ends. Others wait as their callers, who still hold the text, and are gone
+/// when these are.
+static PLACES: LazyLock<Semaphore> =
+    LazyLock::new(|| Semaphore::new(available_parallelism().map_or(1, std::num::NonZero::get)));
 
 /// Does `work`, on a thread of the runtime's for such work if it is about more than `TURN_BYTES` bytes.
 ///
@@ -11,7 +21,12 @@ pub async fn aside<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> Resul
     if bytes <= TURN_BYTES {
         return work();
     }
-    let done = tokio::task::spawn_blocking(work).await;
+    let place = PLACES.acquire().await.map_err(|_| Error::internal("no place is ever closed"))?;
+    let done = tokio::task::spawn_blocking(move || {
+        let _place = place;
+        work()
+    });
+    let done = done.await;
     done.unwrap_or_else(|error| Err(Error::internal(format!("work on a large text was given up: {error}"))))
 }
 

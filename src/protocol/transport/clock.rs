@@ -153,8 +153,7 @@ mod tests {
     async fn a_head_that_came_while_an_answer_was_sent_has_its_time_behind_it() {
         let peer = Peer::new();
         let mut call = Call::begin(&peer);
-        call.answer();
-        let piece = Piece::new(Bytes::from_static(b"answer"), &peer);
+        let piece = Piece::new(Bytes::from_static(b"answer"), call.answer());
         drop(call);
         peer.sent_bytes();
         let ends = async {
@@ -175,8 +174,7 @@ mod tests {
         let mut call = Call::begin(&peer);
         let sends = async {
             tokio::time::sleep(10 * IDLE).await;
-            call.answer();
-            let mut piece = Piece::new(Bytes::from(vec![0; 20]), &peer);
+            let mut piece = Piece::new(Bytes::from(vec![0; 20]), call.answer());
             for _ in 0..10 {
                 tokio::time::sleep(IDLE / 2).await;
                 piece.advance(1);

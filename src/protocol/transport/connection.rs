@@ -289,8 +289,7 @@ mod tests {
         let connection = connection();
         connection.shared.stop.cancel();
         let mut call = Call::begin(&connection.peer);
-        call.answer();
-        let _piece = super::super::piece::Piece::new(bytes::Bytes::from_static(b"answer"), &connection.peer);
+        let _piece = super::super::piece::Piece::new(bytes::Bytes::from_static(b"answer"), call.answer());
         let start = tokio::time::Instant::now();
         let serving = pin!(Last::new(std::future::pending()));
         connection.drive(serving, None, |_| ()).await.expect("it ends well");

@@ -33,8 +33,8 @@ pub struct Peer {
     unread: AtomicUsize,
     /// Those of these that are being waited for, within a time.
     awaited: AtomicUsize,
-    /// Calls whose answer has begun.
-    answers: AtomicUsize,
+    /// Calls that are not over and of whose answers something is still to be sent.
+    sending: AtomicUsize,
     /// Pieces of answers that did not leave to their end, also those of calls that hyper is done with.
     pieces: AtomicUsize,
     /// A write waits for the socket.
@@ -57,7 +57,7 @@ impl Peer {
             calls: AtomicUsize::new(0),
             unread: AtomicUsize::new(0),
             awaited: AtomicUsize::new(0),
-            answers: AtomicUsize::new(0),
+            sending: AtomicUsize::new(0),
             pieces: AtomicUsize::new(0),
             blocked: AtomicBool::new(false),
             moves: AtomicU64::new(0),
@@ -94,10 +94,10 @@ impl Peer {
     }
 
     /// A number that stays the same as long as it takes nothing of what is to be sent to it; `None` if there is nothing
-    /// to send, or if a call is executed whose answer has not begun.
+    /// to send, or if a call is executed that waits for nothing from it.
     pub fn stuck_at(&self) -> Option<u64> {
-        let begun = self.answers.load(Relaxed) + self.awaited.load(Relaxed);
-        let is_stuck = self.is_sending() && self.calls.load(Relaxed) <= begun;
+        let waiting = self.sending.load(Relaxed) + self.awaited.load(Relaxed);
+        let is_stuck = self.is_sending() && self.calls.load(Relaxed) <= waiting;
         is_stuck.then(|| self.moves.load(Relaxed))
     }
 
@@ -106,13 +106,8 @@ impl Peer {
         self.moves.fetch_add(1, Relaxed);
     }
 
-    /// A piece of an answer is to be sent.
-    pub fn piece_begins(&self) {
-        self.pieces.fetch_add(1, Relaxed);
-    }
-
     /// A piece of an answer has left to its end, or never will.
-    pub fn piece_ends(&self) {
+    fn piece_ends(&self) {
         // A call that is not over will say when it is.
         if self.calls.load(Relaxed) == 0 {
             self.changed.store(self.now(), Relaxed);
@@ -170,7 +165,8 @@ impl Peer {
 #[derive(Debug)]
 pub struct Call {
     peer: Arc<Peer>,
-    answered: bool,
+    /// Its answer, once that has begun.
+    flow: Option<Arc<Flow>>,
 }
 
 impl Call {
@@ -179,29 +175,59 @@ impl Call {
         peer.calls.fetch_add(1, Relaxed);
         peer.known.store(true, Relaxed);
         peer.head.store(0, Relaxed);
-        Self { peer: peer.clone(), answered: false }
+        Self { peer: peer.clone(), flow: None }
     }
 
-    /// Its answer has begun.
-    pub fn answer(&mut self) {
-        if !std::mem::replace(&mut self.answered, true) {
-            self.peer.answers.fetch_add(1, Relaxed);
-        }
-    }
-
-    /// Whose call it is.
-    pub fn peer(&self) -> &Arc<Peer> {
-        &self.peer
+    /// Its answer, which begins with the first of these.
+    pub fn answer(&mut self) -> &Arc<Flow> {
+        let flow = || Flow { peer: self.peer.clone(), pieces: AtomicUsize::new(0), over: AtomicBool::new(false) };
+        self.flow.get_or_insert_with(|| Arc::new(flow()))
     }
 }
 
 impl Drop for Call {
     fn drop(&mut self) {
         self.peer.changed.store(self.peer.now(), Relaxed);
-        if self.answered {
-            self.peer.answers.fetch_sub(1, Relaxed);
+        if let Some(flow) = &self.flow {
+            flow.over.store(true, Relaxed);
+            if flow.pieces.load(Relaxed) > 0 {
+                self.peer.sending.fetch_sub(1, Relaxed);
+            }
         }
         self.peer.calls.fetch_sub(1, Relaxed);
+    }
+}
+
+/// One call's answer on its way, which can outlast the call: hyper is done with it before the peer is.
+#[derive(Debug)]
+pub struct Flow {
+    peer: Arc<Peer>,
+    /// Those that did not leave to their end.
+    pieces: AtomicUsize,
+    /// Whether the call is.
+    over: AtomicBool,
+}
+
+impl Flow {
+    /// A piece is to be sent.
+    pub fn piece_begins(&self) {
+        self.peer.pieces.fetch_add(1, Relaxed);
+        if self.pieces.fetch_add(1, Relaxed) == 0 && !self.over.load(Relaxed) {
+            self.peer.sending.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Something of a piece has left.
+    pub fn moved(&self) {
+        self.peer.moved();
+    }
+
+    /// A piece has left to its end, or never will.
+    pub fn piece_ends(&self) {
+        if self.pieces.fetch_sub(1, Relaxed) == 1 && !self.over.load(Relaxed) {
+            self.peer.sending.fetch_sub(1, Relaxed);
+        }
+        self.peer.piece_ends();
     }
 }
 
@@ -269,10 +295,13 @@ mod tests {
     fn a_call_is_owed_until_the_last_of_its_answer_has_left() {
         let peer = Peer::new();
         let mut call = Call::begin(&peer);
-        let mut piece = Piece::new(Bytes::from_static(b"answer"), &peer);
-        assert_eq!(peer.stuck_at(), None, "its answer may need another execution");
-        call.answer();
+        let mut piece = Piece::new(Bytes::from_static(b"answer"), call.answer());
         let at = peer.stuck_at().expect("there is something to send");
+        let mut silent = Call::begin(&peer);
+        assert_eq!(peer.stuck_at(), None, "another call is executed");
+        drop(Piece::new(Bytes::from_static(b"a part"), silent.answer()));
+        assert_eq!(peer.stuck_at(), None, "and goes on after its first response");
+        drop(silent);
         drop(call);
         assert_eq!((peer.doing(), peer.is_owed(), peer.stuck_at()), (Doing::Busy, true, Some(at)));
         piece.advance(1);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 
-use super::peer::Peer;
+use super::peer::Flow;
 
 /// A buffer of an answer; all of it was written to the socket, or never will be, when this is dropped.
 ///
@@ -13,14 +13,14 @@ use super::peer::Peer;
 #[derive(Debug)]
 pub struct Piece {
     bytes: Bytes,
-    peer: Arc<Peer>,
+    flow: Arc<Flow>,
 }
 
 impl Piece {
-    /// What is to be sent to `peer`.
-    pub fn new(bytes: Bytes, peer: &Arc<Peer>) -> Self {
-        peer.piece_begins();
-        Self { bytes, peer: peer.clone() }
+    /// A piece of the answer `flow`.
+    pub fn new(bytes: Bytes, flow: &Arc<Flow>) -> Self {
+        flow.piece_begins();
+        Self { bytes, flow: flow.clone() }
     }
 }
 
@@ -35,12 +35,12 @@ impl Buf for Piece {
 
     fn advance(&mut self, count: usize) {
         self.bytes.advance(count);
-        self.peer.moved();
+        self.flow.moved();
     }
 }
 
 impl Drop for Piece {
     fn drop(&mut self) {
-        self.peer.piece_ends();
+        self.flow.piece_ends();
     }
 }

@@ -36,8 +36,7 @@ pub struct Answer<B> {
 
 impl<B> Answer<B> {
     /// The answer to `call`, as the front end made it.
-    pub fn begin(body: B, mut call: Call) -> Self {
-        call.answer();
+    pub fn begin(body: B, call: Call) -> Self {
         Self { body, call }
     }
 }
@@ -49,7 +48,7 @@ impl<B: http_body::Body<Data = Bytes> + Unpin> http_body::Body for Answer<B> {
     fn poll_frame(self: Pin<&mut Self>, ctx: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, B::Error>>> {
         let Self { body, call } = self.get_mut();
         let frame = Pin::new(body).poll_frame(ctx);
-        frame.map_ok(|frame| frame.map_data(|bytes| Piece::new(bytes, call.peer())))
+        frame.map_ok(|frame| frame.map_data(|bytes| Piece::new(bytes, call.answer())))
     }
 
     fn is_end_stream(&self) -> bool {

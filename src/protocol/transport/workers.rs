@@ -13,9 +13,6 @@ use super::rehearsal::rehearse;
 use crate::error::{Error, Result};
 use crate::infer::round;
 
-/// The most threads beside a network thread that work for it on what is large.
-const ASIDE_THREADS_MAX: usize = 2;
-
 /// How long a start waits for all threads to be ready; usually a millisecond.
 const REHEARSAL_MAX: Duration = Duration::from_secs(1);
 
@@ -51,11 +48,7 @@ impl Workers {
         }
         let workers = (0..threads).map(|index| {
             let mut builder = Builder::new_multi_thread();
-            builder
-                .worker_threads(1)
-                .max_blocking_threads(ASIDE_THREADS_MAX)
-                .thread_name(format!("net-{index}"))
-                .enable_all();
+            builder.worker_threads(1).thread_name(format!("net-{index}")).enable_all();
             let runtime = builder.on_thread_start(round::begin).on_thread_park(round::end).build();
             let runtime =
                 runtime.map_err(|error| Error::internal(format!("cannot start a network thread: {error}")))?;

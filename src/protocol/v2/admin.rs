@@ -120,7 +120,15 @@ fn insert_file(files: &mut BTreeMap<String, Bytes>, key: &str, path: &str, data:
     if !names_a_file || !is_inside(path) {
         return Err(Error::invalid(format!("load parameter '{key}' does not name a file inside the model directory")));
     }
-    files.insert(path.to_owned(), data);
+    let parts = path.split('/').filter(|part| !["", "."].contains(part));
+    let path = parts.collect::<Vec<_>>().join("/");
+    let is_within = |inner: &str, outer: &str| inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('/'));
+    if let Some(other) =
+        files.keys().find(|other| path == **other || is_within(&path, other) || is_within(other, &path))
+    {
+        return Err(Error::invalid(format!("load parameter '{key}' names a file where '{other}' is another one")));
+    }
+    files.insert(path, data);
     Ok(())
 }
 
@@ -167,6 +175,17 @@ mod tests {
             let taken = decoded(&[("config", text()), (&format!("file:{path}"), data())]).expect(path);
             assert_eq!(taken.files[path], "weights");
         }
+    }
+
+    #[test]
+    fn no_two_files_are_in_the_same_place() {
+        for (one, other) in [("1", "1/m"), ("1/m", "1//m"), ("a/b/c", "a/b"), ("a", "a/./.hidden")] {
+            let keys = [one, other].map(|path| format!("file:{path}"));
+            let refused = decoded(&[("config", text()), (&keys[0], data()), (&keys[1], data())]).map(|_| ());
+            assert!(refused.expect_err(other).contains(" is another one"), "{one} {other}");
+        }
+        let beside = decoded(&[("config", text()), ("file:1/m", data()), ("file:1/m2", data()), ("file:1m", data())]);
+        assert_eq!(beside.expect("none is in another's place").files.len(), 3);
     }
 
     #[test]

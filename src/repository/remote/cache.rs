@@ -102,12 +102,13 @@ impl Cache {
         wait().map_err(|error| self.failed("wait", &error))
     }
 
-    /// The file of `key` if it is there and is what was fetched; what is not is removed.
-    pub(super) fn hold(&self, key: &Key, bytes: u64) -> Result<Option<Held>> {
-        self.try_hold(key, bytes).map_err(|error| self.failed("read", &error))
+    /// The file of `key` if it is there and is what was fetched. What is not is removed if there is a turn: without one,
+    /// somebody may have put the right one in its place meanwhile.
+    pub(super) fn hold(&self, key: &Key, bytes: u64, turn: Option<&Turn>) -> Result<Option<Held>> {
+        self.try_hold(key, bytes, turn).map_err(|error| self.failed("read", &error))
     }
 
-    fn try_hold(&self, key: &Key, bytes: u64) -> io::Result<Option<Held>> {
+    fn try_hold(&self, key: &Key, bytes: u64, turn: Option<&Turn>) -> io::Result<Option<Held>> {
         let path = self.path(key);
         let file = match File::open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -121,6 +122,9 @@ impl Cache {
         }
         let sum = fs::read_to_string(self.sum_path(key)).unwrap_or_default();
         let right = metadata.len() == bytes && sum.get(..64) == Some(checksum::sha256(&file)?.as_str());
+        if !right && turn.is_none() {
+            return Ok(None);
+        }
         if !right {
             tracing::warn!(file = %path.display(), "a file in the cache is not what was fetched, and is fetched again");
             remove(&path)?;
@@ -167,11 +171,24 @@ impl Cache {
                 arrived => break arrived.map_err(failed),
             };
             // The disk has less room than the cache may take.
-            let Some((_, _, key)) = oldest.next() else { break Err(failed(full)) };
-            self.evict(&key).map_err(failed)?;
+            if !self.could_hold(bytes, oldest.as_slice().iter().map(|(_, freed, _)| freed).sum()) {
+                break Err(failed(full));
+            }
+            loop {
+                let Some((_, _, key)) = oldest.next() else { return Err(failed(full)) };
+                if self.evict(&key).map_err(failed)? {
+                    break;
+                }
+            }
         };
         drop(lock);
         arriving
+    }
+
+    /// Whether the disk could hold so many bytes more without files of `freed` bytes. Where it does not tell, it could.
+    fn could_hold(&self, bytes: u64, freed: u64) -> bool {
+        let Ok(disk) = rustix::fs::statvfs(&self.directory) else { return true };
+        disk.f_bavail.saturating_mul(disk.f_frsize).saturating_add(freed) >= bytes
     }
 
     fn arrive(&self, key: &Key, allocate: impl Fn(&File) -> io::Result<()>) -> io::Result<Arriving> {
@@ -367,16 +384,20 @@ mod tests {
         let (directory, cache) = cache(100);
         put(&cache, &key('a'), "hello");
         let again = Cache::open(directory.path(), 100).expect("writable");
-        assert!(again.hold(&key('a'), 5).expect("readable").is_some());
-        assert!(again.hold(&key('b'), 5).expect("readable").is_none());
+        assert!(again.hold(&key('a'), 5, None).expect("readable").is_some());
+        assert!(again.hold(&key('b'), 5, None).expect("readable").is_none());
         for broken in ["hellO", "hell", "", "hello and more"] {
             fs::write(cache.path(&key('a')), broken).expect("it is ours");
-            assert!(cache.hold(&key('a'), 5).expect("readable").is_none(), "{broken}");
+            let turn = cache.turn(&key('a')).expect("nobody else has it");
+            assert!(cache.hold(&key('a'), 5, None).expect("readable").is_none(), "{broken}");
+            assert!(cache.path(&key('a')).exists(), "another may have brought it meanwhile");
+            assert!(cache.hold(&key('a'), 5, Some(&turn)).expect("readable").is_none(), "{broken}");
             assert!(!cache.path(&key('a')).exists(), "{broken}");
+            drop(turn);
             put(&cache, &key('a'), "hello");
         }
         fs::remove_file(cache.sum_path(&key('a'))).expect("it is there");
-        assert!(cache.hold(&key('a'), 5).expect("readable").is_none());
+        assert!(cache.hold(&key('a'), 5, None).expect("readable").is_none());
     }
 
     #[test]
@@ -386,7 +407,7 @@ mod tests {
             put(&cache, &key(digit), "1234");
             used(&cache, &key(digit), at as u64);
         }
-        let held = cache.hold(&key('a'), 4).expect("readable").expect("it is there");
+        let held = cache.hold(&key('a'), 4, None).expect("readable").expect("it is there");
         used(&cache, &key('a'), 0);
         put(&cache, &key('d'), "1234");
         let there = |digit| cache.path(&key(digit)).exists();
@@ -405,7 +426,7 @@ mod tests {
             put(&cache, &key(digit), "1234");
             used(&cache, &key(digit), at as u64);
         }
-        let _held = cache.hold(&key('a'), 4).expect("readable").expect("it is there");
+        let _held = cache.hold(&key('a'), 4, None).expect("readable").expect("it is there");
         used(&cache, &key('a'), 0);
         let there = |digit| cache.path(&key(digit)).exists();
         // A disk with room for one file beside those that `is_left` says.

@@ -29,7 +29,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use self::bucket::{Bucket, Patience};
-use self::cache::{Cache, Held};
+use self::cache::{Cache, Held, Turn};
 use self::checksum::Verdict;
 use self::listing::{Key, Listing, Model, Object};
 use self::tree::Trees;
@@ -348,20 +348,20 @@ impl Remote {
     /// One object's file, out of the cache or fetched into it.
     fn obtain(&self, object: &Object, counted: &AtomicU64) -> Result<Held> {
         let key = object.key(&self.bucket.place);
-        let cached = || -> Result<Option<Held>> {
-            let held = self.cache.hold(&key, object.bytes)?;
+        let cached = |turn: Option<&Turn>| -> Result<Option<Held>> {
+            let held = self.cache.hold(&key, object.bytes, turn)?;
             if held.is_some() {
                 counted.fetch_add(object.bytes, Ordering::Relaxed);
             }
             Ok(held)
         };
         // What is there needs no turn, in which somebody may fetch another file for long.
-        if let Some(held) = cached()? {
+        if let Some(held) = cached(None)? {
             return Ok(held);
         }
-        let _turn = self.cache.turn(&key)?;
+        let turn = self.cache.turn(&key)?;
         for _ in 0..FETCHES_MAX {
-            if let Some(held) = cached()? {
+            if let Some(held) = cached(Some(&turn))? {
                 return Ok(held);
             }
             self.bring(object, &key, counted)?;

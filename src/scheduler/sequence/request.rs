@@ -9,7 +9,7 @@ use crate::scheduler::entry::{Entry, LaneKey};
 use crate::scheduler::estimate::SizeClass;
 use crate::scheduler::promise::Promise;
 use crate::scheduler::reply::Reply;
-use crate::tensor::{Keep, Member, Tensor};
+use crate::tensor::{Member, Tensor};
 
 /// One request in the table.
 #[derive(Debug)]
@@ -30,8 +30,8 @@ pub(super) struct Ran {
     id: CorrelationId,
     lane: LaneKey,
     pub(super) steps: u32,
-    inputs: Vec<Tensor>,
-    keep: Keep,
+    /// As its caller made it.
+    member: Member,
 }
 
 impl Request {
@@ -45,19 +45,18 @@ impl Request {
         let Seated { number, start, end, request } = seated;
         let Request { mut entry, id, lane, steps } = request;
         let repeats = settings.iterations.is_some();
-        let keep = entry.member.keep;
-        let inputs = if repeats { entry.member.inputs.clone() } else { Vec::new() };
+        let member = if repeats { entry.member.clone() } else { Member::default() };
         settings.controls.append(Some(Told { start, end, id: &id }), &mut entry.member.inputs);
         settings.states.append(kept, &mut entry.member.inputs);
         entry.member.keep = settings.kept(entry.member.keep);
-        (entry, Ran { key, number, id, lane, steps: steps + 1, inputs, keep })
+        (entry, Ran { key, number, id, lane, steps: steps + 1, member })
     }
 }
 
 impl Ran {
     /// The request as it waits for its next execution; its queue timeout is kept already.
     pub(super) fn again(self, mut entry: Entry) -> Seated<Request> {
-        entry.member = Member { keep: self.keep, ..Member::new(1, self.inputs) };
+        entry.member = self.member;
         entry.promise.start_by = None;
         let request = Request { entry, id: self.id, lane: self.lane, steps: self.steps };
         Seated { number: self.number, start: false, end: false, request }

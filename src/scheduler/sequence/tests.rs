@@ -27,6 +27,8 @@ const IDLE: Duration = Duration::from_secs(1);
 struct Adder {
     /// For each execution the rows, as input, START, READY, END, CORRID, sum before.
     seen: Vec<Vec<[i32; 6]>>,
+    /// Whether the first row's caller could still write the inputs.
+    shared: Vec<bool>,
     fail: bool,
 }
 
@@ -52,6 +54,7 @@ impl Instance for Adder {
             replies.member(index, vec![of(0, sum), of(1, sum), of(2, i32::from(sum >= 0))])?;
         }
         self.seen.push(rows);
+        self.shared.push(batch.members[0].shared);
         Ok(())
     }
 }

@@ -33,6 +33,14 @@ async fn a_request_runs_until_it_is_done_and_others_join_in_between() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn inputs_that_their_caller_can_still_write_are_so_in_every_execution() {
+    let mut stage = iterative(2, 100, false);
+    let _asked = stage.ask_as(-1, None, |pushed| pushed.member.shared = true).expect("ok");
+    assert_eq!((stage.run(), stage.run(), stage.run()), (1, 1, 1));
+    assert_eq!(stage.adder.shared, [true; 3]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_waits_behind_a_request_that_runs_again_is_refused_at_its_time() {
     let mut stage = iterative(2, 100, false);
     let _never = stage.ask(1, -1, "S").expect("ok");
