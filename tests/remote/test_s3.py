@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tritonclient.http as httpclient
 from nereid import ROOT, Nereid, identity_config, wait_until, write_model
-from store import CREDENTIALS, Store
+from store import CREDENTIALS, Bucket, Store
 
 MODEL = "add_sub/2/model.pt"
 CONFIG = "add_sub/config.pbtxt"
@@ -340,6 +340,23 @@ def test_a_bucket_that_refuses_does_not_take_the_others_with_it(cache, tmp_path)
                 serving(*fatal)
             assert "the server ended with 1" in str(failed.value)
             assert bucket.url in str(failed.value).splitlines()[-1]
+
+
+def test_a_store_that_is_down_at_the_start_is_waited_for_where_somebody_looks_again(cache, tmp_path):
+    local = tmp_path / "local"
+    write_model(local, "plain", identity_config(["FP32"]))
+    with Store() as store:
+        port, bucket = store.port, store.bucket()
+    flags = ["--model-repository", str(local)]
+    with pytest.raises(AssertionError, match="the server ended with 1"):
+        Serving(bucket, cache, *flags)
+    polling = ["--model-control-mode=poll", "--repository-poll-secs=1"]
+    with Serving(bucket, cache, *flags, *polling) as server, server.client() as client:
+        assert client.is_model_ready("plain") and not client.is_server_ready()
+        with Store(port) as store:
+            upload_example(Bucket(store, bucket.name))
+            wait_until(client.is_server_ready)
+            assert_adds(server)
 
 
 def test_a_store_that_goes_down_stops_no_polling_and_unloads_nothing(cache, tmp_path):
