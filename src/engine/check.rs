@@ -34,7 +34,8 @@ pub struct ModelReport {
     pub warnings: Vec<String>,
 }
 
-/// Checks every model in `roots`, by its configuration `config_name` where it has that. Blocking: reads all configurations, and model files where one leaves something out.
+/// Checks every model in `roots`, by its configuration `config_name` where it has that. Blocking: reads all
+/// configurations, and model files where one leaves something out.
 ///
 /// # Errors
 /// If a root cannot be read.

@@ -43,6 +43,13 @@ def cache(tmp_path):
 
 
 @pytest.fixture
+def local(tmp_path):
+    """A directory with the model `plain`."""
+    write_model(tmp_path / "local", "plain", identity_config(["FP32"]))
+    return tmp_path / "local"
+
+
+@pytest.fixture
 def filled(bucket):
     """A bucket with the example `add_sub`."""
     upload_example(bucket)
@@ -304,16 +311,13 @@ def test_triton_s_variable_names_the_cache(filled, tmp_path):
     assert not (tmp_path / "unused").exists()
 
 
-def test_a_bucket_and_a_directory_together(filled, cache, tmp_path):
-    write_model(tmp_path / "local", "plain", identity_config(["FP32"]))
-    shutil.copytree(ROOT / "model_repository" / "identity", tmp_path / "local" / "identity")
-    with Serving(filled, cache, "--model-repository", str(tmp_path / "local")) as server:
+def test_a_bucket_and_a_directory_together(filled, cache, local):
+    shutil.copytree(ROOT / "model_repository" / "identity", local / "identity")
+    with Serving(filled, cache, "--model-repository", str(local)) as server:
         assert {name for name, _ in server.states()} == {"add_sub", "plain", "identity"}
 
 
-def test_a_bucket_that_refuses_does_not_take_the_others_with_it(cache, tmp_path):
-    local = tmp_path / "local"
-    write_model(local, "plain", identity_config(["FP32"]))
+def test_a_bucket_that_refuses_does_not_take_the_others_with_it(cache, local):
     with Store() as store:
         bucket = store.bucket()
         upload_example(bucket)
@@ -342,9 +346,7 @@ def test_a_bucket_that_refuses_does_not_take_the_others_with_it(cache, tmp_path)
             assert bucket.url in str(failed.value).splitlines()[-1]
 
 
-def test_a_store_that_is_down_at_the_start_is_waited_for_where_somebody_looks_again(cache, tmp_path):
-    local = tmp_path / "local"
-    write_model(local, "plain", identity_config(["FP32"]))
+def test_a_store_that_is_down_at_the_start_is_waited_for_where_somebody_looks_again(cache, local):
     with Store() as store:
         port, bucket = store.port, store.bucket()
     flags = ["--model-repository", str(local)]
@@ -359,9 +361,7 @@ def test_a_store_that_is_down_at_the_start_is_waited_for_where_somebody_looks_ag
             assert_adds(server)
 
 
-def test_a_store_that_goes_down_stops_no_polling_and_unloads_nothing(cache, tmp_path):
-    local = tmp_path / "local"
-    write_model(local, "plain", identity_config(["FP32"]))
+def test_a_store_that_goes_down_stops_no_polling_and_unloads_nothing(cache, local):
     with Store() as store:
         bucket = store.bucket()
         upload_example(bucket)

@@ -21,13 +21,12 @@ pub async fn aside<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> Resul
     if bytes <= TURN_BYTES {
         return work();
     }
-    let place = PLACES.acquire().await.map_err(|_| Error::internal("no place is ever closed"))?;
+    let place = PLACES.acquire().await.expect("nobody closes it");
     let done = tokio::task::spawn_blocking(move || {
         let _place = place;
         work()
     });
-    let done = done.await;
-    done.unwrap_or_else(|error| Err(Error::internal(format!("work on a large text was given up: {error}"))))
+    done.await.unwrap_or_else(|error| Err(Error::internal(format!("work on a large text was given up: {error}"))))
 }
 
 #[cfg(test)]

@@ -122,10 +122,11 @@ fn insert_file(files: &mut BTreeMap<String, Bytes>, key: &str, path: &str, data:
     }
     let parts = path.split('/').filter(|part| !["", "."].contains(part));
     let path = parts.collect::<Vec<_>>().join("/");
-    let is_within = |inner: &str, outer: &str| inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('/'));
-    if let Some(other) =
-        files.keys().find(|other| path == **other || is_within(&path, other) || is_within(other, &path))
-    {
+    let prefixes = path.match_indices('/').map(|(at, _)| &path[..at]);
+    let outer = prefixes.chain([path.as_str()]).find_map(|outer| files.get_key_value(outer));
+    let below = format!("{path}/");
+    let inner = files.range(below.clone()..).next().filter(|(inner, _)| inner.starts_with(&below));
+    if let Some((other, _)) = outer.or(inner) {
         return Err(Error::invalid(format!("load parameter '{key}' names a file where '{other}' is another one")));
     }
     files.insert(path, data);

@@ -2,7 +2,8 @@
 //!
 //! A [`Remote`] is one such repository. [`Remote::refresh`] asks the store what there is and makes a tree of links show
 //! it; [`Remote::fetch`] brings the files that some links lead to into the cache, or finds them there. If the store cannot
-//! be reached or refuses, what it said last holds, also across restarts. Everything here blocks, on the threads of loaders and scans.
+//! be reached or refuses, what it said last holds, also across restarts. Everything here blocks, on the threads of loaders
+//! and scans.
 
 mod bucket;
 mod cache;
