@@ -1,8 +1,9 @@
-//! The memory of requests that are being read or wait for their answers: counted over all of them, and bounded.
+//! The memory of requests that are being read or wait for their answers, and of answers on their way: counted over all
+//! of them, and bounded.
 //!
 //! Limits for one request bound nothing where thousands can come at a time. Who reads a request holds a [`Portion`] that
-//! grows with what has come, or with what that is when decompressed, and drops it with the last response. Knows nothing
-//! of models.
+//! grows with what has come, or with what that is when decompressed, and drops it with the last response. Answers are
+//! there already when their size is known, so that they are counted and leave less for requests. Knows nothing of models.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -63,8 +64,14 @@ impl Books {
             return Error::invalid(format!("{what}. Use --request-memory-limit to increase the limit."));
         }
         Error::unavailable(format!(
-            "the server holds {held} bytes of requests and may hold {limit} (--request-memory-limit), try again later"
+            "the server holds {held} bytes of requests and answers and may hold {limit} (--request-memory-limit), try \
+             again later"
         ))
+    }
+
+    fn owe(&self, bytes: usize) {
+        self.held.fetch_add(bytes, Ordering::Relaxed);
+        self.metrics.holds(bytes);
     }
 
     fn release(&self, bytes: usize) {
@@ -104,6 +111,17 @@ impl Portion {
     /// As [`Portion::hold`].
     pub fn cover(&mut self, bytes: usize) -> Result<()> {
         self.hold(bytes.saturating_sub(self.bytes))
+    }
+
+    /// Holds so many bytes more, which are there already: whatever that makes of the bound, it is for others to wait.
+    pub fn owe(&mut self, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
+        if let Some(books) = &self.books {
+            books.owe(bytes);
+        }
+        self.bytes += bytes;
     }
 
     /// How many bytes it holds.
@@ -169,8 +187,8 @@ mod tests {
         other.hold(60 << 10).expect("is small");
         let refused = other.hold(60 << 10).expect_err("is large by now");
         assert_eq!(refused.kind(), Kind::Unavailable);
-        let expected =
-            "the server holds 778240 bytes of requests and may hold 1048576 (--request-memory-limit), try again later";
+        let expected = "the server holds 778240 bytes of requests and answers and may hold 1048576 (--request-memory-limit), try \
+             again later";
         assert_eq!(refused.message(), expected);
         shows(&metrics, "nereid_request_memory_refusals_total 1");
         small.hold(64 << 10).expect("is small");
@@ -194,6 +212,19 @@ mod tests {
         let refused = memory.portion().hold(1 << 20).expect_err("too much");
         assert_eq!(refused.kind(), Kind::InvalidArgument);
         assert!(refused.message().contains("more than 786432 bytes"), "{refused}");
+    }
+
+    #[test]
+    fn what_is_owed_is_held_beyond_the_limit() {
+        let (memory, metrics) = memory(100);
+        let (mut answer, mut request) = (memory.portion(), memory.portion());
+        answer.owe(150);
+        shows(&metrics, "nereid_request_memory_bytes 150");
+        assert_eq!(request.hold(1).expect_err("there is no room").kind(), Kind::Unavailable);
+        drop(answer.split(60));
+        request.hold(10).expect("there is");
+        drop(answer);
+        shows(&metrics, "nereid_request_memory_bytes 10");
     }
 
     #[test]

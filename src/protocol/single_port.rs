@@ -8,6 +8,7 @@ use http::{HeaderMap, Request, Response};
 use http_body_util::Either;
 
 use super::transport::{Body, Service};
+use crate::gateway::request_memory::Portion;
 
 /// Two front ends as one.
 pub struct SinglePort<G, R> {
@@ -30,6 +31,11 @@ where
         } else {
             self.rest.call(request).await.map(Either::Right)
         }
+    }
+
+    /// Both count for the same.
+    fn portion(&self) -> Portion {
+        self.grpc.portion()
     }
 
     async fn ended(&self) {

@@ -158,10 +158,10 @@ const UNROUTED: Family =
     Family("nereid_unrouted_requests_total", "Requests refused before a model version was found for them, by reason");
 const REQUEST_MEMORY: Family = Family(
     "nereid_request_memory_bytes",
-    "Bytes of requests that are being read or wait for their answers, as they are when decompressed",
+    "Bytes of requests that are being read or wait for their answers, as they are when decompressed, and of answers that are being sent",
 );
 const REQUEST_MEMORY_LIMIT: Family =
-    Family("nereid_request_memory_limit_bytes", "Bytes that requests may hold together");
+    Family("nereid_request_memory_limit_bytes", "Bytes that requests and answers may hold together");
 const REQUEST_MEMORY_REFUSALS: Family = Family(
     "nereid_request_memory_refusals_total",
     "Requests refused because requests held as many bytes as they may, or one would alone",

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response};
-use http_body::Frame;
+use http_body::{Frame, SizeHint};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::codec::{Codec as _, EncodeBody};
@@ -31,6 +31,7 @@ use super::settings::Settings;
 use super::{framing, methods, timeout};
 use crate::error::{Error, Kind, Result};
 use crate::gateway::Gateway;
+use crate::gateway::request_memory::Portion;
 use crate::infer::Instant;
 use crate::model::schema;
 use crate::protocol::category::Category;
@@ -248,6 +249,10 @@ impl Service for Dispatch {
         self.answer(request).await
     }
 
+    fn portion(&self) -> Portion {
+        self.gateway.portion()
+    }
+
     /// Resolves once no inference is in flight, those within streams included; a request that was not read to its end
     /// is none. Calls made after that must be refused, which [`Gateway::drain`] sees to.
     async fn ended(&self) {
@@ -305,5 +310,14 @@ impl http_body::Body for Body {
             Body::Framed { body, .. } => body.is_end_stream(),
             Body::Boxed { body, .. } => body.is_end_stream(),
         }
+    }
+
+    /// At least what is there; hyper would write an exact size into the headers.
+    fn size_hint(&self) -> SizeHint {
+        let mut hint = SizeHint::new();
+        if let Body::Framed { body, .. } = self {
+            hint.set_lower(body.remaining());
+        }
+        hint
     }
 }

@@ -217,6 +217,11 @@ impl Body {
         }
         Ok(Self { chunks: chunks.into_iter(), done: false })
     }
+
+    /// The bytes of the message that were not taken yet.
+    pub fn remaining(&self) -> u64 {
+        self.chunks.as_slice().iter().map(|chunk| chunk.len() as u64).sum()
+    }
 }
 
 impl http_body::Body for Body {

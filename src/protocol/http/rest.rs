@@ -10,12 +10,14 @@ use tower::ServiceExt as _;
 use super::counted::Counted;
 use super::{App, Settings, cors, reply, router};
 use crate::gateway::Gateway;
+use crate::gateway::request_memory::Portion;
 use crate::protocol::transport::{Body, Service};
 use crate::protocol::v2::context;
 use crate::telemetry::metrics::Answers;
 
 /// Answers HTTP requests.
 pub struct Rest {
+    gateway: Arc<Gateway>,
     router: Router,
     answers: Answers,
     cors_origins: Vec<HeaderValue>,
@@ -26,14 +28,14 @@ impl Rest {
     pub fn new(gateway: Arc<Gateway>, settings: Settings) -> Self {
         let cors_origins = settings.cors_origins.clone();
         let cors = cors::layer(&cors_origins);
-        let app = App::new(gateway, settings);
+        let app = App::new(gateway.clone(), settings);
         let answers = app.answers.clone();
         let router = router(app);
         let router = match cors {
             Some(cors) => router.layer(cors),
             None => router,
         };
-        Self { router, answers, cors_origins }
+        Self { gateway, router, answers, cors_origins }
     }
 
     async fn answer(&self, mut request: Request<Body>) -> Response<axum::body::Body> {
@@ -67,5 +69,9 @@ impl Service for Rest {
         let response = self.answer(request).await;
         Counted::leaves(&self.answers, &response);
         response
+    }
+
+    fn portion(&self) -> Portion {
+        self.gateway.portion()
     }
 }

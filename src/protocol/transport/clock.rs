@@ -114,6 +114,7 @@ mod tests {
     use super::super::peer::Call;
     use super::super::piece::Piece;
     use super::*;
+    use crate::gateway::request_memory::Portion;
 
     const HEAD: Duration = Duration::from_secs(10);
     const IDLE: Duration = Duration::from_secs(120);
@@ -153,7 +154,7 @@ mod tests {
     async fn a_head_that_came_while_an_answer_was_sent_has_its_time_behind_it() {
         let peer = Peer::new();
         let mut call = Call::begin(&peer);
-        let piece = Piece::new(Bytes::from_static(b"answer"), call.answer());
+        let piece = Piece::new(Bytes::from_static(b"answer"), call.answer(), Portion::default());
         drop(call);
         peer.sent_bytes();
         let ends = async {
@@ -174,7 +175,7 @@ mod tests {
         let mut call = Call::begin(&peer);
         let sends = async {
             tokio::time::sleep(10 * IDLE).await;
-            let mut piece = Piece::new(Bytes::from(vec![0; 20]), call.answer());
+            let mut piece = Piece::new(Bytes::from(vec![0; 20]), call.answer(), Portion::default());
             for _ in 0..10 {
                 tokio::time::sleep(IDLE / 2).await;
                 piece.advance(1);

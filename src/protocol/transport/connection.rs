@@ -117,7 +117,8 @@ impl<S: Service> Connection<S> {
             let shared = shared.clone();
             async move {
                 let response = shared.service.call(request).await;
-                Ok::<_, Infallible>(response.map(|body| Answer::begin(body, call)))
+                let portion = shared.service.portion();
+                Ok::<_, Infallible>(response.map(|body| Answer::begin(body, call, portion)))
             }
         });
         let ended = match opened {
@@ -289,7 +290,8 @@ mod tests {
         let connection = connection();
         connection.shared.stop.cancel();
         let mut call = Call::begin(&connection.peer);
-        let _piece = super::super::piece::Piece::new(bytes::Bytes::from_static(b"answer"), call.answer());
+        let _piece =
+            super::super::piece::Piece::new(bytes::Bytes::from_static(b"answer"), call.answer(), Default::default());
         let start = tokio::time::Instant::now();
         let serving = pin!(Last::new(std::future::pending()));
         connection.drive(serving, None, |_| ()).await.expect("it ends well");

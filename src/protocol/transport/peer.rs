@@ -273,6 +273,7 @@ mod tests {
 
     use super::super::piece::Piece;
     use super::*;
+    use crate::gateway::request_memory::Portion;
 
     #[test]
     fn what_a_peer_does_follows_its_calls() {
@@ -295,11 +296,11 @@ mod tests {
     fn a_call_is_owed_until_the_last_of_its_answer_has_left() {
         let peer = Peer::new();
         let mut call = Call::begin(&peer);
-        let mut piece = Piece::new(Bytes::from_static(b"answer"), call.answer());
+        let mut piece = Piece::new(Bytes::from_static(b"answer"), call.answer(), Portion::default());
         let at = peer.stuck_at().expect("there is something to send");
         let mut silent = Call::begin(&peer);
         assert_eq!(peer.stuck_at(), None, "another call is executed");
-        drop(Piece::new(Bytes::from_static(b"a part"), silent.answer()));
+        drop(Piece::new(Bytes::from_static(b"a part"), silent.answer(), Portion::default()));
         assert_eq!(peer.stuck_at(), None, "and goes on after its first response");
         drop(silent);
         drop(call);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::{Buf, Bytes};
 
 use super::peer::Flow;
+use crate::gateway::request_memory::Portion;
 
 /// A buffer of an answer; all of it was written to the socket, or never will be, when this is dropped.
 ///
@@ -14,13 +15,15 @@ use super::peer::Flow;
 pub struct Piece {
     bytes: Bytes,
     flow: Arc<Flow>,
+    /// What it counts for, until it has left.
+    _portion: Portion,
 }
 
 impl Piece {
-    /// A piece of the answer `flow`.
-    pub fn new(bytes: Bytes, flow: &Arc<Flow>) -> Self {
+    /// A piece of the answer `flow`, whose memory is counted by `portion`.
+    pub fn new(bytes: Bytes, flow: &Arc<Flow>, portion: Portion) -> Self {
         flow.piece_begins();
-        Self { bytes, flow: flow.clone() }
+        Self { bytes, flow: flow.clone(), _portion: portion }
     }
 }
 

@@ -12,6 +12,7 @@ use http_body::{Frame, SizeHint};
 use super::body::Body;
 use super::peer::Call;
 use super::piece::Piece;
+use crate::gateway::request_memory::Portion;
 
 /// Answers the calls of every connection of a port.
 pub trait Service: Send + Sync + 'static {
@@ -20,6 +21,11 @@ pub trait Service: Send + Sync + 'static {
 
     /// Answers one call. Dropping the future, or the body of its answer, cancels the call.
     fn call(&self, request: Request<Body>) -> impl Future<Output = Response<Self::Body>> + Send;
+
+    /// What counts the memory of an answer; by default nothing does.
+    fn portion(&self) -> Portion {
+        Portion::default()
+    }
 
     /// Resolves once nothing is in flight that the transport cannot see, such as the requests within a stream.
     fn ended(&self) -> impl Future<Output = ()> + Send {
@@ -32,12 +38,15 @@ pub trait Service: Send + Sync + 'static {
 pub struct Answer<B> {
     body: B,
     call: Call,
+    /// What of the body is known to be there and was not taken yet.
+    portion: Portion,
 }
 
-impl<B> Answer<B> {
-    /// The answer to `call`, as the front end made it.
-    pub fn begin(body: B, call: Call) -> Self {
-        Self { body, call }
+impl<B: http_body::Body> Answer<B> {
+    /// The answer to `call`, as the front end made it, whose memory is counted by `portion`, which is empty.
+    pub fn begin(body: B, call: Call, mut portion: Portion) -> Self {
+        portion.owe(usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX));
+        Self { body, call, portion }
     }
 }
 
@@ -46,9 +55,15 @@ impl<B: http_body::Body<Data = Bytes> + Unpin> http_body::Body for Answer<B> {
     type Error = B::Error;
 
     fn poll_frame(self: Pin<&mut Self>, ctx: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, B::Error>>> {
-        let Self { body, call } = self.get_mut();
+        let Self { body, call, portion } = self.get_mut();
         let frame = Pin::new(body).poll_frame(ctx);
-        frame.map_ok(|frame| frame.map_data(|bytes| Piece::new(bytes, call.answer())))
+        frame.map_ok(|frame| {
+            frame.map_data(|bytes| {
+                let length = bytes.len();
+                portion.owe(length.saturating_sub(portion.bytes()));
+                Piece::new(bytes, call.answer(), portion.split(length))
+            })
+        })
     }
 
     fn is_end_stream(&self) -> bool {

@@ -149,7 +149,7 @@ async fn silent_after(address: SocketAddr, beginning: &[u8]) -> TcpStream {
 }
 
 /// A connection whose client lets as many bytes of an answer come ahead; it is read while it is polled.
-async fn connected(
+pub(super) async fn connected(
     address: SocketAddr,
     window: u32,
 ) -> (http2::SendRequest<Full<Bytes>>, impl Future<Output = hyper::Result<()>> + Send + 'static) {
@@ -160,7 +160,7 @@ async fn connected(
 }
 
 /// The call of ModelInfer with this body.
-fn inference(address: SocketAddr, body: Bytes) -> Request<Full<Bytes>> {
+pub(super) fn inference(address: SocketAddr, body: Bytes) -> Request<Full<Bytes>> {
     let asked = Request::post(format!("http://{address}/inference.GRPCInferenceService/ModelInfer"));
     asked
         .header("content-type", "application/grpc")
