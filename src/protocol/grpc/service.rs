@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::messages::Message;
 use super::settings::Settings;
-use super::stream::{Infers, Options};
+use super::stream::{self, Infers, Options};
 use super::timeout;
 use crate::gateway::Gateway;
 use crate::protocol::status;
@@ -49,7 +49,7 @@ impl InferenceService {
         S: Stream<Item = Result<Message, Status>> + Send + Unpin,
     {
         if self.gateway.is_draining() {
-            return Err(Status::unavailable("GRPC server is shutting down and has stopped accepting new requests."));
+            return Err(stream::stopping());
         }
         let options = Options {
             requests_max: self.stream_requests_max,

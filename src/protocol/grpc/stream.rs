@@ -3,8 +3,8 @@
 //! Responses of ordinary models leave in the order of their requests; those of decoupled models as they come. A failed
 //! request is a message with its id, and the stream goes on, unless the caller asked for the true status. One that cannot
 //! be read has no id, and ends the stream once those before it are answered. The stream also ends when the caller has
-//! half-closed it, or the server drains, and all requests are answered. Dropping it cancels
-//! all of them. Begin with [`Infers`].
+//! half-closed it, or the server drains, and all requests are answered; a caller that might have sent more hears that the
+//! server stops. Dropping it cancels all of them. Begin with [`Infers`].
 
 use std::future::Future;
 use std::pin::Pin;
@@ -75,6 +75,8 @@ pub struct Infers<S> {
     /// `None` once no more requests are read.
     requests: Option<S>,
     draining: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// The server drains: no more requests are read, whether there are any or not.
+    drained: bool,
     ordered: Ordered,
     unordered: Unordered,
     /// Whose turn it is, so that neither keeps the other waiting.
@@ -97,6 +99,7 @@ where
             options,
             requests: Some(requests),
             draining,
+            drained: false,
             ordered: Ordered::new(),
             unordered: Unordered::new(),
             unordered_first: false,
@@ -110,10 +113,8 @@ where
     /// # Errors
     /// The status that the transport ended the stream with.
     fn poll_requests(&mut self, ctx: &mut Context<'_>) -> Result<(), Status> {
-        if self.requests.is_some() && self.draining.as_mut().poll(ctx).is_ready() {
-            self.requests = None;
-        }
-        while self.ordered.len() + self.unordered.len() < self.options.requests_max {
+        self.drained = self.drained || self.draining.as_mut().poll(ctx).is_ready();
+        while !self.drained && self.ordered.len() + self.unordered.len() < self.options.requests_max {
             let Some(requests) = &mut self.requests else { return Ok(()) };
             match requests.poll_next_unpin(ctx) {
                 Poll::Pending => return Ok(()),
@@ -166,6 +167,13 @@ where
         if self.ordered.is_empty() && self.unordered.is_empty() { Poll::Ready(None) } else { Poll::Pending }
     }
 
+    /// What a stream ends with that its caller has not ended: something may be on its way that nobody will answer.
+    fn cut_off(&mut self, ctx: &mut Context<'_>) -> Option<Status> {
+        let requests = self.requests.as_mut()?;
+        let is_ended = matches!(requests.poll_next_unpin(ctx), Poll::Ready(None));
+        (!is_ended).then(stopping)
+    }
+
     fn message(&self, outcome: Outcome) -> Result<ModelStreamInferResponse, Status> {
         let failure = match outcome {
             Ok(response) => {
@@ -202,10 +210,10 @@ where
             Err(status) => Err(status),
             Ok(()) => match ready!(this.poll_outcome(ctx)) {
                 Some(outcome) => this.message(outcome),
-                None if this.requests.is_some() => return Poll::Pending,
+                None if this.requests.is_some() && !this.drained => return Poll::Pending,
                 None => {
                     this.ended = true;
-                    return Poll::Ready(this.failure.take().map(Err));
+                    return Poll::Ready(this.failure.take().or_else(|| this.cut_off(ctx)).map(Err));
                 }
             },
         };
@@ -218,6 +226,11 @@ where
         }
         Poll::Ready(Some(item))
     }
+}
+
+/// The refusal of a stream while the server stops.
+pub fn stopping() -> Status {
+    Status::unavailable("GRPC server is shutting down and has stopped accepting new requests.")
 }
 
 /// The message without data that ends a request.

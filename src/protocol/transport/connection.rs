@@ -81,6 +81,9 @@ fn http2_builder(settings: &Settings) -> http2::Builder<TokioExecutor> {
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(http2.calls_max)
+        // Callers that give up before their calls are seen here are no attack yet: by default, at 20 of them the whole
+        // connection ends, with the calls of all others on it.
+        .max_pending_accept_reset_streams(http2.calls_max as usize)
         .max_frame_size(http2.frame_bytes)
         .initial_stream_window_size(http2.call_window_bytes)
         .initial_connection_window_size(http2.connection_window_bytes)

@@ -273,7 +273,8 @@ async fn a_stop_lets_responses_go_on_and_takes_no_new_stream() {
         let (_, value, last) = parts(&next(&mut answers).await);
         assert_eq!((value, last), expected);
     }
-    assert!(within(answers.next()).await.is_none(), "the stream ends though its client did not finish");
+    let end = within(answers.next()).await.expect("its client did not finish").expect_err("there is no answer");
+    assert_eq!((end.code(), end.message()), (Code::Unavailable, expected));
     drop(client);
     served.stop().await;
 }

@@ -9,6 +9,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Request, Streaming};
 
 use super::{Served, pair, request, slow, until, within};
+use crate::support::metric;
 
 pub(super) fn with_id(request: ModelInferRequest, id: impl ToString) -> ModelInferRequest {
     ModelInferRequest { id: id.to_string(), ..request }
@@ -126,6 +127,20 @@ async fn a_stop_answers_what_was_read_and_then_ends_the_stream() {
         let answer = within(answers.next()).await.expect("one for each").expect("no status");
         assert_eq!((id(&answer), answer.error_message.as_str()), (number.to_string().as_str(), ""));
     }
-    assert!(within(answers.next()).await.is_none(), "the stream ends though its client did not finish");
+    let end = within(answers.next()).await.expect("its client did not finish").expect_err("it might have sent more");
+    assert_eq!(end.code(), Code::Unavailable);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_stop_ends_a_stream_well_that_its_client_has_ended() {
+    let served = Served::start().await;
+    let (sender, mut answers) = open(&served).await;
+    sender.send(with_id(slow(), 0)).expect("open");
+    until(|| metric(&served.engine, "nereid_requests_received_total") == 1.0).await;
+    drop(sender);
+    served.gateway.drain();
+    assert_eq!(within(answers.next()).await.expect("one").expect("no status").error_message, "");
+    assert!(within(answers.next()).await.is_none());
     served.stop().await;
 }

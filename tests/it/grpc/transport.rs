@@ -342,3 +342,43 @@ async fn who_takes_nothing_of_its_answers_is_cut_off_and_who_waits_for_them_is_n
     drop((sender, patient));
     served.stop().await;
 }
+
+/// A frame of HTTP/2.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = &(payload.len() as u32).to_be_bytes()[1..];
+    [length, &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+#[tokio::test]
+async fn calls_that_are_given_up_at_once_do_not_end_those_of_others_on_the_connection() {
+    let (headers, data, reset) = (1, 0, 3);
+    let served = Served::start().await;
+    let path = b"/inference.GRPCInferenceService/ServerLive";
+    let kind = b"application/grpc";
+    // POST, http, the path and the type of content, as HPACK has them without Huffman's code.
+    let head = [&[0x83, 0x86, 0x04, path.len() as u8], &path[..], &[0x0f, 0x10, kind.len() as u8], kind].concat();
+    let mut sent = PREFACE.to_vec();
+    for stream in (1..200).step_by(2) {
+        sent.extend(frame(headers, 4, stream, &head));
+        sent.extend(frame(reset, 0, stream, &8_u32.to_be_bytes()));
+    }
+    sent.extend(frame(headers, 4, 201, &head));
+    sent.extend(frame(data, 1, 201, &[0; 5]));
+    let mut stream = silent_after(served.address, &sent).await;
+    let answered = async {
+        loop {
+            let mut begin = [0; 9];
+            stream.read_exact(&mut begin).await.expect("the connection goes on");
+            let length = u32::from_be_bytes([0, begin[0], begin[1], begin[2]]);
+            let mut payload = vec![0; length as usize];
+            stream.read_exact(&mut payload).await.expect("the connection goes on");
+            assert_ne!(begin[3], 7, "GOAWAY: {payload:?}");
+            if (begin[3], begin[8]) == (data, 201) {
+                return payload;
+            }
+        }
+    };
+    assert_eq!(within(answered).await, [0, 0, 0, 0, 2, 8, 1]);
+    drop(stream);
+    served.stop().await;
+}
