@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -111,7 +112,7 @@ impl Roots {
             Some(remote) if remote.is_fresh(age_max) => Ok(()),
             _ => repository.ask(None),
         };
-        let asked: Vec<Result<()>> = self.repositories.iter().map(ask).collect();
+        let asked = at_once(&self.repositories, ask);
         let mut found = scan::scan_readable(&self.paths());
         let read = std::mem::take(&mut found.roots);
         for ((repository, asked), read) in self.repositories.iter().zip(asked).zip(read) {
@@ -132,10 +133,13 @@ impl Roots {
         // One in trouble is asked only if no other has the model, so that what lies elsewhere does not wait for it.
         let (troubled, well): (Vec<_>, Vec<_>) =
             self.repositories.iter().partition(|repository| repository.trouble().is_some());
-        let ask = |repository: &Arc<Repository>| repository.ask(Some(name)).err();
-        let mut failed: Vec<Error> = well.iter().copied().filter_map(ask).collect();
+        let ask = |repositories: &[&Arc<Repository>]| {
+            let asked = at_once(repositories, |repository| repository.ask(Some(name)));
+            asked.into_iter().filter_map(Result::err).collect::<Vec<Error>>()
+        };
+        let mut failed = ask(&well);
         if !well.iter().any(|repository| repository.path.join(name).is_dir()) {
-            failed.extend(troubled.into_iter().filter_map(ask));
+            failed.extend(ask(&troubled));
         }
         // From here on, so that nothing changes between the look and the reading.
         let mut reading: Vec<Reading> = self.remotes().map(|remote| remote.reading(name)).collect();
@@ -249,6 +253,27 @@ pub fn nowhere(name: &str) -> Error {
     Error::not_found(format!("failed to load '{name}', failed to poll from model repository"))
 }
 
+/// Asks all of these at the same time, so that one that does not answer delays no other; the answers in their order.
+fn at_once<T: Sync>(asked: &[T], ask: impl Fn(&T) -> Result<()> + Sync) -> Vec<Result<()>> {
+    let Some((last, others)) = asked.split_last() else { return Vec::new() };
+    thread::scope(|scope| {
+        let start = |one| {
+            let ask = &ask;
+            let thread = thread::Builder::new().name("nereid-scan".to_owned());
+            thread.spawn_scoped(scope, move || ask(one)).map_err(|_| one)
+        };
+        let started: Vec<_> = others.iter().map(start).collect();
+        let last = ask(last);
+        let died = |_| Err(Error::internal("a look at a repository panicked"));
+        let end = |thread: std::result::Result<ScopedJoinHandle<'_, Result<()>>, &T>| match thread {
+            Ok(thread) => thread.join().unwrap_or_else(died),
+            // The system gives no thread.
+            Err(one) => ask(one),
+        };
+        started.into_iter().map(end).chain([last]).collect()
+    })
+}
+
 /// What an error says, without how long things took.
 fn lasting(error: &Error) -> String {
     let is_time =
@@ -301,6 +326,8 @@ pub(super) fn is_listed(path: &Path) -> bool {
 mod tests {
     use std::fs;
 
+    use parking_lot::Condvar;
+
     use super::*;
 
     /// Two directories, of which the first has models `a` and `both`, the second `b` and `both`.
@@ -311,6 +338,23 @@ mod tests {
         }
         let roots = vec![top.path().join("one"), top.path().join("two")].into();
         (top, roots)
+    }
+
+    #[test]
+    fn all_are_asked_at_the_same_time() {
+        let (begun, both) = (Mutex::new(0), Condvar::new());
+        let asked = at_once(&[0, 1], |&which| {
+            let mut begun = begun.lock();
+            *begun += 1;
+            both.notify_all();
+            match (both.wait_while_for(&mut begun, |begun| *begun < 2, Duration::from_secs(60)).timed_out(), which) {
+                (true, _) => Err(Error::internal("the other one is not asked")),
+                (false, 0) => Ok(()),
+                (false, _) => Err(Error::not_found("the second")),
+            }
+        });
+        assert!(asked[0].is_ok() && asked[1].as_ref().is_err_and(|error| error.message() == "the second"), "{asked:?}");
+        assert!(at_once(&[], |_: &()| Ok(())).is_empty());
     }
 
     fn move_away(top: &tempfile::TempDir) {
