@@ -84,11 +84,14 @@ fn fits(number: u64, dtype: DataType) -> bool {
 
 fn correlation_id(id: Option<&CorrelationId>, dtype: DataType) -> Bytes {
     let mut data = BytesMut::with_capacity(8);
+    let mut put_text = |text: &str| {
+        data.put_u32_le(u32::try_from(text.len()).unwrap_or(0));
+        data.put_slice(text.as_bytes());
+    };
     match (id, dtype) {
-        (Some(CorrelationId::Text(text)), _) => {
-            data.put_u32_le(u32::try_from(text.len()).unwrap_or(0));
-            data.put_slice(text.as_bytes());
-        }
+        (Some(CorrelationId::Text(text)), _) => put_text(text),
+        // One that the server gave.
+        (Some(CorrelationId::Number(number)), DataType::Bytes) => put_text(&number.to_string()),
         (None, DataType::Bytes) => data.put_u32_le(0),
         (id, dtype) => {
             let number = if let Some(CorrelationId::Number(number)) = id { *number } else { 0 };
@@ -137,6 +140,8 @@ mod tests {
         assert_eq!(data, [vec![1, 0, 0, 0], vec![0], 1f32.to_le_bytes().to_vec(), vec![2, 1, 0, 0]]);
         let data = told(&controls(DataType::Uint64), Some(Told { start: false, end: true, id: &id }));
         assert_eq!(data, [vec![0; 4], vec![1], 1f32.to_le_bytes().to_vec(), 258u64.to_le_bytes().to_vec()]);
+        let data = told(&controls(DataType::Bytes), Some(Told { start: true, end: false, id: &id }));
+        assert_eq!(data[3], vec![3, 0, 0, 0, b'2', b'5', b'8']);
         let id = CorrelationId::Text("ab".into());
         let data = told(&controls(DataType::Bytes), Some(Told { start: false, end: false, id: &id }));
         assert_eq!(data[3], vec![2, 0, 0, 0, b'a', b'b']);
