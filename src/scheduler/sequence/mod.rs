@@ -412,6 +412,8 @@ impl Scheduler for Sequences {
         for key in state.table.seated_at(instance) {
             gone.extend(self.end(&mut state, key, why.clone()));
         }
+        state.running.remove(&instance);
+        state.between.remove(&instance);
         ring(&mut state);
         drop(state);
         self.settle(gone, Instant::now());

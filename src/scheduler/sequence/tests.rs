@@ -440,6 +440,16 @@ async fn the_sequences_of_a_deserted_instance_end_and_those_of_others_go_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_deserted_instance_runs_nothing_any_more() {
+    let stage = Stage::new(0, batching(direct(Duration::ZERO, 0.0)));
+    let asked = stage.ask(1, 1, "SE").expect("ok");
+    drop(stage.scheduler.try_pull(0).expect("it waits"));
+    stage.scheduler.deserted(0, &Error::internal("it panicked"));
+    assert_eq!(refused(asked).await.kind(), Kind::Internal);
+    assert!(stage.scheduler.is_idle());
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_lost_instance_ran_counts_as_its_callers_heard_it_and_free_rows_count_nothing() {
     let stage = Stage::new(3, batching(direct(Duration::ZERO, 0.0)));
     let asked = [1, 2, 3].map(|id| stage.ask(id, 1, "S").expect("ok"));
