@@ -17,7 +17,8 @@ use super::tests::{Asked, respond};
 use super::*;
 use crate::backend::{Instance, Replies};
 use crate::error::{Error, Kind};
-use crate::infer::round;
+use crate::infer::{CorrelationId, round};
+use crate::model::{Device, Instances, ModelConfig, SequenceBatching};
 use crate::tensor::{Batch, DataType, Shape};
 
 /// So many orders of each test.
@@ -288,6 +289,34 @@ fn a_stop_answers_or_refuses_everything() {
             threads.into_iter().for_each(|thread| thread.join().expect("the instance ends"));
             assert_eq!(scene.counted(), (answered, accepted - answered));
             assert_eq!(scene.queue.waiting(), 0);
+        },
+        ORDERS,
+    );
+}
+
+#[test]
+fn an_abort_wakes_an_instance_that_waits_for_a_sequence_of_another_one() {
+    shuttle::check_random(
+        || {
+            let batching = sequence::tests::batching(sequence::tests::direct(Duration::ZERO, 0.0));
+            let batching = SequenceBatching { controls: Vec::new(), states: Vec::new(), ..batching };
+            let instances = vec![Instances::new("g", Device::Cpu, 2)];
+            let config = ModelConfig { instances, ..ModelConfig::new("m", "b") };
+            let settings = SequenceSettings::new(&config, &batching, ResponseLimits::default()).expect("it is right");
+            let scheduler = Sequences::new(settings, Arc::default());
+            let push = || {
+                let now = Instant::now();
+                let sequence = Some(Sequence { id: CorrelationId::Number(1), start: true, end: false });
+                let pushed = Pushed { sequence, ..Pushed::new(Member::new(1, Vec::new()), now) };
+                scheduler.clone().push(pushed, now).expect("there is room")
+            };
+            // The second begins anew behind the first, which never ends.
+            let (_first, _second) = (push(), push());
+            let _runs = scheduler.try_pull(0).expect("it waits");
+            let other = scheduler.clone();
+            let other = thread::spawn(move || other.pull(1).is_none());
+            scheduler.abort();
+            assert!(other.join().expect("the instance ends"));
         },
         ORDERS,
     );

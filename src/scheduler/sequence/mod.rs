@@ -461,12 +461,13 @@ impl Scheduler for Sequences {
     }
 
     fn abort_for(&self, why: Error) {
-        self.close();
+        // In one go, so that no instance looks in between and goes back to sleep.
         let mut state = self.state.lock();
+        state.table.close();
         state.refusal = Some(why.clone());
         let ended = state.table.clear();
         state.parked.clear();
-        tell(&mut state);
+        ring(&mut state);
         self.stats.requests_left(ended.len());
         drop(state);
         let gone = ended.into_iter().map(|seated| (seated.request.entry, why.clone())).collect();
