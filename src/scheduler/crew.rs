@@ -146,11 +146,15 @@ impl Crew {
         Ok(())
     }
 
-    /// Refuses new requests, serves what waits, and waits until the instances have ended, but not for lost ones.
-    /// Blocking.
+    /// Refuses new requests, serves what waits, and waits until the instances have ended, but not for lost ones: those
+    /// are replaced as ever while something waits. Blocking.
     pub fn retire(&self) {
-        self.state.lock().retiring = true;
-        self.settings.scheduler.close();
+        {
+            // In one go: while they retire nothing may come any more.
+            let mut state = self.state.lock();
+            state.retiring = true;
+            self.settings.scheduler.close();
+        }
         loop {
             let Some((index, watch)) = self.state.lock().members.first().map(|it| (it.index, it.watch.clone())) else {
                 break;
@@ -315,6 +319,7 @@ impl Crew {
         );
         charge.fail(&*settings.scheduler, (index, time_max), &error, now);
         self.replace((index, watch), &error);
+        watch.written_off();
     }
 
     /// An instance's thread has panicked outside of an execution: what it had taken by then is lost with it.
@@ -333,11 +338,15 @@ impl Crew {
 
     /// An instance could not begin. Whoever waits for it has heard why; for one that takes another's place nobody does.
     pub(super) fn not_ready(&self, index: usize, watch: &Arc<Watch>) {
-        let unawaited = |member: &Member| Arc::ptr_eq(&member.watch, watch) && member.ready.is_some();
-        let vacant = self.state.lock().members.iter().any(unawaited);
-        if vacant {
+        if self.is_replacement(watch) {
             self.vacate(index, watch);
         }
+    }
+
+    /// Whether an instance takes another's place, so that nobody waits until it is ready.
+    fn is_replacement(&self, watch: &Arc<Watch>) -> bool {
+        let takes_place = |member: &Member| Arc::ptr_eq(&member.watch, watch) && member.ready.is_some();
+        self.state.lock().members.iter().any(takes_place)
     }
 
     /// Lets another instance take the place of one that was given up, unless there were too many.
@@ -347,14 +356,18 @@ impl Crew {
         state.lost += 1;
         let (lost, serving) = (state.lost, state.serving);
         let Some(member) = state.take(index, watch) else { return };
-        if member.leaves {
+        if !member.leaves {
+            settings.metrics.left();
+        }
+        // While they retire nothing comes, but what waits must be served.
+        let is_missed = !member.leaves && (!state.retiring || settings.scheduler.waiting() > 0);
+        if !is_missed {
             state.burnt.push(index);
             drop(state);
             // It may have had sequences that it would have served to their end.
             settings.scheduler.deserted(index, error);
             return;
         }
-        settings.metrics.left();
         if !serving {
             return;
         }
@@ -374,16 +387,17 @@ impl Crew {
     /// Forgets an instance that has ended although nobody told it to.
     fn vacate(&self, index: usize, watch: &Arc<Watch>) {
         let mut state = self.state.lock();
-        let at = |member: &Member| member.index == index && Arc::ptr_eq(&member.watch, watch) && !member.leaves;
-        if !state.serving || !state.members.iter().any(at) || state.retiring {
-            return;
-        }
-        let Some(mut member) = state.take(index, watch) else { return };
-        self.settings.metrics.left();
+        let (serving, retiring) = (state.serving, state.retiring);
+        let own = |member: &&mut Member| Arc::ptr_eq(&member.watch, watch) && !member.leaves;
+        let Some(member) = state.members.iter_mut().find(own).filter(|_| serving) else { return };
         let why = match member.ready.as_mut().map(oneshot::Receiver::try_recv) {
+            // It was to serve what waits, even if the others retire.
             Some(Ok(Err(error))) => error.message().to_owned(),
+            _ if retiring => return,
             _ => "its thread ended".to_owned(),
         };
+        state.take(index, watch);
+        self.settings.metrics.left();
         tracing::error!(instance = format!("{}/{index}", self.settings.name), why, "an instance has ended");
         self.go_without(index, state, || format!("the last instance has ended: {why}"));
     }

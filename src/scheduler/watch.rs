@@ -52,8 +52,10 @@ enum Phase {
         since: Option<Instant>,
         charge: Charge,
     },
-    /// It did not come back in time, and is not waited for any more.
-    Lost,
+    /// It did not come back in time, and is not waited for any more once what it had is settled.
+    Lost {
+        settled: bool,
+    },
     Ended,
 }
 
@@ -128,7 +130,7 @@ impl Watch {
     /// Tells that the instance is ready, after it `joins`. `false` if nobody wants it any more.
     pub(super) fn ready(&self, joins: impl FnOnce()) -> bool {
         let mut state = self.state.lock();
-        if matches!(state.phase, Phase::Lost) {
+        if matches!(state.phase, Phase::Lost { .. }) {
             return false;
         }
         let report = state.report.take();
@@ -179,33 +181,39 @@ impl Watch {
             Phase::Executing { since: Some(since), .. } if *since + time_max > now => Sight::Until(*since + time_max),
             Phase::Executing { since: Some(_), charge } => {
                 let charge = std::mem::take(charge);
-                state.phase = Phase::Lost;
-                self.over.notify_all();
+                state.phase = Phase::Lost { settled: false };
                 Sight::Overdue(charge)
             }
             Phase::Executing { since: None, .. } | Phase::Idle => Sight::Idle,
-            Phase::Lost | Phase::Ended => Sight::Ended,
+            Phase::Lost { .. } | Phase::Ended => Sight::Ended,
         }
+    }
+
+    /// What the lost instance had is settled, and another has taken its place if one does: who waits for its end, which
+    /// may never come, goes on.
+    pub(super) fn written_off(&self) {
+        self.state.lock().phase = Phase::Lost { settled: true };
+        self.over.notify_all();
     }
 
     /// The thread ends.
     pub(super) fn ended(&self) {
         let mut state = self.state.lock();
         state.report = None;
-        if !matches!(state.phase, Phase::Lost) {
+        if !matches!(state.phase, Phase::Lost { .. }) {
             state.phase = Phase::Ended;
         }
         self.over.notify_all();
     }
 
-    /// Blocks until the thread has ended or is lost; `true` for ended.
+    /// Blocks until the thread has ended or is written off; `true` for ended.
     pub(super) fn wait_until_over(&self) -> bool {
         let mut state = self.state.lock();
         loop {
             match state.phase {
                 Phase::Ended => return true,
-                Phase::Lost => return false,
-                Phase::Idle | Phase::Executing { .. } => self.over.wait(&mut state),
+                Phase::Lost { settled: true } => return false,
+                Phase::Idle | Phase::Executing { .. } | Phase::Lost { settled: false } => self.over.wait(&mut state),
             }
         }
     }
@@ -232,7 +240,9 @@ mod tests {
         assert!(!overdue(&watch));
         watch.resume();
         assert!(overdue(&watch));
-        assert!(watch.end().is_none() && !watch.wait_until_over(), "it is lost, and nobody waits for it");
+        assert!(watch.end().is_none());
+        watch.written_off();
+        assert!(!watch.wait_until_over(), "it is lost, and nobody waits for it");
     }
 
     #[test]
@@ -243,6 +253,7 @@ mod tests {
         assert!(!overdue(&watch), "once");
         watch.pause();
         watch.resume();
+        watch.written_off();
         watch.ended();
         assert!(!watch.wait_until_over());
     }

@@ -85,6 +85,8 @@ struct Scene {
     scheduler: Arc<dyn Scheduler>,
     groups: Vec<Instances>,
     warmup: Vec<Warmup>,
+    /// What the first executions do, those of the warm-up included.
+    orders: Vec<Order>,
     limiter: Option<Arc<Limiter>>,
     lost_max: usize,
     metrics: Metrics,
@@ -96,6 +98,7 @@ impl Default for Scene {
             scheduler: queue(4),
             groups: vec![Instances::new("g", Device::Cpu, 1)],
             warmup: Vec::new(),
+            orders: Vec::new(),
             limiter: None,
             lost_max: 1,
             metrics: Metrics::new(),
@@ -118,6 +121,13 @@ fn sequences() -> Arc<dyn Scheduler> {
     Sequences::new(settings, Arc::default())
 }
 
+/// One execution.
+fn warmup() -> Vec<Warmup> {
+    let tensor = Tensor::new(DataType::Uint8, Shape::new(&[1, 4]), Bytes::from_static(b"abcd"));
+    let batch = Batch::new(vec![Member::new(1, vec![tensor])]);
+    vec![Warmup { batch, sample: Some("s".into()), measured: false }]
+}
+
 impl Stage {
     fn new(scene: Scene) -> Self {
         Self::try_new(scene).expect("the instances start")
@@ -134,11 +144,7 @@ impl Stage {
             broken: AtomicBool::new(false),
         });
         let scheduler = scene.scheduler;
-        if !scene.warmup.is_empty() {
-            let (never, until) = mpsc::channel();
-            std::mem::forget(never);
-            orders.send(Order::Hang(mpsc::channel().0, until)).expect("it is there");
-        }
+        scene.orders.into_iter().for_each(|order| orders.send(order).expect("it is there"));
         let settings = CrewSettings {
             name: "m/1".to_owned(),
             scheduler: scheduler.clone(),
@@ -201,6 +207,21 @@ impl Stage {
     /// What the supervisor does when the limit has passed.
     fn time_passes(&self) {
         self.crew.look(Instant::now() + LIMIT, LIMIT);
+    }
+
+    /// Retires the crew, of which an instance is lost then; its requests are settled only after whoever waits for its end
+    /// could have gone on.
+    fn lose_while_retiring(&self) {
+        let crew = &self.crew;
+        let watch = crew.state.lock().members[0].watch.clone();
+        std::thread::scope(|scope| {
+            scope.spawn(|| crew.retire());
+            until(|| crew.state.lock().retiring);
+            let now = Instant::now() + LIMIT;
+            let Sight::Overdue(charge) = watch.look(now, LIMIT) else { panic!("it hangs") };
+            (0..1000).for_each(|_| std::thread::yield_now());
+            crew.write_off((0, &watch), charge, now);
+        });
     }
 
     fn failures(&self, kind: Kind) -> u64 {
@@ -400,6 +421,45 @@ fn a_replacement_that_cannot_be_made_leaves_nobody() {
     stage.crew.retire();
 }
 
+#[test]
+fn what_waits_while_a_crew_retires_is_served_although_an_instance_is_lost() {
+    let stage = Stage::new(Scene { scheduler: queue(1), ..Scene::default() });
+    let (hung, waits) = (stage.ask(None).expect("accepted"), stage.ask(None).expect("accepted"));
+    stage.begun();
+    let _end = stage.hang();
+    stage.order(Order::Answer);
+    stage.lose_while_retiring();
+    assert_eq!(outcome(hung).expect_err("given up").kind(), Kind::Backend);
+    outcome(waits).expect("answered by another instance");
+    assert!(stage.failed.try_recv().is_err());
+}
+
+#[test]
+fn what_waits_while_a_crew_retires_is_refused_if_a_lost_instance_cannot_be_replaced() {
+    let stage = Stage::new(Scene { scheduler: queue(1), ..Scene::default() });
+    let (hung, waits) = (stage.ask(None).expect("accepted"), stage.ask(None).expect("accepted"));
+    stage.begun();
+    let _end = stage.hang();
+    stage.puppet.broken.store(true, Ordering::SeqCst);
+    stage.lose_while_retiring();
+    assert_eq!(outcome(hung).expect_err("given up").kind(), Kind::Backend);
+    let reason = stage.failed.recv().expect("it is told");
+    assert_eq!(reason.message(), "the last instance has ended: broken on purpose");
+    assert_eq!(outcome(waits).expect_err("nobody serves"), reason);
+}
+
+#[test]
+fn an_instance_that_is_lost_while_nothing_waits_for_a_crew_that_retires_is_not_replaced() {
+    let stage = Stage::new(Scene::default());
+    let hung = stage.ask(None).expect("accepted");
+    stage.begun();
+    let _end = stage.hang();
+    stage.lose_while_retiring();
+    assert_eq!(outcome(hung).expect_err("given up").kind(), Kind::Backend);
+    assert_eq!(stage.puppet.made.load(Ordering::SeqCst), 1);
+    assert!(stage.failed.try_recv().is_err() && stage.scheduler.is_idle());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_hung_execution_is_given_up_exactly_at_its_time() {
     let runtime = tokio::runtime::Handle::current();
@@ -421,14 +481,13 @@ async fn a_hung_execution_is_given_up_exactly_at_its_time() {
 
 #[tokio::test(start_paused = true)]
 async fn a_warm_up_that_hangs_fails_the_start() {
-    let tensor = Tensor::new(DataType::Uint8, Shape::new(&[1, 4]), Bytes::from_static(b"abcd"));
-    let batch = Batch::new(vec![Member::new(1, vec![tensor])]);
-    let warmup = vec![Warmup { batch, sample: Some("s".into()), measured: false }];
+    let (_never, until) = mpsc::channel();
+    let scene = || Scene { warmup: warmup(), orders: vec![Order::Hang(mpsc::channel().0, until)], ..Scene::default() };
     let runtime = tokio::runtime::Handle::current();
     let (tell, told) = oneshot::channel();
     std::thread::spawn(move || {
         let _clock = runtime.enter();
-        let _ = tell.send(Stage::try_new(Scene { warmup, ..Scene::default() }).err());
+        let _ = tell.send(Stage::try_new(scene()).err());
     });
     let error = told.await.expect("it ends").expect("it hangs");
     assert!(error.message().starts_with("the execution did not end within 5 s"), "{error}");
