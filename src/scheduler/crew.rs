@@ -308,8 +308,8 @@ impl Crew {
                 settings.name
             ),
         );
-        // If it had yet to say whether it is ready, who waits for that hears this.
-        watch.report(error.clone());
+        // If it had yet to say whether it is ready, who waits for that hears this, and decides what follows.
+        let is_new = watch.report(error.clone());
         settings.metrics.lost();
         tracing::error!(
             instance = format!("{}/{index}", settings.name),
@@ -318,7 +318,9 @@ impl Crew {
             "an execution did not end in its time, its instance is given up"
         );
         charge.fail(&*settings.scheduler, (index, time_max), &error, now);
-        self.replace((index, watch), &error);
+        if !is_new || self.is_replacement(watch) {
+            self.replace((index, watch), &error);
+        }
         watch.written_off();
     }
 

@@ -121,10 +121,10 @@ impl Watch {
         Self { state: Mutex::new(state), over: Condvar::new() }
     }
 
-    /// Tells why the instance does not become ready, if it has not told anything yet.
-    pub(super) fn report(&self, error: Error) {
+    /// Tells why the instance does not become ready, if it has not told anything yet. `true` if it had not.
+    pub(super) fn report(&self, error: Error) -> bool {
         let report = self.state.lock().report.take();
-        report.map(|report| report.send(Err(error)));
+        report.map(|report| report.send(Err(error))).is_some()
     }
 
     /// Tells that the instance is ready, after it `joins`. `false` if nobody wants it any more.

@@ -583,6 +583,25 @@ fn a_change_that_fails_changes_nothing() {
 }
 
 #[test]
+fn a_change_of_which_an_instance_hangs_changes_nothing() {
+    let stage = Stage::new(Scene { warmup: warmup(), orders: vec![Order::Answer], ..Scene::default() });
+    stage.begun();
+    let crew = &stage.crew;
+    std::thread::scope(|scope| {
+        let resize = scope.spawn(|| crew.resize(&[Instances::new("other", Device::Cpu, 1)]));
+        stage.begun();
+        let _end = stage.hang();
+        stage.time_passes();
+        let error = resize.join().expect("no panic").expect_err("the other one hangs");
+        assert!(error.message().starts_with("the execution did not end within 5 s"), "{error}");
+    });
+    assert_eq!((stage.crew.len(), stage.crew.threads(), stage.puppet.made.load(Ordering::SeqCst)), (1, 1, 2));
+    stage.order(Order::Answer);
+    outcome(stage.ask(None).expect("accepted")).expect("answered");
+    stage.crew.retire();
+}
+
+#[test]
 fn another_group_replaces_the_instances() {
     let stage = Stage::new(Scene::default());
     stage.crew.resize(&[Instances::new("other", Device::Cpu, 1)]).expect("it starts");
