@@ -324,6 +324,14 @@ impl Crew {
         watch.written_off();
     }
 
+    /// An instance is ready. One that was dismissed before that, as it took the place of another, gets nothing new.
+    pub(super) fn joins(&self, index: usize, watch: &Arc<Watch>) {
+        let state = self.state.lock();
+        if !state.members.iter().any(|member| Arc::ptr_eq(&member.watch, watch) && member.leaves) {
+            self.settings.scheduler.joins(index);
+        }
+    }
+
     /// An instance's thread has panicked outside of an execution: what it had taken by then is lost with it.
     pub(super) fn panicked(&self, (index, watch): (usize, &Arc<Watch>), error: &Error) {
         self.settings.scheduler.deserted(index, error);

@@ -139,7 +139,11 @@ impl Post {
             }
         };
         // Before anybody can dismiss it, and before it pulls.
-        if !self.watch.ready(|| self.starting.scheduler.joins(self.starting.index)) {
+        let joins = || match self.extras.crew.upgrade() {
+            Some(crew) => crew.joins(self.starting.index, &self.watch),
+            None => self.starting.scheduler.joins(self.starting.index),
+        };
+        if !self.watch.ready(joins) {
             return;
         }
         if let Some(lent) = self.lent() {

@@ -602,6 +602,26 @@ fn a_change_of_which_an_instance_hangs_changes_nothing() {
 }
 
 #[test]
+fn an_instance_that_is_dismissed_before_it_is_ready_does_not_serve() {
+    let groups = vec![Instances::new("g", Device::Cpu, 2)];
+    let orders = vec![Order::Answer, Order::Answer];
+    let stage = Stage::new(Scene { warmup: warmup(), orders, groups, scheduler: queue(1), ..Scene::default() });
+    (0..2).for_each(|_| _ = stage.begun());
+    let hung = stage.ask(None).expect("accepted");
+    stage.begun();
+    let _end = stage.hang();
+    stage.time_passes();
+    assert_eq!(outcome(hung).expect_err("given up").kind(), Kind::Backend);
+    stage.begun();
+    stage.crew.resize(&[Instances::new("g", Device::Cpu, 1)]).expect("the one that takes the other's place leaves");
+    stage.order(Order::Answer);
+    until(|| stage.crew.threads() == 1);
+    stage.order(Order::Answer);
+    outcome(stage.ask(None).expect("accepted")).expect("answered by who is left");
+    stage.crew.retire();
+}
+
+#[test]
 fn another_group_replaces_the_instances() {
     let stage = Stage::new(Scene::default());
     stage.crew.resize(&[Instances::new("other", Device::Cpu, 1)]).expect("it starts");
