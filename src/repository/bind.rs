@@ -59,12 +59,18 @@ struct Building {
 
 impl Binder<'_> {
     fn report(&mut self, at: Option<Position>, key: &str, message: String) {
-        self.report_near(at, key, message, None);
+        self.report_near(at, key, message, || None);
     }
 
-    fn report_near(&mut self, at: Option<Position>, key: &str, message: String, suggestion: Option<String>) {
+    fn report_near(
+        &mut self,
+        at: Option<Position>,
+        key: &str,
+        message: String,
+        suggestion: impl FnOnce() -> Option<String>,
+    ) {
         let known = self.positions.mistake(key, message);
-        self.found.mistakes.push(Mistake { position: at.or(known.position), suggestion, ..known });
+        self.found.mistakes.push_near(Mistake { position: at.or(known.position), ..known }, suggestion);
     }
 
     fn message(&mut self, of: &MessageDescriptor, fields: Vec<Field>, path: &str) -> DynamicMessage {
@@ -101,13 +107,10 @@ impl Binder<'_> {
 
     fn unknown(&mut self, of: &MessageDescriptor, field: &Field, key: &str) {
         let message = format!("unknown field '{}'", shorten(&field.name));
-        if self.found.mistakes.is_full() {
-            // It is only counted, so that looking for what was meant would be in vain.
-            return self.report(field.at, key, message);
-        }
-        let names: Vec<_> = of.fields().map(|known| known.name().to_owned()).collect();
-        let suggestion = nearest(&field.name, names.iter().map(String::as_str));
-        self.report_near(field.at, key, message, suggestion);
+        self.report_near(field.at, key, message, || {
+            let names: Vec<_> = of.fields().map(|known| known.name().to_owned()).collect();
+            nearest(&field.name, names.iter().map(String::as_str))
+        });
     }
 
     fn singular(&mut self, building: &mut Building, known: &FieldDescriptor, field: Field, key: &str) {
@@ -184,7 +187,7 @@ impl Binder<'_> {
                     "key" => &mut entry_key,
                     "value" => &mut entry_value,
                     _ => {
-                        let suggestion = nearest(&field.name, ["key", "value"]);
+                        let suggestion = || nearest(&field.name, ["key", "value"]);
                         let message = format!("unknown field '{}'", shorten(&field.name));
                         self.report_near(field.at, &join(key, &field.name), message, suggestion);
                         misread = true;
@@ -257,7 +260,7 @@ impl Binder<'_> {
         match scalar::bind(known.name(), &known.kind(), &node.value, self.dialect) {
             Ok(value) => Some(value),
             Err(wrong) => {
-                self.report_near(node.at, key, wrong.message, wrong.suggestion);
+                self.report_near(node.at, key, wrong.message, || wrong.suggestion);
                 None
             }
         }

@@ -2,14 +2,15 @@
 //!
 //! Knows nothing of the formats. A [`Mistake`] is one line for a person; [`Mistakes`] is all that was found at once.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 
 /// The most mistakes that are kept for one file; what is beyond is only counted.
-const MISTAKES_MAX: usize = 100;
+pub(super) const MISTAKES_MAX: usize = 100;
 
 /// A place in a text file, both counted from 1; columns count characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -76,6 +77,12 @@ impl Mistakes {
         }
     }
 
+    /// Adds one with what was meant, which is looked for only if it will be kept.
+    pub(super) fn push_near(&mut self, mistake: Mistake, suggestion: impl FnOnce() -> Option<String>) {
+        let suggestion = if self.is_full() { None } else { suggestion() };
+        self.push(Mistake { suggestion, ..mistake });
+    }
+
     /// Adds all of `other`.
     pub fn extend(&mut self, other: Mistakes) {
         self.beyond += other.beyond;
@@ -107,6 +114,14 @@ impl Mistakes {
     /// Puts them into the order of the file.
     pub fn sort(&mut self) {
         self.list.sort_by_key(|mistake| mistake.position);
+    }
+
+    /// Those that were kept, with one in the end, at the top of the file, that tells how many others there are.
+    pub(super) fn into_warnings(mut self, positions: &Positions) -> Vec<Mistake> {
+        if self.beyond > 0 {
+            self.list.push(positions.mistake("", format!("{} more warnings are not shown", self.beyond)));
+        }
+        self.list
     }
 
     /// `Ok` if nothing is wrong.
@@ -157,12 +172,12 @@ pub(super) struct Findings {
     /// What is wrong.
     pub(super) mistakes: Mistakes,
     /// What is suspicious.
-    pub(super) warnings: Vec<Mistake>,
+    pub(super) warnings: Mistakes,
 }
 
 impl From<Mistake> for Findings {
     fn from(mistake: Mistake) -> Self {
-        Self { mistakes: mistake.into(), warnings: Vec::new() }
+        Self { mistakes: mistake.into(), warnings: Mistakes::default() }
     }
 }
 
@@ -171,18 +186,19 @@ impl From<Mistake> for Findings {
 pub struct Positions {
     file: PathBuf,
     has_lines: bool,
-    places: HashMap<String, Option<Position>>,
+    /// In order, so that what is inside of a key stands together.
+    places: BTreeMap<String, Option<Position>>,
 }
 
 impl Positions {
     /// Of a text file, whose keys have lines and columns.
     pub(super) fn of_text(file: &Path) -> Self {
-        Self { file: file.to_owned(), has_lines: true, places: HashMap::new() }
+        Self { file: file.to_owned(), has_lines: true, places: BTreeMap::new() }
     }
 
     /// Of something without lines: an override, or no configuration at all.
     pub(super) fn of(file: &Path) -> Self {
-        Self { file: file.to_owned(), has_lines: false, places: HashMap::new() }
+        Self { file: file.to_owned(), has_lines: false, places: BTreeMap::new() }
     }
 
     pub(super) fn insert(&mut self, key: &str, position: Option<Position>) {
@@ -192,7 +208,13 @@ impl Positions {
     /// Takes back a key and what is inside of it, which is written anew.
     pub(super) fn forget(&mut self, key: &str) {
         let inside = |rest: &str| rest.is_empty() || rest.starts_with(['.', '[']);
-        self.places.retain(|other, _| !other.strip_prefix(key).is_some_and(inside));
+        let of_key = |other: &String| other.strip_prefix(key).is_some_and(inside);
+        let begin = |other: &&String| other.starts_with(key);
+        let from = self.places.range::<str, _>((Bound::Included(key), Bound::Unbounded)).map(|(other, _)| other);
+        let old: Vec<String> = from.take_while(begin).filter(|other| of_key(other)).cloned().collect();
+        for key in old {
+            self.places.remove(&key);
+        }
     }
 
     /// Whether this key was written, rather than filled in.
@@ -222,5 +244,34 @@ impl Positions {
             rest = &rest[..cut];
         }
         self.has_lines.then_some(Position { line: 1, column: 1 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_meant_is_looked_for_only_where_it_will_be_told() {
+        let (mut mistakes, mut looked) = (Mistakes::default(), 0);
+        let positions = Positions::of(Path::new("c"));
+        for _ in 0..MISTAKES_MAX + 10 {
+            mistakes.push_near(positions.mistake("k", "unknown"), || {
+                looked += 1;
+                Some("known".to_owned())
+            });
+        }
+        assert_eq!((looked, mistakes.len()), (MISTAKES_MAX, MISTAKES_MAX + 10));
+        assert!(mistakes.iter().all(|mistake| mistake.suggestion.as_deref() == Some("known")));
+    }
+
+    #[test]
+    fn a_key_is_forgotten_with_what_is_inside_of_it_and_nothing_else() {
+        let mut positions = Positions::of(Path::new("c"));
+        let keys = ["p", "p[a", "p[a]", "p[a].x", "p[a][0]", "p[a]b]", "p[a]b].x", "p[b]", "q"];
+        keys.iter().for_each(|key| positions.insert(key, None));
+        positions.forget("p[a]");
+        let left: Vec<&str> = keys.into_iter().filter(|key| positions.wrote(key)).collect();
+        assert_eq!(left, ["p", "p[a", "p[a]b]", "p[a]b].x", "p[b]", "q"]);
     }
 }

@@ -11,6 +11,7 @@
 //!
 //! Either `padding.multiple` or `padding.buckets` is needed.
 
+use super::mistakes::MISTAKES_MAX;
 use super::suggest::nearest;
 use super::tree::shorten;
 use crate::model::schema::{ModelConfig, ModelInput};
@@ -86,10 +87,12 @@ impl<'a> Reader<'a> {
     }
 
     fn wrong(&mut self, key: &str, message: impl Into<String>) {
-        self.wrong_near(key, message, None);
+        self.wrong_near(key, message, || None);
     }
 
-    fn wrong_near(&mut self, key: &str, message: impl Into<String>, suggestion: Option<String>) {
+    fn wrong_near(&mut self, key: &str, message: impl Into<String>, suggestion: impl FnOnce() -> Option<String>) {
+        // What is beyond will only be counted.
+        let suggestion = if self.wrong.len() < MISTAKES_MAX { suggestion() } else { None };
         let key = KEYS.into_iter().find(|known| *known == key).unwrap_or(INPUTS);
         self.wrong.push(Wrong { key, message: message.into(), suggestion });
     }
@@ -98,7 +101,8 @@ impl<'a> Reader<'a> {
     fn input(&mut self, key: &str, name: &str) -> Option<usize> {
         let found = self.schema.input.iter().position(|input| input.name == name);
         if found.is_none() {
-            let suggestion = nearest(name, self.schema.input.iter().map(|input| input.name.as_str()));
+            let schema = self.schema;
+            let suggestion = || nearest(name, schema.input.iter().map(|input| input.name.as_str()));
             self.wrong_near(key, format!("the model has no input '{}'", shorten(name)), suggestion);
         }
         found
@@ -210,7 +214,7 @@ impl<'a> Reader<'a> {
         for item in list(text) {
             let Some((name, source)) = self.with_source(OUTPUTS, item, inputs) else { continue };
             let Some(tensor) = schema.output.iter().position(|output| output.name == name) else {
-                let suggestion = nearest(name, schema.output.iter().map(|output| output.name.as_str()));
+                let suggestion = || nearest(name, schema.output.iter().map(|output| output.name.as_str()));
                 self.wrong_near(OUTPUTS, format!("the model has no output '{}'", shorten(name)), suggestion);
                 continue;
             };

@@ -20,13 +20,16 @@ const KNOWN_AS: &[(&str, &str)] = &[
 /// Words longer than this are compared with nothing.
 const LENGTH_MAX: usize = 100;
 
+/// Words are compared with no more candidates than these: each takes microseconds, and there may be many wrong words.
+const CANDIDATES_MAX: usize = 500;
+
 /// The candidate nearest to `word`, if one is near enough to be meant.
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
     if word.len() > LENGTH_MAX {
         return None;
     }
     let word = word.to_ascii_lowercase();
-    let near = candidates.into_iter().filter_map(|candidate| {
+    let near = candidates.into_iter().take(CANDIDATES_MAX).filter_map(|candidate| {
         let lower = candidate.to_ascii_lowercase();
         let edits = damerau_levenshtein(&word, &lower);
         let close = edits <= 2.min(word.len() / 2) || edits * 3 <= word.len().max(lower.len());

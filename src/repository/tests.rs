@@ -57,6 +57,19 @@ fn finish_json(json: &str, facts: &Facts) -> Result<Finished, Mistakes> {
 }
 
 #[test]
+fn of_many_warnings_the_first_are_told_and_the_others_counted() {
+    let keys = (0..400).map(|index| format!("parameters {{ key: \"k{}\" }}\n", index / 2));
+    let text = format!("backend: \"identity\"\n{}", keys.collect::<String>());
+    let read = read(&model("m"), Source::Text(text.as_bytes()), &facts()).expect("nothing is wrong");
+    let warnings = read.finish(&facts()).expect("nothing is wrong").warnings;
+    assert_eq!(warnings.len(), 101);
+    let twice = "parameters[k0]: 'parameters[k0]' is given more than once: the last value holds";
+    assert!(warnings[0].to_string().ends_with(twice.split_once(": ").expect("it has a key").1), "{}", warnings[0]);
+    // Each key is written twice, and unknown.
+    assert!(warnings[100].to_string().ends_with("300 more warnings are not shown"), "{}", warnings[100]);
+}
+
+#[test]
 fn a_folder_in_the_place_of_the_model_file_stands_for_the_file_in_it() {
     let root = tempfile::tempdir().expect("a folder for the test");
     let model = ModelDir { path: root.path().to_owned(), ..model("m") };

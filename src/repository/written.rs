@@ -39,7 +39,7 @@ pub struct Written {
     /// The configuration; for the backend to complete.
     pub schema: schema::ModelConfig,
     /// What is suspicious but allowed.
-    pub warnings: Vec<Mistake>,
+    pub warnings: Mistakes,
     positions: Positions,
     directory: PathBuf,
 }
@@ -50,7 +50,7 @@ pub struct Finished {
     /// What the server works with.
     pub config: ModelConfig,
     /// What is suspicious but allowed, from reading on.
-    pub warnings: Vec<Mistake>,
+    pub warnings: Mistakes,
     /// Where each key was written, for mistakes that only other models show.
     pub positions: Positions,
 }
@@ -247,12 +247,13 @@ impl Written {
     pub fn finish(mut self, facts: &Facts) -> Result<Finished, Mistakes> {
         let found = self.check(facts);
         self.warnings.extend(found.warnings);
-        self.warnings.sort_by_key(|warning| warning.position);
+        self.warnings.sort();
         found.mistakes.into_result(())?;
         normalise::defaults(&mut self.schema, facts);
         let config = meant::config(&self.schema, &self.directory, facts)
             .map_err(|(key, message)| Mistakes::from(self.positions.mistake(key, message)))?;
-        Ok(Finished { config, warnings: self.warnings, positions: self.positions })
+        let warnings = self.warnings.into_warnings(&self.positions);
+        Ok(Finished { config, warnings, positions: self.positions })
     }
 
     /// Everything that is wrong or suspicious, as far as the configuration alone tells.

@@ -83,6 +83,7 @@ fn flow(check: &mut Check<'_>, ensemble: &ModelEnsembling) {
     let name = &config.name;
     let read = entries(ensemble, |step| &step.input_map);
     let written = entries(ensemble, |step| &step.output_map);
+    let taken: BTreeSet<&str> = read.iter().map(|(_, _, tensor)| *tensor).collect();
     let inputs: BTreeSet<&str> = config.input.iter().map(|input| input.name.as_str()).collect();
     let outputs: BTreeSet<&str> = config.output.iter().map(|output| output.name.as_str()).collect();
     let readable: BTreeSet<&str> = inputs.iter().copied().chain(written.iter().map(|(_, _, tensor)| *tensor)).collect();
@@ -99,7 +100,7 @@ fn flow(check: &mut Check<'_>, ensemble: &ModelEnsembling) {
                 "ensemble tensor '{shown}' can appear in an output map only once for ensemble '{name}' step {index}"
             );
             check.mistake(key, message);
-        } else if !outputs.contains(tensor) && !read.iter().any(|(_, _, taken)| taken == tensor) {
+        } else if !outputs.contains(tensor) && !taken.contains(tensor) {
             check.mistake(key, format!("ensemble tensor '{shown}' is unused in ensemble '{name}'"));
         }
     }
@@ -108,11 +109,11 @@ fn flow(check: &mut Check<'_>, ensemble: &ModelEnsembling) {
             "ensemble tensor '{}' is not connected: no step writes it and it is no input of ensemble '{name}'",
             shorten(tensor)
         );
-        let suggestion = nearest(tensor, readable.iter().copied());
+        let suggestion = || nearest(tensor, readable.iter().copied());
         check.mistake_near(&format!("{KEY}.step[{index}].input_map[{of_model}]"), message, suggestion);
     }
     for (index, input) in config.input.iter().enumerate() {
-        if !input.name.is_empty() && !read.iter().any(|(_, _, tensor)| *tensor == input.name) {
+        if !input.name.is_empty() && !taken.contains(input.name.as_str()) {
             let message = format!("ensemble input '{}' for ensemble '{name}' is not used", shorten(&input.name));
             check.mistake(format!("input[{index}]"), message);
         }
@@ -120,7 +121,7 @@ fn flow(check: &mut Check<'_>, ensemble: &ModelEnsembling) {
     for (index, output) in config.output.iter().enumerate() {
         if !output.name.is_empty() && !readable.contains(output.name.as_str()) {
             let message = format!("output '{}' for ensemble '{name}' is not written", shorten(&output.name));
-            let suggestion = nearest(&output.name, writers.keys().copied());
+            let suggestion = || nearest(&output.name, writers.keys().copied());
             check.mistake_near(&format!("output[{index}]"), message, suggestion);
         }
     }
@@ -133,12 +134,13 @@ fn flow(check: &mut Check<'_>, ensemble: &ModelEnsembling) {
 
 /// Steps of which each waits for a tensor of the next, the last being the first; `None` if there are none.
 fn cycle(ensemble: &ModelEnsembling, writers: &BTreeMap<&str, usize>) -> Option<Vec<usize>> {
-    let waits_for = |index: usize| -> BTreeSet<usize> {
-        ensemble.step[index].input_map.values().filter_map(|tensor| writers.get(tensor.as_str()).copied()).collect()
-    };
+    let writer = |tensor: &String| writers.get(tensor.as_str()).copied();
+    let steps = ensemble.step.iter();
+    let waits_for: Vec<BTreeSet<usize>> =
+        steps.map(|step| step.input_map.values().filter_map(writer).collect()).collect();
     let mut left: BTreeSet<usize> = (0..ensemble.step.len()).collect();
     loop {
-        let ready: Vec<usize> = left.iter().copied().filter(|&index| waits_for(index).is_disjoint(&left)).collect();
+        let ready: Vec<usize> = left.iter().copied().filter(|&index| waits_for[index].is_disjoint(&left)).collect();
         if ready.is_empty() {
             break;
         }
@@ -147,7 +149,7 @@ fn cycle(ensemble: &ModelEnsembling, writers: &BTreeMap<&str, usize>) -> Option<
     // Each that is left waits for another one that is left, so that going on this way comes back somewhere.
     let mut way = vec![*left.first()?];
     loop {
-        let next = waits_for(*way.last()?).into_iter().find(|index| left.contains(index))?;
+        let next = waits_for[*way.last()?].iter().copied().find(|index| left.contains(index))?;
         if let Some(begin) = way.iter().position(|&index| index == next) {
             let mut cycle = way.split_off(begin);
             cycle.push(next);

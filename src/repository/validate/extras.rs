@@ -58,7 +58,7 @@ fn metrics(check: &mut Check<'_>) {
             "" => check.mistake(format!("{key}.metric_identifier"), "metric control must specify 'family'"),
             family if check.facts.histograms.contains(&family) => {}
             family => {
-                let suggestion = nearest(family, check.facts.histograms.iter().copied());
+                let suggestion = || nearest(family, check.facts.histograms.iter().copied());
                 let message = format!("'{}' is no histogram of a model, and is ignored", shorten(family));
                 check.warn_near(&format!("{key}.metric_identifier.family"), message, suggestion);
             }

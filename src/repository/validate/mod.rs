@@ -20,7 +20,7 @@ mod warmup;
 use std::path::Path;
 
 use super::Facts;
-use super::mistakes::{Findings, Mistake, Positions};
+use super::mistakes::{Findings, Positions};
 use crate::model::schema::ModelConfig;
 use crate::model::schema::model_config::SchedulingChoice;
 use crate::model::schema::model_version_policy::PolicyChoice;
@@ -66,9 +66,8 @@ impl Check<'_> {
         self.found.mistakes.push(self.positions.mistake(key, message));
     }
 
-    fn mistake_near(&mut self, key: &str, message: String, suggestion: Option<String>) {
-        let mistake = self.positions.mistake(key, message);
-        self.found.mistakes.push(Mistake { suggestion, ..mistake });
+    fn mistake_near(&mut self, key: &str, message: String, suggestion: impl FnOnce() -> Option<String>) {
+        self.found.mistakes.push_near(self.positions.mistake(key, message), suggestion);
     }
 
     fn warn(&mut self, key: impl Into<String>, message: impl Into<String>) {
@@ -76,9 +75,8 @@ impl Check<'_> {
         self.found.warnings.push(warning);
     }
 
-    fn warn_near(&mut self, key: &str, message: String, suggestion: Option<String>) {
-        let warning = self.positions.mistake(key, message);
-        self.found.warnings.push(Mistake { suggestion, ..warning });
+    fn warn_near(&mut self, key: &str, message: String, suggestion: impl FnOnce() -> Option<String>) {
+        self.found.warnings.push_near(self.positions.mistake(key, message), suggestion);
     }
 
     /// Whether the model has a first dimension for the batch.

@@ -21,7 +21,7 @@ pub(super) fn check(check: &mut Check<'_>) {
     keys(check);
     budget(check);
     for wrong in padding::read(check.config).1 {
-        check.mistake_near(&format!("parameters[{}]", wrong.key), wrong.message, wrong.suggestion);
+        check.mistake_near(&format!("parameters[{}]", wrong.key), wrong.message, || wrong.suggestion);
     }
     execution_timeout(check);
     residency(check);
@@ -53,7 +53,7 @@ fn keys(check: &mut Check<'_>) {
         let path = format!("parameters[{key}]");
         match misspelt(key, known.iter().copied()) {
             Some(meant) => {
-                check.mistake_near(&path, format!("unknown parameter '{}'", shorten(key)), Some(meant.to_owned()));
+                check.mistake_near(&path, format!("unknown parameter '{}'", shorten(key)), || Some(meant.to_owned()));
             }
             None => {
                 check.warn(path, format!("parameter '{}' is not known to this server, and is ignored", shorten(key)))
@@ -113,7 +113,7 @@ fn residency(check: &mut Check<'_>) {
     }
     let words = Residency::WORDS.map(|(word, _)| word);
     let message = format!("'{RESIDENCY}' must be one of {}, got '{}'", words.join(", "), shorten(word));
-    check.mistake_near(&format!("parameters[{RESIDENCY}]"), message, nearest(word, words));
+    check.mistake_near(&format!("parameters[{RESIDENCY}]"), message, || nearest(word, words));
 }
 
 fn priorities(check: &mut Check<'_>) {

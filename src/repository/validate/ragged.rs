@@ -1,5 +1,7 @@
 //! Ragged batching: inputs that are made for a batch, outputs that are split by the shape of an input.
 
+use std::collections::HashSet;
+
 use super::super::suggest::nearest;
 use super::super::tree::shorten;
 use super::Check;
@@ -12,7 +14,7 @@ pub(super) fn check(check: &mut Check<'_>) {
 
 fn inputs(check: &mut Check<'_>) {
     let config = check.config;
-    let mut targets: Vec<&str> = config.input.iter().map(|input| input.name.as_str()).collect();
+    let mut targets: HashSet<&str> = config.input.iter().map(|input| input.name.as_str()).collect();
     for (index, input) in config.batch_input.iter().enumerate() {
         let key = format!("batch_input[{index}]");
         if !matches!(input.data_type(), DataType::TypeInt32 | DataType::TypeFp32) {
@@ -25,18 +27,17 @@ fn inputs(check: &mut Check<'_>) {
         }
         source(check, &key, &format!("batch input of kind {}", input.kind().as_str_name()), &input.source_input);
         for target in &input.target_name {
-            if targets.contains(&target.as_str()) {
+            if !targets.insert(target) {
                 let message = format!("input '{}' is given more than once", shorten(target));
                 check.mistake(format!("{key}.target_name"), message);
             }
-            targets.push(target);
         }
     }
 }
 
 fn outputs(check: &mut Check<'_>) {
     let config = check.config;
-    let mut targets: Vec<&str> = Vec::new();
+    let mut targets: HashSet<&str> = HashSet::new();
     for (index, output) in config.batch_output.iter().enumerate() {
         let key = format!("batch_output[{index}]");
         if output.target_name.is_empty() {
@@ -47,14 +48,13 @@ fn outputs(check: &mut Check<'_>) {
             let at = format!("{key}.target_name");
             let Some(of_model) = config.output.iter().find(|each| each.name == *target) else {
                 let message = format!("batch output target '{}' is no output of the model", shorten(target));
-                let suggestion = nearest(target, config.output.iter().map(|each| each.name.as_str()));
+                let suggestion = || nearest(target, config.output.iter().map(|each| each.name.as_str()));
                 check.mistake_near(&at, message, suggestion);
                 continue;
             };
-            if targets.contains(&target.as_str()) {
+            if !targets.insert(target) {
                 check.mistake(&at, format!("output '{}' is given more than once", shorten(target)));
             }
-            targets.push(target);
             let dims = of_model.reshape.as_ref().map_or(&of_model.dims, |reshape| &reshape.shape);
             if let Some(last) = dims.iter().rposition(|dim| *dim == -1)
                 && let Some(source) = source
@@ -86,7 +86,7 @@ fn source<'a>(check: &mut Check<'a>, key: &str, what: &str, names: &[String]) ->
         return None;
     };
     let Some(input) = config.input.iter().find(|input| input.name == *name) else {
-        let suggestion = nearest(name, config.input.iter().map(|input| input.name.as_str()));
+        let suggestion = || nearest(name, config.input.iter().map(|input| input.name.as_str()));
         check.mistake_near(&key, format!("unknown source input name '{}'", shorten(name)), suggestion);
         return None;
     };

@@ -51,7 +51,7 @@ fn inputs(check: &mut Check<'_>, key: &str, sample: &ModelWarmup) {
         let of_model = config.input.iter().find(|each| each.name == *name);
         let made = made_for_sequences(check);
         if of_model.is_none() && !config.input.is_empty() && !made.contains(&name.as_str()) {
-            let suggestion = nearest(name, config.input.iter().map(|each| each.name.as_str()));
+            let suggestion = || nearest(name, config.input.iter().map(|each| each.name.as_str()));
             check.mistake_near(&key, format!("warmup input '{}' is no input of the model", shorten(name)), suggestion);
         }
         data_type(check, &key, (name, input), of_model);
