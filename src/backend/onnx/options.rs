@@ -12,6 +12,7 @@
 //! | `memory.enable_memory_arena_shrinkage` | `cpu:0` | give unused memory back after each execution |
 //! | `session.use_device_allocator_for_initializers` | 0 (default) or 1 | weights outside the arena |
 //! | `session.intra_op.allow_spinning` | 0 (default) or 1 | threads wait for work by spinning, which takes cores from others |
+//! | `session.inter_op.allow_spinning` | 0 or 1, by default as for `intra_op` | the same for operations side by side |
 //! | `share_session_between_instances` | boolean | accepted; instances share their session in any case |
 //!
 //! The keys for CUDA are accepted and ignored with a warning: the library runs on the host's processors only.
@@ -30,6 +31,7 @@ const PATTERN: &str = "enable_mem_pattern";
 const SHRINKAGE: &str = "memory.enable_memory_arena_shrinkage";
 const WEIGHTS_OUTSIDE: &str = "session.use_device_allocator_for_initializers";
 const SPINNING: &str = "session.intra_op.allow_spinning";
+const SPINNING_BESIDE: &str = "session.inter_op.allow_spinning";
 const SHARING: &str = "share_session_between_instances";
 const FOR_CUDA: [&str; 4] =
     ["cudnn_conv_algo_search", "gpu_mem_limit", "arena_extend_strategy", "do_copy_in_default_stream"];
@@ -46,6 +48,7 @@ pub const KEYS: &[&str] = &[
     SHRINKAGE,
     WEIGHTS_OUTSIDE,
     SPINNING,
+    SPINNING_BESIDE,
     SHARING,
     FOR_CUDA[0],
     FOR_CUDA[1],
@@ -95,6 +98,8 @@ pub struct Options {
     pub weights_outside: bool,
     /// Let threads spin while they wait for work.
     pub spins: bool,
+    /// The same for threads of operations side by side.
+    pub spins_beside: bool,
 }
 
 impl Options {
@@ -108,6 +113,7 @@ impl Options {
             return Err(Error::invalid(format!("parameter '{key}': {message}")));
         }
         let flag = |key: &str, default: bool| get(key).and_then(boolean).unwrap_or(default);
+        let spins = flag(SPINNING, false);
         let side_by_side = flag(EXECUTION_MODE, false);
         Ok(Self {
             intra_threads: get(INTRA_THREADS).and_then(count).filter(|count| *count > 0),
@@ -116,7 +122,8 @@ impl Options {
             pattern: flag(PATTERN, true),
             shrinks: get(SHRINKAGE).is_some(),
             weights_outside: flag(WEIGHTS_OUTSIDE, false),
-            spins: flag(SPINNING, false),
+            spins,
+            spins_beside: flag(SPINNING_BESIDE, spins),
         })
     }
 }
@@ -152,7 +159,7 @@ fn mistakes<'a>(get: impl Fn(&str) -> Option<&'a str>) -> Vec<(String, String)> 
     for key in [INTRA_THREADS, INTER_THREADS] {
         expect(key, |value| count(value).is_some(), "an integer from 0 to 1024");
     }
-    for key in [EXECUTION_MODE, ARENA, PATTERN, WEIGHTS_OUTSIDE, SPINNING, SHARING] {
+    for key in [EXECUTION_MODE, ARENA, PATTERN, WEIGHTS_OUTSIDE, SPINNING, SPINNING_BESIDE, SHARING] {
         expect(key, |value| boolean(value).is_some(), "0 or 1");
     }
     expect(SHRINKAGE, |value| value == "cpu:0", "cpu:0");
@@ -203,6 +210,20 @@ mod tests {
         assert_eq!(options(&[("execution_mode", "1")]).inter_threads, Some(0));
         assert_eq!(options(&[("intra_op_thread_count", "0")]).intra_threads, None);
         assert_eq!(options(&[("intra_op_thread_count", "4")]).intra_threads, Some(4));
+    }
+
+    #[test]
+    fn threads_beside_each_other_spin_as_the_others_do_unless_they_are_told() {
+        let spins = |pairs: &[(&str, &str)]| {
+            let options = Options::parse(&parameters(pairs)).expect("all are well formed");
+            (options.spins, options.spins_beside)
+        };
+        assert_eq!(spins(&[]), (false, false));
+        assert_eq!(spins(&[(SPINNING, "1")]), (true, true));
+        assert_eq!(spins(&[(SPINNING, "1"), (SPINNING_BESIDE, "0")]), (true, false));
+        assert_eq!(spins(&[(SPINNING_BESIDE, "1")]), (false, true));
+        assert!(Options::parse(&parameters(&[(SPINNING_BESIDE, "often")])).is_err());
+        assert!(KEYS.contains(&SPINNING_BESIDE));
     }
 
     #[test]

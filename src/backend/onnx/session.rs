@@ -125,7 +125,7 @@ fn configured(builder: SessionBuilder, settings: &Settings) -> Result<SessionBui
         .with_optimization_level(level)?
         .with_intra_threads(*threads)?
         .with_intra_op_spinning(options.spins)?
-        .with_inter_op_spinning(options.spins)?
+        .with_inter_op_spinning(options.spins_beside)?
         .with_memory_pattern(options.pattern)?
         .with_parallel_execution(options.inter_threads.is_some())?
         .with_execution_providers([ep::CPU::default().with_arena_allocator(options.arena).build()])?

@@ -17,6 +17,9 @@ const BUDGET_MICROSECONDS_MAX: u64 = 3_600_000_000;
 /// No execution takes longer: a day.
 const EXECUTION_MICROSECONDS_MAX: u64 = 24 * 3_600_000_000;
 
+/// Where ONNX Runtime has names of its own, of which this server knows a few.
+const SPACE_OF_ONNX: &str = "session";
+
 pub(super) fn check(check: &mut Check<'_>) {
     keys(check);
     budget(check);
@@ -52,14 +55,22 @@ fn keys(check: &mut Check<'_>) {
         }
         let path = format!("parameters[{key}]");
         match misspelt(key, known.iter().copied()) {
-            Some(meant) => {
+            // Users may have keys of their own, but not where all names are this server's.
+            Some(meant) if is_ours(key, &known) => {
                 check.mistake_near(&path, format!("unknown parameter '{}'", shorten(key)), || Some(meant.to_owned()));
             }
-            None => {
-                check.warn(path, format!("parameter '{}' is not known to this server, and is ignored", shorten(key)))
+            meant => {
+                let message = format!("parameter '{}' is not known to this server, and is ignored", shorten(key));
+                check.warn_near(&path, message, || meant.map(str::to_owned));
             }
         }
     }
+}
+
+/// Whether a key begins as one of those that are `known` does, up to its first dot.
+fn is_ours(key: &str, known: &[&str]) -> bool {
+    let Some((own, _)) = key.split_once('.') else { return false };
+    own != SPACE_OF_ONNX && known.iter().any(|known| known.split_once('.').is_some_and(|(space, _)| space == own))
 }
 
 fn budget(check: &mut Check<'_>) {
