@@ -38,6 +38,12 @@ pub trait Backend: Send + Sync {
     /// Checks the values of this backend's `parameters{}`: a message for each key that is wrong.
     fn check_parameters(&self, config: &schema::ModelConfig) -> Vec<(String, String)>;
 
+    /// The bytes of host memory that [`Backend::complete`] takes until it is done: those of the files that it has to read
+    /// as a whole.
+    fn completes_in(&self, _files: &VersionFiles, _config: &schema::ModelConfig) -> u64 {
+        0
+    }
+
     /// Fills what the configuration leaves out from the model file itself.
     ///
     /// # Errors

@@ -64,7 +64,7 @@ impl Loader {
         if let Some(loaded) = self.page_in((job, claim), &found.dir, &resolved)? {
             return Ok(loaded);
         }
-        let Configured { mut config, positions, files, fetched } = self.configure_for(job, &found)?;
+        let Configured { mut config, positions, files, fetched } = self.configure_for((job, claim), &found)?;
         if !overrides.is_empty() {
             // What the request has brought is nowhere else.
             Arc::make_mut(&mut config).residency = Residency::Pinned;
@@ -126,14 +126,14 @@ impl Loader {
         found
     }
 
-    fn configure_for(&self, job: &Job<Serving>, found: &Found) -> Result<Configured> {
+    fn configure_for(&self, (job, claim): (&Job<Serving>, &Claim), found: &Found) -> Result<Configured> {
         if let Some(roots) = self.repositories.roots_of(&job.key) {
             job.progress.fetch(roots, &job.key.name);
         }
         let Overrides { config, .. } = &job.overrides;
         let file = self.config_name.as_deref().map_or(Source::File, Source::Named);
         let source = config.as_deref().map_or(file, Source::Json);
-        let configured = self.configure(found, source, &job.key).map_err(|error| match config {
+        let configured = self.configure((job, claim), found, source).map_err(|error| match config {
             // Clients of the reference server look for the first words.
             Some(_) => error.context(format_args!("failed to load '{}'", job.key.name)),
             None => error,
@@ -143,8 +143,13 @@ impl Loader {
     }
 
     /// Reads, completes and checks the configuration; fetches the files of each version to serve.
-    fn configure(&self, found: &Found, source: Source<'_>, key: &Key) -> Result<Configured> {
-        let dir = &found.dir;
+    fn configure(
+        &self,
+        (job, claim): (&Job<Serving>, &Claim),
+        found: &Found,
+        source: Source<'_>,
+    ) -> Result<Configured> {
+        let (dir, key) = (&found.dir, &job.key);
         let mut fetched = found.fetch_shared()?;
         let mut written = repository::read(dir, source, &self.facts)?;
         let selected = written.versions(&dir.versions)?;
@@ -163,11 +168,16 @@ impl Loader {
         let until_checked = found.fetch_files(&agents::files(checked), &selected.versions)?;
         agents::check(checked, &dir.path)?;
         drop(until_checked);
-        if let Some((_, latest)) = files.last_key_value()
+        if let Some((&version, latest)) = files.last_key_value()
             && self.auto_complete
             && !written.is_ensemble()
         {
-            self.backend(&written.schema.backend)?.complete(latest, &mut written.schema)?;
+            let backend = self.backend(&written.schema.backend)?;
+            let residency = if job.overrides.is_empty() { written.residency() } else { Residency::Pinned };
+            let config = ModelConfig { residency, ..ModelConfig::new(&key.name, backend.name()) };
+            let bytes = backend.completes_in(latest, &written.schema);
+            let _until_completed = self.reserve_briefly(Need { job, claim, config: &config }, version, bytes)?;
+            backend.complete(latest, &mut written.schema)?;
         }
         let mut finished = written.finish(&self.facts)?;
         for warning in finished.warnings {

@@ -20,7 +20,7 @@ use super::{Handle, Key};
 use crate::backend::Model;
 use crate::error::{Error, Result};
 use crate::infer::Instant;
-use crate::model::{Footprint, ModelConfig, Scheduling, Version, VersionFiles};
+use crate::model::{Device, Footprint, ModelConfig, Scheduling, Version, VersionFiles};
 
 /// How often a load opens a model that takes more memory than there was for it. Twice is usual where others share its
 /// weights and leave meanwhile.
@@ -79,6 +79,19 @@ impl Loader {
         let parts = files.iter().map(|(version, files)| (holder(need, *version), estimate(files)));
         let leases = self.line_up(need, parts.collect())?;
         Ok(leases.into_iter().map(|lease| (lease.holder().version, lease)).collect())
+    }
+
+    /// Takes so much of the host's memory for a moment: what is dropped before the load reserves anything else, so that
+    /// others wait for it and are not refused because of it.
+    ///
+    /// # Errors
+    /// As of [`Loader::reserve`].
+    pub(super) fn reserve_briefly(&self, need: Need<'_>, version: Version, bytes: u64) -> Result<Option<Lease>> {
+        if bytes == 0 {
+            return Ok(None);
+        }
+        let leases = self.line_up(need, vec![(holder(need, version), Footprint::on(Device::Cpu, bytes))])?;
+        Ok(leases.into_iter().next().inspect(Lease::leave))
     }
 
     /// Opens a model in the memory that is reserved for it, and corrects that by what was measured. What takes more than

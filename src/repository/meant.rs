@@ -146,7 +146,8 @@ fn execution_time_max(schema: &schema::ModelConfig) -> Option<Duration> {
     Some(Duration::from_micros(micros))
 }
 
-fn residency(schema: &schema::ModelConfig) -> Residency {
+/// How firmly the model is in memory.
+pub(super) fn residency(schema: &schema::ModelConfig) -> Residency {
     let written = schema.parameters.get(RESIDENCY);
     written.and_then(|written| Residency::parse(&written.string_value)).unwrap_or_default()
 }

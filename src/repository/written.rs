@@ -15,7 +15,7 @@ use super::version_policy::{Selected, select};
 use super::{Facts, ModelDir, json, meant, normalise, pbtxt, validate};
 use crate::error::Result;
 use crate::model::schema::model_config::SchedulingChoice;
-use crate::model::{ModelConfig, Version, VersionFiles, schema};
+use crate::model::{ModelConfig, Residency, Version, VersionFiles, schema};
 
 /// The largest configuration that is read.
 pub const CONFIG_BYTES_MAX: usize = 1 << 20;
@@ -50,7 +50,7 @@ pub struct Finished {
     /// What the server works with.
     pub config: ModelConfig,
     /// What is suspicious but allowed, from reading on.
-    pub warnings: Mistakes,
+    pub warnings: Vec<Mistake>,
     /// Where each key was written, for mistakes that only other models show.
     pub positions: Positions,
 }
@@ -210,6 +210,11 @@ impl Written {
     /// Whether it is made of other models, so that no backend has a part in it.
     pub fn is_ensemble(&self) -> bool {
         matches!(self.schema.scheduling_choice, Some(SchedulingChoice::EnsembleScheduling(_)))
+    }
+
+    /// How firmly the model is in memory.
+    pub fn residency(&self) -> Residency {
+        meant::residency(&self.schema)
     }
 
     /// The versions to serve of those that are `present`.

@@ -88,6 +88,32 @@ async fn what_does_not_fit_is_refused_and_says_who_is_in_the_way() {
 }
 
 #[tokio::test]
+async fn a_file_that_does_not_fit_is_not_even_read_for_what_its_configuration_leaves_out() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    for name in ["resident", "asleep"] {
+        let more = if name == "asleep" { ON_DEMAND } else { "" };
+        write_model(root.path(), name, &format!("backend: \"pytorch\" {more}"), &[1]);
+        // Whoever reads it says that it is no model.
+        std::fs::write(root.path().join(name).join("1/model.pt"), [0; 1000]).expect("the file is writable");
+    }
+    let engine = engine_within(999, root.path(), Control::Explicit(Some(Vec::new()))).await;
+    for name in ["resident", "asleep"] {
+        let refused = engine.load(name, Overrides::default()).await.expect_err("it does not fit");
+        assert_eq!(refused.kind(), Kind::Unavailable);
+        let why = format!("model '{name}' needs 1000 bytes on cpu, where 999 bytes of 999 bytes are free");
+        assert_eq!(refused.message(), why);
+    }
+    engine.stop().await;
+    let engine = engine_within(1000, root.path(), Control::Explicit(Some(Vec::new()))).await;
+    for name in ["resident", "asleep"] {
+        let refused = engine.load(name, Overrides::default()).await.expect_err("it is no model");
+        assert!(refused.message().starts_with(&format!("failed to load model '{name}'")), "{refused}");
+    }
+    assert_eq!(metric(&engine, "nereid_memory_reserved_bytes"), 0.0);
+    engine.stop().await;
+}
+
+#[tokio::test]
 async fn each_byte_is_counted_where_it_is_and_given_back_by_an_unload() {
     let root = tempfile::tempdir().expect("a temporary directory");
     write_heavy(root.path(), &["first", "second"], "");

@@ -90,10 +90,15 @@ impl Backend for LibTorch {
         options::check(config)
     }
 
+    fn completes_in(&self, files: &VersionFiles, config: &schema::ModelConfig) -> u64 {
+        let read = files.model_file.as_deref().filter(|_| !lists_tensors(config));
+        read.map_or(0, |path| std::fs::metadata(path).map_or(0, |file| file.len()))
+    }
+
     fn complete(&self, files: &VersionFiles, config: &mut schema::ModelConfig) -> Result<()> {
         config.backend = self.name().to_owned();
         config.platform = PLATFORM.to_owned();
-        if !config.input.is_empty() && !config.output.is_empty() {
+        if lists_tensors(config) {
             return Ok(());
         }
         let path = model_file(files)?;
@@ -116,6 +121,11 @@ impl Backend for LibTorch {
     fn open(&self, files: &VersionFiles, config: &ModelConfig) -> Result<Arc<dyn Model>> {
         Ok(Arc::new(model::TorchModel::open(model_file(files)?, config, &self.opened)?))
     }
+}
+
+/// Whether the configuration says all that the model file would.
+fn lists_tensors(config: &schema::ModelConfig) -> bool {
+    !config.input.is_empty() && !config.output.is_empty()
 }
 
 fn model_file(files: &VersionFiles) -> Result<&Path> {

@@ -66,6 +66,11 @@ impl Backend for Onnx {
         options::check(config)
     }
 
+    fn completes_in(&self, files: &VersionFiles, config: &schema::ModelConfig) -> u64 {
+        let read = files.model_file.as_deref().filter(|_| !complete::is_complete(config));
+        read.map_or(0, |path| fs::metadata(path).map_or(0, |file| file.len() + beside(path)))
+    }
+
     fn complete(&self, files: &VersionFiles, config: &mut schema::ModelConfig) -> Result<()> {
         config.backend = self.name().to_owned();
         config.platform = PLATFORM.to_owned();

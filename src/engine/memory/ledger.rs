@@ -167,10 +167,11 @@ impl Ledger {
         }
     }
 
-    /// What a load of the model has reserved may never be given back.
+    /// What a load of the model has reserved, or has for a moment, may never be given back.
     pub fn stick_reserved(&mut self, key: &Key) {
         let of_model = self.entries.values_mut().filter(|entry| entry.holder.key == *key);
-        of_model.filter(|entry| entry.phase == Phase::Reserved).for_each(|entry| entry.phase = Phase::Stuck);
+        let of_load = of_model.filter(|entry| matches!(entry.phase, Phase::Reserved | Phase::Leaving));
+        of_load.for_each(|entry| entry.phase = Phase::Stuck);
     }
 
     /// All that a model holds is given back soon.

@@ -98,9 +98,12 @@ fn nobody_waits_for_what_a_load_that_was_given_up_has_reserved() {
     let held = reserve(&mut ledger, "m", 10).expect("it fits");
     assert!(ledger.commit(held, &Footprint::on(CPU, 10)));
     let reserved = reserve(&mut ledger, "m", 50).expect("it fits");
+    let for_a_moment = reserve(&mut ledger, "m", 5).expect("it fits");
+    ledger.leave(for_a_moment);
     ledger.stick_reserved(&Key::of("m"));
-    assert_eq!([Phase::Held, Phase::Stuck].map(|phase| ledger.bytes(CPU, phase)), [10, 50]);
+    assert_eq!([Phase::Held, Phase::Stuck].map(|phase| ledger.bytes(CPU, phase)), [10, 55]);
     ledger.release(reserved);
+    ledger.release(for_a_moment);
     assert_eq!(ledger.bytes(CPU, Phase::Stuck), 0);
 }
 
