@@ -14,11 +14,12 @@ use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::path::Path;
 use object_store::{BackoffConfig, GetOptions, ObjectStore, RetryConfig};
+use parking_lot::Mutex;
 use tokio::time::timeout;
 
 use super::checksum::{Sums, Verdict, claims};
 use super::connector::{Connector, Headers};
-use super::credentials::Credentials;
+use super::credentials::{Cloud, Credentials};
 use super::listing::{Listing, OBJECTS_MAX, Object};
 use super::place::{Place, Store};
 use crate::error::{Error, Kind, Result};
@@ -43,79 +44,76 @@ pub(super) struct Patience {
 #[derive(Debug)]
 pub(super) struct Bucket {
     pub(super) place: Place,
-    store: Arc<dyn ObjectStore>,
-    source: String,
+    /// Who says what the credentials are now; `None` if they stay what they are.
+    cloud: Option<Cloud>,
+    opened: Mutex<Opened>,
     patience: Patience,
 }
 
+#[derive(Debug)]
+struct Opened {
+    store: Arc<dyn ObjectStore>,
+    credentials: Credentials,
+    /// Why other credentials could not be taken.
+    trouble: Option<Error>,
+}
+
 impl Bucket {
-    /// Makes no connection yet.
+    /// Makes no connection yet. Credentials that change in their file are taken from then on.
     ///
     /// # Errors
     /// If the credentials do not make sense.
-    pub(super) fn open(place: Place, credentials: Credentials, patience: Patience) -> Result<Self> {
-        let retry = RetryConfig {
-            backoff: BackoffConfig { max_backoff: BACKOFF_MAX, ..BackoffConfig::default() },
-            max_retries: patience.retries as usize,
-            retry_timeout: RETRYING_MAX,
-        };
-        let Credentials { source, options } = credentials;
-        let connector = Connector { silence_max: patience.silence_max };
-        let built: object_store::Result<Arc<dyn ObjectStore>> = match place.store {
-            Store::S3 => {
-                let mut builder = AmazonS3Builder::new().with_retry(retry).with_http_connector(connector);
-                for (key, value) in &options {
-                    if let Ok(key) = key.parse::<AmazonS3ConfigKey>() {
-                        builder = builder.with_config(key, value);
-                    }
-                }
-                if let Some(endpoint) = &place.endpoint {
-                    builder = builder.with_endpoint(endpoint).with_allow_http(true);
-                }
-                builder.with_bucket_name(&place.bucket).build().map(|store| Arc::new(store) as _)
-            }
-            Store::Gs => {
-                let mut builder = GoogleCloudStorageBuilder::new().with_retry(retry).with_http_connector(connector);
-                for (key, value) in &options {
-                    if let Ok(key) = key.parse::<GoogleConfigKey>() {
-                        builder = builder.with_config(key, value);
-                    }
-                }
-                if let Some(endpoint) = &place.endpoint {
-                    builder = builder.with_config(GoogleConfigKey::BaseUrl, endpoint);
-                }
-                builder.with_bucket_name(&place.bucket).build().map(|store| Arc::new(store) as _)
-            }
-            Store::As => {
-                let mut builder = MicrosoftAzureBuilder::new().with_retry(retry).with_http_connector(connector);
-                for (key, value) in &options {
-                    if let Ok(key) = key.parse::<AzureConfigKey>() {
-                        builder = builder.with_config(key, value);
-                    }
-                }
-                if let Some(endpoint) = &place.endpoint {
-                    builder = builder.with_endpoint(format!("{endpoint}/{}", place.account)).with_allow_http(true);
-                }
-                let builder = builder.with_account(&place.account).with_container_name(&place.bucket);
-                builder.build().map(|store| Arc::new(store) as _)
-            }
-        };
-        match built {
-            Ok(store) => Ok(Self { place, store, source, patience }),
-            Err(error) => {
-                let what = words(&error.to_string());
-                Err(Error::invalid(format!("cannot use '{place}': {what} (credentials: {source})")))
-            }
-        }
+    pub(super) fn open(place: Place, cloud: &Cloud, patience: Patience) -> Result<Self> {
+        let credentials = cloud.credentials(&place)?;
+        let bucket = Self::open_as(place, credentials, patience)?;
+        Ok(Self { cloud: Some(cloud.clone()), ..bucket })
+    }
+
+    fn open_as(place: Place, credentials: Credentials, patience: Patience) -> Result<Self> {
+        let store = connect(&place, &credentials, patience)?;
+        let opened = Mutex::new(Opened { store, credentials, trouble: None });
+        Ok(Self { place, cloud: None, opened, patience })
     }
 
     #[cfg(test)]
     pub(super) fn of_store(place: Place, store: Arc<dyn ObjectStore>) -> Self {
         let patience = Patience { retries: 0, silence_max: Duration::from_secs(10) };
-        Self { place, store, source: "a test's".to_owned(), patience }
+        let credentials = Credentials { source: "a test's".to_owned(), options: Default::default() };
+        let opened = Mutex::new(Opened { store, credentials, trouble: None });
+        Self { place, cloud: None, opened, patience }
+    }
+
+    /// The store, with the credentials that are right now. Some rotate them, and write the file anew.
+    ///
+    /// Blocking, as it may read a file.
+    fn store(&self) -> Arc<dyn ObjectStore> {
+        let mut opened = self.opened.lock();
+        let Some(cloud) = &self.cloud else { return opened.store.clone() };
+        let renewed = cloud.credentials(&self.place).and_then(|credentials| {
+            let is_new = credentials != opened.credentials;
+            let store = is_new.then(|| connect(&self.place, &credentials, self.patience)).transpose()?;
+            Ok(store.map(|store| Opened { store, credentials, trouble: None }))
+        });
+        match renewed {
+            Ok(Some(renewed)) => {
+                tracing::info!("credentials of '{}' have changed: {}", self.place, renewed.credentials.source);
+                *opened = renewed;
+            }
+            Ok(None) => opened.trouble = None,
+            // Perhaps it is just being written.
+            Err(error) => {
+                if opened.trouble.as_ref() != Some(&error) {
+                    tracing::warn!(%error, "credentials stay as they were");
+                    opened.trouble = Some(error);
+                }
+            }
+        }
+        opened.store.clone()
     }
 
     /// Everything in the repository, or everything of one model.
+    ///
+    /// Blocking as [`Bucket::fetch`] is.
     ///
     /// # Errors
     /// [`Kind::Unavailable`] if the store cannot be reached or is not well, [`Kind::InvalidArgument`] if it refuses.
@@ -124,7 +122,8 @@ impl Bucket {
         let below = [prefix, model.unwrap_or_default()].into_iter().filter(|part| !part.is_empty());
         let below = below.collect::<Vec<_>>().join("/");
         let path = Path::parse(&below).map_err(|error| self.failed("list", &below, &error.into()))?;
-        let mut found = self.store.list((!below.is_empty()).then_some(&path));
+        let store = self.store();
+        let mut found = store.list((!below.is_empty()).then_some(&path));
         let mut objects = Vec::new();
         // Each page is a request with its own tries.
         while let Some(meta) = timeout(RETRYING_MAX + self.patience.silence_max, found.try_next())
@@ -142,7 +141,7 @@ impl Bucket {
 
     /// Writes the object into `file` from its beginning, counts the bytes in `fetched`, and gives the SHA-256.
     ///
-    /// Blocking in its writes: for a thread that may.
+    /// Blocking in its reads and writes of files: for a thread that may.
     ///
     /// # Errors
     /// As [`Bucket::list`]; also if the object is another than when it was listed.
@@ -153,7 +152,7 @@ impl Bucket {
         fetched: &AtomicU64,
     ) -> Result<(String, Verdict)> {
         let path = Path::parse(&object.path).map_err(|error| self.failed("read", &object.path, &error.into()))?;
-        let got = self.store.get_opts(&path, GetOptions::default()).await;
+        let got = self.store().get_opts(&path, GetOptions::default()).await;
         let got = got.map_err(|error| self.failed("read", &object.path, &error))?;
         let now = Object::of(&got.meta);
         if now.bytes != object.bytes || got.meta.e_tag.is_some() && now.tag != object.tag {
@@ -206,9 +205,64 @@ impl Bucket {
     fn failed(&self, what: &str, path: &str, error: &object_store::Error) -> Error {
         let text = error.to_string();
         let kind = kind_of(error, &text);
-        let (url, words, source) = (self.url(path), words(&text), &self.source);
+        let (url, words, source) = (self.url(path), words(&text), self.opened.lock().credentials.source.clone());
         Error::new(kind, format!("cannot {what} '{url}': {words} (credentials: {source})"))
     }
+}
+
+/// A store that these credentials are used with; no connection yet.
+fn connect(place: &Place, credentials: &Credentials, patience: Patience) -> Result<Arc<dyn ObjectStore>> {
+    let retry = RetryConfig {
+        backoff: BackoffConfig { max_backoff: BACKOFF_MAX, ..BackoffConfig::default() },
+        max_retries: patience.retries as usize,
+        retry_timeout: RETRYING_MAX,
+    };
+    let Credentials { source, options } = credentials;
+    let connector = Connector { silence_max: patience.silence_max };
+    let built: object_store::Result<Arc<dyn ObjectStore>> = match place.store {
+        Store::S3 => {
+            let mut builder = AmazonS3Builder::new().with_retry(retry).with_http_connector(connector);
+            for (key, value) in options {
+                if let Ok(key) = key.parse::<AmazonS3ConfigKey>() {
+                    builder = builder.with_config(key, value);
+                }
+            }
+            if let Some(endpoint) = &place.endpoint {
+                // The one for S3 alone goes before the other, and the environment may have it.
+                builder = builder.with_config(AmazonS3ConfigKey::S3Endpoint, endpoint).with_allow_http(true);
+            }
+            builder.with_bucket_name(&place.bucket).build().map(|store| Arc::new(store) as _)
+        }
+        Store::Gs => {
+            let mut builder = GoogleCloudStorageBuilder::new().with_retry(retry).with_http_connector(connector);
+            for (key, value) in options {
+                if let Ok(key) = key.parse::<GoogleConfigKey>() {
+                    builder = builder.with_config(key, value);
+                }
+            }
+            if let Some(endpoint) = &place.endpoint {
+                builder = builder.with_config(GoogleConfigKey::BaseUrl, endpoint);
+            }
+            builder.with_bucket_name(&place.bucket).build().map(|store| Arc::new(store) as _)
+        }
+        Store::As => {
+            let mut builder = MicrosoftAzureBuilder::new().with_retry(retry).with_http_connector(connector);
+            for (key, value) in options {
+                if let Ok(key) = key.parse::<AzureConfigKey>() {
+                    builder = builder.with_config(key, value);
+                }
+            }
+            if let Some(endpoint) = &place.endpoint {
+                builder = builder.with_endpoint(format!("{endpoint}/{}", place.account)).with_allow_http(true);
+            }
+            let builder = builder.with_account(&place.account).with_container_name(&place.bucket);
+            builder.build().map(|store| Arc::new(store) as _)
+        }
+    };
+    built.map_err(|error| {
+        let what = words(&error.to_string());
+        Error::invalid(format!("cannot use '{place}': {what} (credentials: {source})"))
+    })
 }
 
 /// Whether asking again later may help.
@@ -256,6 +310,8 @@ fn words(text: &str) -> String {
 mod tests {
     use std::collections::BTreeMap;
     use std::io::Read as _;
+    use std::net::TcpListener;
+    use std::thread::JoinHandle;
 
     use object_store::memory::InMemory;
     use object_store::{ObjectStoreExt as _, PutPayload};
@@ -275,6 +331,68 @@ mod tests {
                 .expect("memory is writable");
         }
         Bucket::of_store(place(text), Arc::new(store))
+    }
+
+    /// Refuses so many requests; their heads in the end.
+    fn refusing(listener: TcpListener, count: usize) -> JoinHandle<Vec<String>> {
+        let refuse = move || {
+            let (mut caller, _) = listener.accept().expect("somebody calls");
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                caller.read_exact(&mut byte).expect("the caller goes on");
+                head.push(byte[0]);
+            }
+            let answer = b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            caller.write_all(answer).expect("the caller waits");
+            String::from_utf8_lossy(&head).into_owned()
+        };
+        std::thread::spawn(move || (0..count).map(|_| refuse()).collect())
+    }
+
+    fn listener() -> (TcpListener, Place) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let place = place(&format!("s3://http://{}/b/models", listener.local_addr().expect("it is bound")));
+        (listener, place)
+    }
+
+    #[tokio::test]
+    async fn the_endpoint_of_the_repository_s_own_url_goes_before_those_of_the_environment() {
+        let (listener, place) = listener();
+        let asked = refusing(listener, 1);
+        let elsewhere = "http://127.0.0.1:1".to_owned();
+        let names = ["aws_endpoint_url", "aws_endpoint_url_s3"];
+        let mut options: BTreeMap<_, _> = names.map(|name| (name.to_owned(), elsewhere.clone())).into();
+        options.insert("aws_skip_signature".to_owned(), "true".to_owned());
+        let credentials = Credentials { source: "a test's".to_owned(), options };
+        let patience = Patience { retries: 0, silence_max: Duration::from_secs(10) };
+        let bucket = Bucket::open_as(place, credentials, patience).expect("it makes sense");
+        let refused = bucket.list(None).await.expect_err("it is refused");
+        assert_eq!(refused.kind(), Kind::InvalidArgument, "{refused}");
+        asked.join().expect("it does not panic");
+    }
+
+    #[tokio::test]
+    async fn credentials_that_change_in_their_file_are_taken() {
+        let file = tempfile::NamedTempFile::new().expect("there is room");
+        let write = |text: &str| std::fs::write(file.path(), text).expect("there is room");
+        let key = |id: &str| format!(r#"{{"s3": {{"": {{"key_id": "{id}", "secret_key": "hunter2"}}}}}}"#);
+        write(&key("one"));
+        let path = file.path().to_str().expect("it is text").to_owned();
+        let cloud = Cloud::of(&BTreeMap::from([("TRITON_CLOUD_CREDENTIAL_PATH".to_owned(), path)]));
+        let (listener, place) = listener();
+        let asked = refusing(listener, 3);
+        let patience = Patience { retries: 0, silence_max: Duration::from_secs(10) };
+        let bucket = Bucket::open(place, &cloud, patience).expect("it makes sense");
+        // One that is half written changes nothing.
+        for text in [&key("one"), "{", &key("two")] {
+            write(text);
+            bucket.list(None).await.expect_err("it is refused");
+        }
+        let asked = asked.join().expect("it does not panic");
+        let by = asked.iter().map(|head| head.split_once("Credential=").and_then(|(_, rest)| rest.split('/').next()));
+        assert_eq!(by.collect::<Vec<_>>(), [Some("one"), Some("one"), Some("two")]);
+        assert!(!format!("{bucket:?}").contains("hunter2"), "what is secret is not shown");
     }
 
     #[tokio::test]
@@ -340,7 +458,7 @@ mod tests {
             let options: BTreeMap<String, String> =
                 options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
             let credentials = Credentials { source: "a test's".to_owned(), options };
-            let opened = Bucket::open(place(text), credentials, patience);
+            let opened = Bucket::open_as(place(text), credentials, patience);
             assert!(opened.is_ok(), "{text}: {opened:?}");
         }
     }
@@ -350,7 +468,7 @@ mod tests {
         let options = BTreeMap::from([("google_application_credentials".to_owned(), "/nonexistent.json".to_owned())]);
         let credentials = Credentials { source: "the file".to_owned(), options };
         let patience = Patience { retries: 0, silence_max: Duration::from_secs(1) };
-        let error = Bucket::open(place("gs://b"), credentials, patience).expect_err("there is no such file");
+        let error = Bucket::open_as(place("gs://b"), credentials, patience).expect_err("there is no such file");
         assert!(error.message().ends_with("(credentials: the file)"), "{error}");
     }
 }

@@ -12,6 +12,12 @@ use crate::error::{Error, Result};
 /// Triton's variable with the path of the file of credentials.
 const FILE_VARIABLE: &str = "TRITON_CLOUD_CREDENTIAL_PATH";
 
+/// Where containers of Azure that are no virtual machines ask who they are. The secret that goes with it, `IDENTITY_HEADER`,
+/// `object_store` reads itself.
+const IDENTITY_VARIABLE: &str = "IDENTITY_ENDPOINT";
+/// Of its names the one that the others go before: what names Azure is meant for this.
+const IDENTITY_OPTION: &str = "azure_identity_endpoint";
+
 /// What the environment says about object stores; its `Debug` shows names only.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Cloud {
@@ -35,10 +41,17 @@ pub(super) struct Credentials {
     pub(super) options: Options,
 }
 
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.source)
+    }
+}
+
 impl Cloud {
     /// Keeps what matters of an environment.
     pub fn of(environment: &BTreeMap<String, String>) -> Self {
-        let matters = |name: &str| ["AWS_", "GOOGLE_", "AZURE_", "TRITON_"].iter().any(|start| name.starts_with(start));
+        let starts = ["AWS_", "GOOGLE_", "AZURE_", "TRITON_"];
+        let matters = |name: &str| name == IDENTITY_VARIABLE || starts.iter().any(|start| name.starts_with(start));
         let variables = environment.iter().filter(|(name, value)| matters(name) && !value.is_empty());
         Self { variables: variables.map(|(name, value)| (name.clone(), value.clone())).collect() }
     }
@@ -80,6 +93,7 @@ impl Cloud {
                 // Triton's names, which are Azure's own tools' too.
                 (Store::As, "AZURE_STORAGE_ACCOUNT") => "azure_storage_account_name".to_owned(),
                 (Store::As, "AZURE_STORAGE_KEY") => "azure_storage_account_key".to_owned(),
+                (Store::As, IDENTITY_VARIABLE) if !options.contains_key(IDENTITY_OPTION) => IDENTITY_OPTION.to_owned(),
                 (Store::S3, _) if name.starts_with("AWS_") => name.to_ascii_lowercase(),
                 (Store::Gs, _) if name.starts_with("GOOGLE_") => name.to_ascii_lowercase(),
                 (Store::As, _) if name.starts_with("AZURE_") => name.to_ascii_lowercase(),
@@ -96,7 +110,13 @@ impl Cloud {
     /// What is no secret may come from the environment even if the secrets come from the file.
     fn complete(&self, store: Store, options: &mut Options) {
         let names: &[&str] = match store {
-            Store::S3 => &["AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_VIRTUAL_HOSTED_STYLE_REQUEST"],
+            Store::S3 => &[
+                "AWS_REGION",
+                "AWS_DEFAULT_REGION",
+                "AWS_ENDPOINT_URL",
+                "AWS_ENDPOINT_URL_S3",
+                "AWS_VIRTUAL_HOSTED_STYLE_REQUEST",
+            ],
             Store::Gs => &["GOOGLE_BASE_URL"],
             Store::As => &["AZURE_STORAGE_ENDPOINT"],
         };
@@ -170,6 +190,8 @@ fn options(store: Store, value: &Value) -> Result<Options, String> {
 
 #[cfg(test)]
 mod tests {
+    use object_store::azure::AzureConfigKey;
+
     use super::*;
 
     const FILE: &str = r#"{
@@ -249,6 +271,36 @@ mod tests {
         assert_eq!(found.source, "AZURE_STORAGE_KEY of the environment");
         let none = cloud(&[]).credentials(&place("gs://b")).expect("no file to read");
         assert_eq!(none.source, "none in the environment, so those of the machine are asked for");
+    }
+
+    #[test]
+    fn a_container_of_azure_is_told_where_to_ask_who_it_is() {
+        let asked = |more: &[(&str, &str)]| {
+            let contained = cloud(&[&[("IDENTITY_ENDPOINT", "http://localhost:42356/msi/token")], more].concat());
+            let found = contained.credentials(&place("as://a/c")).expect("no file to read");
+            let of_endpoint = |(name, _): &(&String, &String)| {
+                name.parse::<AzureConfigKey>().ok() == Some(AzureConfigKey::MsiEndpoint)
+            };
+            // The last one holds.
+            found.options.iter().rfind(of_endpoint).map(|(_, value)| value.clone())
+        };
+        assert_eq!(asked(&[]).as_deref(), Some("http://localhost:42356/msi/token"));
+        for name in ["AZURE_MSI_ENDPOINT", "AZURE_IDENTITY_ENDPOINT"] {
+            assert_eq!(asked(&[(name, "http://own")]).as_deref(), Some("http://own"));
+        }
+        let other = cloud(&[("IDENTITY_ENDPOINT", "x")]).credentials(&place("s3://b")).expect("no file to read");
+        assert!(other.options.is_empty());
+    }
+
+    #[test]
+    fn where_a_store_is_may_come_from_the_environment_even_if_a_file_says_who_asks() {
+        let file = tempfile::NamedTempFile::new().expect("there is room");
+        std::fs::write(file.path(), FILE).expect("there is room");
+        let path = file.path().to_str().expect("it is text");
+        let cloud = cloud(&[(FILE_VARIABLE, path), ("AWS_ENDPOINT_URL_S3", "http://minio:9000"), ("AWS_PROFILE", "p")]);
+        let found = cloud.credentials(&place("s3://bucket/m")).expect("the file is right");
+        assert_eq!(found.options["aws_endpoint_url_s3"], "http://minio:9000");
+        assert_eq!(found.options.get("aws_profile"), None);
     }
 
     #[test]

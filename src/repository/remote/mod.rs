@@ -167,9 +167,8 @@ pub(super) struct Opener {
 impl Opener {
     /// Prepares a repository; makes no connection yet.
     pub(super) fn open(&mut self, place: &Place, settings: &RemoteSettings, runtime: Handle) -> Result<Remote> {
-        let credentials = settings.cloud.credentials(place)?;
         let patience = Patience { retries: settings.retries, silence_max: settings.silence_max };
-        let bucket = Bucket::open(place.clone(), credentials, patience)?;
+        let bucket = Bucket::open(place.clone(), &settings.cloud, patience)?;
         let directory = settings.cloud.mount_directory(place.store).unwrap_or_else(|| settings.cache.clone());
         let (cache, trees) = match self.caches.get(&directory) {
             Some(opened) => opened.clone(),
