@@ -186,19 +186,27 @@ pub const FLAGS: &[Flag] = &[
 ];
 
 /// Other names of settings.
-pub const ALIASES: &[(&str, &str)] = &[("model-store", "model-repository")];
+pub const ALIASES: &[(&str, &str)] =
+    &[("model-store", "model-repository"), ("strict-model-config", "disable-auto-complete-config")];
+
+/// Settings of the reference server that tune what this one does otherwise: nothing that is served depends on them, so
+/// that they are read and have no effect.
+#[rustfmt::skip]
+pub const WITHOUT_EFFECT: &[&str] = &[
+    "enable-peer-access", "http-thread-count", "grpc-infer-thread-count", "grpc-infer-allocation-pool-size",
+    "grpc-keepalive-permit-without-calls", "grpc-http2-max-pings-without-data",
+    "grpc-http2-min-recv-ping-interval-without-data", "grpc-http2-max-ping-strikes", "allow-gpu-metrics",
+    "pinned-memory-pool-byte-size", "cuda-memory-pool-byte-size", "cuda-virtual-address-size",
+    "buffer-manager-thread-count", "backend-directory", "repoagent-directory",
+];
 
 /// Settings that the reference server has and this one has not, or not yet: named, so that the message can be plain.
 #[rustfmt::skip]
 pub const UNSUPPORTED: &[&str] = &[
-    "enable-peer-access", "http-thread-count", "grpc-infer-thread-count", "grpc-infer-allocation-pool-size",
-    "grpc-infer-response-compression-level", "grpc-keepalive-permit-without-calls", "grpc-http2-max-pings-without-data",
-    "grpc-http2-min-recv-ping-interval-without-data", "grpc-http2-max-ping-strikes", "allow-sagemaker",
-    "sagemaker-port", "sagemaker-safe-port-range", "sagemaker-thread-count", "allow-vertex-ai", "vertex-ai-port",
-    "vertex-ai-thread-count", "vertex-ai-default-model", "allow-gpu-metrics", "pinned-memory-pool-byte-size",
-    "cuda-memory-pool-byte-size", "cuda-virtual-address-size", "min-supported-compute-capability",
-    "buffer-manager-thread-count", "backend-directory", "backend-config", "repoagent-directory", "strict-model-config",
-    "trace-file", "trace-level", "trace-rate", "trace-count", "trace-log-frequency",
+    "grpc-infer-response-compression-level", "allow-sagemaker", "sagemaker-port", "sagemaker-safe-port-range",
+    "sagemaker-thread-count", "allow-vertex-ai", "vertex-ai-port", "vertex-ai-thread-count", "vertex-ai-default-model",
+    "min-supported-compute-capability", "backend-config", "trace-file", "trace-level", "trace-rate", "trace-count",
+    "trace-log-frequency",
 ];
 
 /// The setting of that name, written with dashes or underscores, alias names included.
@@ -208,9 +216,17 @@ pub fn find(name: &str) -> Option<&'static Flag> {
     FLAGS.iter().find(|flag| flag.name == name)
 }
 
+/// Whether a setting of that name is read and has no effect.
+pub fn is_without_effect(name: &str) -> bool {
+    WITHOUT_EFFECT.contains(&name.replace('_', "-").as_str())
+}
+
 /// Why there is no setting of that name: not supported, or unknown with the nearest name there is.
 pub fn why_unknown(name: &str) -> String {
     let dashed = name.replace('_', "-");
+    if is_without_effect(name) {
+        return "has no effect: it tunes the reference server".to_owned();
+    }
     if UNSUPPORTED.contains(&dashed.as_str()) {
         return "is not supported by this server version".to_owned();
     }
@@ -228,6 +244,7 @@ mod tests {
     #[test]
     fn no_name_stands_twice() {
         let mut names: Vec<_> = FLAGS.iter().map(|flag| flag.name).chain(UNSUPPORTED.iter().copied()).collect();
+        names.extend(WITHOUT_EFFECT);
         names.extend(ALIASES.iter().map(|(alias, _)| alias));
         let count = names.len();
         names.sort_unstable();

@@ -112,7 +112,8 @@ impl Typed {
             };
             let next_is_value = |next: &&String| !next.starts_with("--");
             let Some(flag) = flags::find(name) else {
-                self.mistakes.push(format!("--{name} {}", flags::why_unknown(name)));
+                let told = if flags::is_without_effect(name) { &mut self.warnings } else { &mut self.mistakes };
+                told.push(format!("--{name} {}", flags::why_unknown(name)));
                 if value.is_none() {
                     args.next_if(next_is_value);
                 }
@@ -174,7 +175,8 @@ impl Typed {
             let line = line_of(key.span().start);
             let name = key.get_ref();
             let Some(flag) = flags::find(name) else {
-                self.mistakes.push(format!("{}:{line}: {name} {}", file.path, flags::why_unknown(name)));
+                let told = if flags::is_without_effect(name) { &mut self.warnings } else { &mut self.mistakes };
+                told.push(format!("{}:{line}: {name} {}", file.path, flags::why_unknown(name)));
                 continue;
             };
             if flag.name == "config" {
@@ -301,16 +303,34 @@ mod tests {
     #[test]
     fn every_mistake_is_reported_with_its_place() {
         let file = File { path: "f.toml", text: "# settings\ngrpc-prot = 1\nid = {}\nconfig = \"x\"\n" };
-        let typed = Typed::read(&args("stray --cuda-memory-pool-byte-size 8000 --id"), &Environment::new(), Some(file));
+        let typed = Typed::read(&args("stray --backend-config a,b=c --id"), &Environment::new(), Some(file));
         let expected = [
             "f.toml:2: grpc-prot is unknown; did you mean grpc-port?",
             "f.toml:3: id cannot be a table",
             "f.toml:4: a file cannot name another file",
             "'stray': settings begin with --",
-            "--cuda-memory-pool-byte-size is not supported by this server version",
+            "--backend-config is not supported by this server version",
             "--id needs a value",
         ];
         assert_eq!(typed.mistakes, expected);
+    }
+
+    #[test]
+    fn what_only_tunes_the_reference_server_is_told_and_has_no_effect() {
+        let file = File { path: "f.toml", text: "backend-directory = \"/opt\"\n" };
+        let given = args("--cuda-memory-pool-byte-size 0:8000 --allow_gpu_metrics=false --http-thread-count=8 --id=a");
+        let typed = Typed::read(&given, &Environment::new(), Some(file));
+        assert_eq!((&*typed.mistakes, texts(&typed, "id")), (&[][..], vec!["a".to_owned()]));
+        let names = ["f.toml:1: backend-directory", "--cuda-memory-pool-byte-size", "--allow_gpu_metrics"];
+        let told = "has no effect: it tunes the reference server";
+        let expected = names.into_iter().chain(["--http-thread-count"]).map(|name| format!("{name} {told}"));
+        assert_eq!(typed.warnings, expected.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_strict_model_configuration_is_one_that_is_not_completed() {
+        let typed = Typed::read(&args("--strict-model-config=false"), &Environment::new(), None);
+        assert_eq!(texts(&typed, "disable-auto-complete-config"), ["false"]);
     }
 
     #[test]
