@@ -69,7 +69,8 @@ ENV PATH=/opt/nereid/bin:${PATH} \
 USER 10001:10001
 EXPOSE 8000 8001 8002
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["nereid", "health"]
+# Not whether it is ready: who restarts what is not healthy must not do so because a model loads slowly, or is broken.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["nereid", "health", "--live"]
 ENTRYPOINT ["nereid"]
 CMD ["serve", "--model-repository", "/models"]
 

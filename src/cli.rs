@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Arg, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use crate::backend::{libtorch, onnx};
 use crate::config::typed::parse_bool;
@@ -96,13 +96,25 @@ fn health(given: &ArgMatches) -> Result<()> {
     let timeout = Duration::from_millis(*given.get_one::<u64>("timeout-ms").unwrap_or(&1000));
     let root = given.get_one::<PathBuf>("root-cert").map(PathBuf::as_path);
     let runtime = runtime(1)?;
+    let live = given.get_flag("live");
+    let what = if live { "live" } else { "ready" };
     if let Some(address) = grpc {
-        runtime.block_on(protocol::grpc::probe::ready(&address, root, timeout))?;
-        println!("{address} is ready");
+        runtime.block_on(async {
+            match live {
+                true => protocol::grpc::probe::live(&address, root, timeout).await,
+                false => protocol::grpc::probe::ready(&address, root, timeout).await,
+            }
+        })?;
+        println!("{address} is {what}");
     }
     if let Some(address) = http {
-        runtime.block_on(protocol::http::probe::ready(&address, root, timeout))?;
-        println!("{address} is ready");
+        runtime.block_on(async {
+            match live {
+                true => protocol::http::probe::live(&address, root, timeout).await,
+                false => protocol::http::probe::ready(&address, root, timeout).await,
+            }
+        })?;
+        println!("{address} is {what}");
     }
     Ok(())
 }
@@ -167,33 +179,39 @@ fn command() -> Command {
                         .num_args(2..=3),
                 ),
         )
-        .subcommand(
-            Command::new("health")
-                .about("Ask a server whether it is ready; exit 0 if so")
-                .arg(
-                    Arg::new("grpc").long("grpc").value_name("HOST:PORT|unix:PATH").help(
-                        "Where the server's gRPC is [default: by NEREID_GRPC_ADDRESS and NEREID_GRPC_PORT, or the file of \
-                         NEREID_CONFIG, else 127.0.0.1:8001]",
-                    ),
-                )
-                .arg(Arg::new("http").long("http").value_name("HOST:PORT|unix:PATH").help(
-                    "Where its HTTP is, to ask there [default if NEREID_ALLOW_GRPC is false: by NEREID_HTTP_ADDRESS and \
-                         NEREID_HTTP_PORT, or the file, else 127.0.0.1:8000]",
-                ))
-                .arg(
-                    Arg::new("root-cert")
-                        .long("root-cert")
-                        .value_name("FILE")
-                        .value_parser(value_parser!(PathBuf))
-                        .help("Ask in TLS; the certificate of who signed the server's, in PEM"),
-                )
-                .arg(
-                    Arg::new("timeout-ms")
-                        .long("timeout-ms")
-                        .default_value("1000")
-                        .value_parser(value_parser!(u64).range(1..=600_000))
-                        .help("How long to wait for the answer"),
-                ),
+        .subcommand(health_command())
+}
+
+fn health_command() -> Command {
+    Command::new("health")
+        .about("Ask a server whether it is ready; exit 0 if so")
+        .arg(
+            Arg::new("live")
+                .long("live")
+                .action(ArgAction::SetTrue)
+                .help("Ask only whether it answers, ready or not: for who restarts it if it does not"),
+        )
+        .arg(Arg::new("grpc").long("grpc").value_name("HOST:PORT|unix:PATH").help(
+            "Where the server's gRPC is [default: by NEREID_GRPC_ADDRESS and NEREID_GRPC_PORT, or the file of \
+             NEREID_CONFIG, else 127.0.0.1:8001]",
+        ))
+        .arg(Arg::new("http").long("http").value_name("HOST:PORT|unix:PATH").help(
+            "Where its HTTP is, to ask there [default if NEREID_ALLOW_GRPC is false: by NEREID_HTTP_ADDRESS and \
+             NEREID_HTTP_PORT, or the file, else 127.0.0.1:8000]",
+        ))
+        .arg(
+            Arg::new("root-cert")
+                .long("root-cert")
+                .value_name("FILE")
+                .value_parser(value_parser!(PathBuf))
+                .help("Ask in TLS; the certificate of who signed the server's, in PEM"),
+        )
+        .arg(
+            Arg::new("timeout-ms")
+                .long("timeout-ms")
+                .default_value("1000")
+                .value_parser(value_parser!(u64).range(1..=600_000))
+                .help("How long to wait for the answer"),
         )
 }
 

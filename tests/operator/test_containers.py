@@ -28,9 +28,9 @@ def default_of(flag):
     return int(re.search(rf"--{flag} <N>.*?\[default: (\d+)\]", told, re.S)[1])
 
 
-def health(**environment):
+def health(*arguments, **environment):
     """The exit status of the health check's command, and what it prints."""
-    command = [BINARY, "health"]
+    command = [BINARY, "health", *arguments]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=30, env={**os.environ, **environment})
     return ran.returncode, ran.stdout + ran.stderr
 
@@ -59,7 +59,7 @@ def test_what_the_image_copies_is_in_the_build_context():
 
 def test_the_image_runs_as_nobody_in_particular_and_is_asked_for_its_health():
     assert re.search(r"^USER (?!0\b|root)\d+:\d+$", DOCKERFILE, re.M)
-    assert re.search(r'^HEALTHCHECK .* CMD \["nereid", "health"\]$', DOCKERFILE, re.M)
+    assert re.search(r'^HEALTHCHECK .* CMD \["nereid", "health", "--live"\]$', DOCKERFILE, re.M)
     assert "STOPSIGNAL SIGTERM" in DOCKERFILE
 
 
@@ -144,3 +144,30 @@ def test_a_server_that_is_not_ready_is_not_healthy(server):
     assert health(NEREID_GRPC_PORT=server.grpc.rsplit(":", 1)[1])[0] == 1
     status, said = health(NEREID_HTTP_PORT=server.http.rsplit(":", 1)[1], NEREID_ALLOW_GRPC="false")
     assert status == 1 and "is not ready" in said
+
+
+def test_a_server_that_is_not_ready_is_alive(server):
+    """Whoever restarts it because of a broken model would do so for ever."""
+    for name, address in [("NEREID_GRPC", server.grpc), ("NEREID_HTTP", server.http)]:
+        off = {"NEREID_ALLOW_GRPC": "false"} if name == "NEREID_HTTP" else {}
+        told = (0, f"{address} is live\n")
+        assert health("--live", **{f"{name}_PORT": address.rsplit(":", 1)[1]}, **off) == told
+    status, said = health("--live", NEREID_GRPC_PORT="1")
+    assert status == 1 and "nobody answers" in said
+
+
+def test_what_is_asked_for_readiness_is_waited_for_only():
+    (server,) = (service for service in COMPOSE["services"].values() if "healthcheck" in service)
+    assert server["healthcheck"]["test"] == ["CMD", "nereid", "health"]
+
+
+def test_a_package_can_be_mapped_where_it_is_unpacked():
+    """The engine mounts a tmpfs without exec if nobody asks for it."""
+    (tmp,) = (each for each in COMPOSE["services"]["server"]["tmpfs"] if each.split(":")[0] == "/tmp")
+    assert "exec" in tmp.split(":")[1].split(",")
+
+
+def test_what_is_built_is_built_for_the_processors_of_libtorch():
+    built = [service for service in COMPOSE["services"].values() if "build" in service]
+    assert len(built) == 2
+    assert all(service["platform"] == "linux/amd64" for service in built)

@@ -18,14 +18,26 @@ use crate::protocol::transport::dial;
 /// # Errors
 /// [`Kind::Unavailable`] if nobody answers there in time, or it says that it is not ready; the message says which.
 pub async fn ready(address: &str, root: Option<&Path>, timeout: Duration) -> Result<()> {
-    let asked = tokio::time::timeout(timeout, ask(address, root));
-    match asked.await {
-        Ok(answer) => answer,
-        Err(_) => Err(Error::unavailable(format!("{address} did not answer within {timeout:?}"))),
+    match ask(address, root, timeout).await? {
+        ServingStatus::Serving => Ok(()),
+        other => Err(Error::unavailable(format!("{address} is {}", other.as_str_name()))),
     }
 }
 
-async fn ask(address: &str, root: Option<&Path>) -> Result<()> {
+/// As [`ready`], but content with any answer: a server that says that it is not ready is alive.
+///
+/// # Errors
+/// [`Kind::Unavailable`] if nobody answers there in time.
+pub async fn live(address: &str, root: Option<&Path>, timeout: Duration) -> Result<()> {
+    ask(address, root, timeout).await.map(|_| ())
+}
+
+async fn ask(address: &str, root: Option<&Path>, timeout: Duration) -> Result<ServingStatus> {
+    let late = |_| Error::unavailable(format!("{address} did not answer within {timeout:?}"));
+    tokio::time::timeout(timeout, answer(address, root)).await.map_err(late)?
+}
+
+async fn answer(address: &str, root: Option<&Path>) -> Result<ServingStatus> {
     let mut stream = Some(TokioIo::new(dial(address, root, true).await?));
     // There is one connection, already; what a second one would be asked for is a failure of the first.
     let connector = tower::service_fn(move |_| {
@@ -40,10 +52,7 @@ async fn ask(address: &str, root: Option<&Path>) -> Result<()> {
         .check(HealthCheckRequest::default())
         .await
         .map_err(|status| Error::new(Kind::Unavailable, format!("{address} answers {status}")))?;
-    match answer.into_inner().status() {
-        ServingStatus::Serving => Ok(()),
-        other => Err(Error::unavailable(format!("{address} is {}", other.as_str_name()))),
-    }
+    Ok(answer.into_inner().status())
 }
 
 /// The message of the deepest cause: the outer ones only say that there was a transport.

@@ -1,4 +1,4 @@
-//! Asks a server on another address whether it is ready, as container health checks do where gRPC is off.
+//! Asks a server on another address whether it is ready, or alive, as container health checks do where gRPC is off.
 
 use std::path::Path;
 use std::time::Duration;
@@ -18,25 +18,35 @@ use crate::protocol::transport::dial;
 /// [`crate::error::Kind::Unavailable`] if nobody answers there in time, or it says that it is not ready; the message
 /// says which.
 pub async fn ready(address: &str, root: Option<&Path>, timeout: Duration) -> Result<()> {
-    match tokio::time::timeout(timeout, ask(address, root)).await {
-        Ok(answer) => answer,
-        Err(_) => Err(Error::unavailable(format!("{address} did not answer within {timeout:?}"))),
-    }
+    ask(address, root, timeout, "ready").await
 }
 
-async fn ask(address: &str, root: Option<&Path>) -> Result<()> {
+/// As [`ready`], but whether it is alive, ready or not.
+///
+/// # Errors
+/// As of [`ready`].
+pub async fn live(address: &str, root: Option<&Path>, timeout: Duration) -> Result<()> {
+    ask(address, root, timeout, "live").await
+}
+
+async fn ask(address: &str, root: Option<&Path>, timeout: Duration, what: &str) -> Result<()> {
+    let late = |_| Error::unavailable(format!("{address} did not answer within {timeout:?}"));
+    tokio::time::timeout(timeout, answer(address, root, what)).await.map_err(late)?
+}
+
+async fn answer(address: &str, root: Option<&Path>, what: &str) -> Result<()> {
     let silent = |error: &dyn std::fmt::Display| Error::unavailable(format!("nobody answers at {address}: {error}"));
     let stream = dial(address, root, false).await?;
     let host = if address.starts_with("unix:") { "localhost" } else { address };
     let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(|error| silent(&error))?;
-    let request = Request::get("/v2/health/ready").header(header::HOST, host).body(Empty::<Bytes>::new());
+    let request = Request::get(format!("/v2/health/{what}")).header(header::HOST, host).body(Empty::<Bytes>::new());
     let request = request.map_err(|error| Error::invalid(format!("'{address}' is not HOST:PORT: {error}")))?;
     let answer = async {
         let response = sender.send_request(request).await.map_err(|error| silent(&error))?;
         match response.status() {
             StatusCode::OK => Ok(()),
-            StatusCode::BAD_REQUEST => Err(Error::unavailable(format!("{address} is not ready"))),
+            StatusCode::BAD_REQUEST => Err(Error::unavailable(format!("{address} is not {what}"))),
             other => Err(Error::unavailable(format!("{address} answers {other}"))),
         }
     };
@@ -74,6 +84,22 @@ mod tests {
         let error = of_server("HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n").await.expect_err("it is not");
         assert!(error.message().contains("answers 403"), "{error}");
         assert!(of_server("").await.expect_err("it hangs up").message().starts_with("nobody answers"));
+    }
+
+    #[tokio::test]
+    async fn who_is_asked_whether_it_is_alive_is_not_asked_whether_it_is_ready() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound").to_string();
+        let serve = async {
+            let (mut stream, _) = listener.accept().await.expect("somebody asks");
+            let mut head = [0; 1024];
+            let read = stream.read(&mut head).await.expect("it asks something");
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+            String::from_utf8_lossy(&head[..read]).into_owned()
+        };
+        let (live, asked) = tokio::join!(live(&address, None, Duration::from_secs(5)), serve);
+        assert_eq!(live, Ok(()));
+        assert!(asked.starts_with("GET /v2/health/live "), "{asked}");
     }
 
     #[tokio::test]

@@ -153,7 +153,17 @@ fn load(archive: &mut Archive, runners: usize) -> Result<Package> {
     let failed = |error| Error::internal(format!("no folder to unpack the package into: {error}"));
     let folder = tempfile::Builder::new().prefix("nereid-aoti-").tempdir().map_err(failed)?;
     let library = archive.unpack(folder.path())?;
-    Package::load(&library, runners).map_err(|error| Error::new(error.kind(), message::one_line(error.message())))
+    Package::load(&library, runners).map_err(|error| load_failure(&error, folder.path()))
+}
+
+/// The error of a library in this folder. One that no code may be mapped from is usual for `/tmp` in containers.
+fn load_failure(error: &Error, folder: &Path) -> Error {
+    let mut told = message::one_line(error.message());
+    if told.contains("failed to map segment") {
+        let above = folder.parent().unwrap_or(folder).display();
+        told.push_str(&format!("; if '{above}' is mounted 'noexec', set TMPDIR to a directory that is not"));
+    }
+    Error::new(error.kind(), told)
 }
 
 /// What the configuration asks for that no package does.
@@ -224,6 +234,20 @@ mod tests {
             told("expected inputs vector size to be 1"),
             "AOTInductor execute failure: expected inputs vector size to be 1"
         );
+    }
+
+    #[test]
+    fn a_folder_that_no_code_may_be_mapped_from_is_told_with_what_helps() {
+        let told = |text: &'static str| {
+            let folder = Path::new("/tmp/nereid-aoti-x");
+            load_failure(&Error::new(Kind::Backend, text), folder).message().to_owned()
+        };
+        assert_eq!(
+            told("Error in dlopen: m.so: failed to map segment from shared object"),
+            "Error in dlopen: m.so: failed to map segment from shared object; if '/tmp' is mounted 'noexec', set TMPDIR to a \
+             directory that is not"
+        );
+        assert_eq!(told("no such symbol"), "no such symbol");
     }
 
     #[test]
