@@ -58,6 +58,8 @@ pub(super) struct Paged {
     pub(super) files: Arc<Files>,
     /// What it holds at most once its weights are back.
     pub(super) resident: Footprint,
+    /// What it has in the spill at most.
+    pub(super) spilled: u64,
     /// What its load took.
     pub(super) load_time: Duration,
 }
@@ -142,16 +144,19 @@ impl Pages {
             lease: lease.clone(),
             files: serving.files.clone(),
             resident: paged.resident,
+            spilled: paged.spilled,
             load_time: handle.usage.load_time(),
         })
     }
 
     /// Drops models until so many bytes have room in the spill, if dropping all of them is enough for that.
     fn make_room(&self, spill: &Spill, bytes: u64) {
-        while !spill.has_room(bytes) && spill.could_hold(bytes) {
+        while spill.could_hold(bytes) {
             let oldest = {
                 let mut shelf = self.shelf.lock();
-                (!shelf.is_empty()).then(|| shelf.remove(0))
+                let spilled = shelf.iter().map(|page| page.versions.values().map(|version| version.spilled).sum());
+                next_to_drop(&spilled.collect::<Vec<_>>(), bytes, |bytes| spill.has_room(bytes))
+                    .map(|at| shelf.remove(at))
             };
             let Some(oldest) = oldest else { break };
             tracing::info!(model = %oldest.key, "paged out model is dropped: others need its room");
@@ -214,6 +219,13 @@ impl Pages {
     }
 }
 
+/// Which model to drop next so that so many bytes have room, of those that hold so many each; `None` if there is room, or
+/// there will be none whatever is dropped.
+fn next_to_drop(spilled: &[u64], bytes: u64, has_room: impl Fn(u64) -> bool) -> Option<usize> {
+    let is_enough = has_room(bytes.saturating_sub(spilled.iter().sum()));
+    spilled.iter().position(|spilled| *spilled > 0).filter(|_| is_enough && !has_room(bytes))
+}
+
 /// Why a version is not paged out.
 enum Stays {
     /// Its kind is not, or there is no place for that.
@@ -225,5 +237,20 @@ enum Stays {
 impl From<Error> for Stays {
     fn from(error: Error) -> Self {
         Self::Fails(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::next_to_drop;
+
+    #[test]
+    fn what_frees_nothing_stays_and_nothing_is_dropped_in_vain() {
+        let within = |free: u64| move |bytes| bytes <= free;
+        assert_eq!(next_to_drop(&[0, 4, 4], 5, within(1)), Some(1), "those of a device hold nothing here");
+        assert_eq!(next_to_drop(&[0, 4], 5, within(1)), Some(1));
+        assert_eq!(next_to_drop(&[0, 4], 6, within(1)), None, "it would not be enough");
+        assert_eq!(next_to_drop(&[0, 4], 5, within(5)), None, "there is room");
+        assert_eq!(next_to_drop(&[0, 0], 5, within(1)), None);
     }
 }
