@@ -4,15 +4,15 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 use super::hanging::Claim;
 use super::loader::{Loader, on_thread};
 use super::manager::Event;
 use super::models::{Job, Loaded};
 use super::order::outdated_load;
+use super::permits::{Permit, Permits};
 use super::serving::Serving;
-use super::stopped;
 use crate::error::{Error, Result};
 use crate::scheduler::{Way, give_way};
 
@@ -25,7 +25,7 @@ const RETRY_DELAY_MAX: Duration = Duration::from_secs(10);
 pub(super) struct Attempt {
     pub(super) loader: Arc<Loader>,
     /// Only so many load at the same time.
-    pub(super) permits: Arc<Semaphore>,
+    pub(super) permits: Permits,
     pub(super) events: mpsc::WeakSender<Event>,
     pub(super) job: Arc<Job<Serving>>,
 }
@@ -44,13 +44,11 @@ impl Attempt {
             let permit = tokio::select! {
                 biased;
                 () = progress.overtaken.cancelled() => return Err(outdated_load()),
-                permit = self.permits.acquire() => permit,
+                permit = self.permits.acquire() => permit?,
             };
-            let Ok(permit) = permit else { return Err(stopped()) };
             progress.begin();
             tracing::info!(model = %key, "loading model");
-            let result = self.once().await;
-            drop(permit);
+            let result = self.once(permit).await;
             match result {
                 Err(error) if failures < self.loader.retries && !progress.overtaken.is_cancelled() => {
                     failures += 1;
@@ -67,10 +65,10 @@ impl Attempt {
     }
 
     /// Tries once, on a thread of its own, which is left alone if it takes too long.
-    async fn once(&self) -> Result<Loaded<Serving>> {
+    async fn once(&self, permit: Permit) -> Result<Loaded<Serving>> {
         let key = &self.job.key;
         self.loader.hanging.check(key)?;
-        let claim = Arc::new(Claim::default());
+        let claim = Arc::new(Claim::new(permit));
         let (loader, job, events, own) = (self.loader.clone(), self.job.clone(), self.events.clone(), claim.clone());
         let work = move || {
             // What is served meanwhile is not to notice a reload; for another load somebody waits.
@@ -91,6 +89,7 @@ impl Attempt {
             }
             if self.loader.hanging.give_up(key, &claim) {
                 self.loader.memory.give_up(key);
+                claim.permit.iter().for_each(Permit::end);
                 let seconds = time_max.as_secs_f64();
                 return Err(Error::unavailable(format!(
                     "the load of model '{}' has not ended after {seconds} s and is given up",

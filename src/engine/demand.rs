@@ -4,7 +4,7 @@
 //! described. [`Demand::visit`] lets a request wait; all who wait for one model share one load, which goes on whoever of
 //! them gives up, and whose error all of them get. Loader threads and requests write here; nobody waits for the lock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::{Arc, Weak};
 
@@ -35,8 +35,14 @@ pub(super) struct Demand {
 #[derive(Default)]
 struct State {
     models: BTreeMap<Key, Entry>,
-    /// Models that a load needs which goes on as long as its progress is there.
-    holds: Vec<(Weak<Progress>, Key)>,
+    holds: Vec<Hold>,
+}
+
+/// Models that a load needs, which goes on as long as its progress is there.
+struct Hold {
+    progress: Weak<Progress>,
+    ensemble: Key,
+    members: Vec<Key>,
 }
 
 #[derive(Default)]
@@ -46,7 +52,7 @@ struct Entry {
     evicted: bool,
     /// Whether its next load is to open it.
     wanted: bool,
-    /// Requests that wait for it.
+    /// Requests that wait for it, and who has it loaded by its name.
     waiting: usize,
     load: Option<Load>,
     failure: Option<Failure>,
@@ -61,7 +67,7 @@ struct Failure {
     retry: Instant,
 }
 
-/// A request that waits for a model; as long as it does, the model does not leave.
+/// A request that waits for a model, or who has it loaded by its name; as long as it does, the model does not leave.
 pub(super) struct Visit {
     demand: Arc<Demand>,
     key: Key,
@@ -80,9 +86,14 @@ impl Demand {
         }
     }
 
-    /// The next load of this model opens it, whatever its configuration says.
-    pub(super) fn want(&self, key: &Key) {
-        self.state.lock().models.entry(key.clone()).or_default().wanted = true;
+    /// The next load of this model opens it, whatever its configuration says. It does not leave as long as somebody has
+    /// what this gives.
+    pub(super) fn want(self: &Arc<Self>, key: &Key) -> Visit {
+        let mut state = self.state.lock();
+        let entry = state.models.entry(key.clone()).or_default();
+        entry.wanted = true;
+        entry.waiting += 1;
+        Visit { demand: self.clone(), key: key.clone() }
     }
 
     /// Whether its next load opens it.
@@ -107,11 +118,18 @@ impl Demand {
         self.state.lock().models.entry(key.clone()).or_default().sleeping = versions;
     }
 
-    /// It leaves because others need its memory, and sleeps until the next request.
-    pub(super) fn evicted(&self, key: &Key, versions: BTreeMap<Version, Arc<Handle>>) {
+    /// These leave because others need their memory, and sleep until the next request. `false`, and nothing has changed,
+    /// if one of them is needed since they were chosen.
+    pub(super) fn evicted(&self, models: Vec<(Key, BTreeMap<Version, Arc<Handle>>)>) -> bool {
         let mut state = self.state.lock();
-        let entry = state.models.entry(key.clone()).or_default();
-        (entry.evicted, entry.wanted, entry.sleeping) = (true, false, versions);
+        if models.iter().any(|(key, _)| state.is_needed(key)) {
+            return false;
+        }
+        for (key, versions) in models {
+            let entry = state.models.entry(key).or_default();
+            (entry.evicted, entry.wanted, entry.sleeping) = (true, false, versions);
+        }
+        true
     }
 
     /// Whether requests load it.
@@ -130,11 +148,12 @@ impl Demand {
         }
     }
 
-    /// These models are needed by a load, and stay as long as it goes on.
-    pub(super) fn hold(&self, progress: &Arc<Progress>, members: &[Key]) {
+    /// These models are needed by the load of an ensemble, and stay as long as it goes on.
+    pub(super) fn hold(&self, progress: &Arc<Progress>, ensemble: &Key, members: &[Key]) {
         let mut state = self.state.lock();
         state.forget_ended();
-        state.holds.extend(members.iter().map(|member| (Arc::downgrade(progress), member.clone())));
+        let progress = Arc::downgrade(progress);
+        state.holds.push(Hold { progress, ensemble: ensemble.clone(), members: members.to_vec() });
         for member in members {
             state.models.entry(member.clone()).or_default().wanted = true;
         }
@@ -142,10 +161,24 @@ impl Demand {
 
     /// Whether requests wait for it, or a load needs it.
     pub(super) fn is_needed(&self, key: &Key) -> bool {
+        self.state.lock().is_needed(key)
+    }
+
+    /// The models that stay until a load of this one has ended: itself, and what loads hold that wait for it.
+    pub(super) fn kept_by(&self, key: &Key) -> BTreeSet<Key> {
         let mut state = self.state.lock();
         state.forget_ended();
-        let is_held = state.holds.iter().any(|(_, held)| held == key);
-        is_held || state.models.get(key).is_some_and(|entry| entry.waiting > 0)
+        let (mut kept, mut waiting, mut seen) = (BTreeSet::from([key.clone()]), vec![key.clone()], 0);
+        while let Some(key) = waiting.get(seen).cloned() {
+            seen += 1;
+            for hold in state.holds.iter().filter(|hold| hold.members.contains(&key)) {
+                kept.extend(hold.members.iter().chain([&hold.ensemble]).cloned());
+                if !waiting.contains(&hold.ensemble) {
+                    waiting.push(hold.ensemble.clone());
+                }
+            }
+        }
+        kept
     }
 
     /// Lets a request wait for a model.
@@ -206,7 +239,13 @@ impl Demand {
 impl State {
     /// Loads that have ended need nothing any more.
     fn forget_ended(&mut self) {
-        self.holds.retain(|(progress, _)| progress.strong_count() > 0);
+        self.holds.retain(|hold| hold.progress.strong_count() > 0);
+    }
+
+    fn is_needed(&mut self, key: &Key) -> bool {
+        self.forget_ended();
+        let is_held = self.holds.iter().any(|hold| hold.members.contains(key));
+        is_held || self.models.get(key).is_some_and(|entry| entry.waiting > 0)
     }
 }
 

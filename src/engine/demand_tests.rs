@@ -128,7 +128,7 @@ async fn too_many_are_refused() {
 fn what_a_load_needs_stays_as_long_as_it_goes_on() {
     let demand = demand(1);
     let progress = Arc::new(Progress::new());
-    demand.hold(&progress, &[key()]);
+    demand.hold(&progress, &Key::of("ensemble"), &[key()]);
     assert!(demand.is_needed(&key()) && demand.is_wanted(&key()));
     assert!(!demand.is_needed(&Key::of("other")));
     drop(progress);
@@ -136,18 +136,53 @@ fn what_a_load_needs_stays_as_long_as_it_goes_on() {
 }
 
 #[test]
+fn what_is_needed_since_it_was_chosen_does_not_leave_and_stays_wanted() {
+    let demand = demand(1);
+    let (user, leaves) =
+        (Key::of("ensemble"), || vec![(key(), BTreeMap::new()), (Key::of("ensemble"), BTreeMap::new())]);
+    let wanted = demand.want(&user);
+    assert!(!demand.evicted(leaves()) && demand.is_wanted(&user) && !demand.returns(&key()));
+    drop(wanted);
+    let progress = Arc::new(Progress::new());
+    demand.hold(&progress, &user, &[key()]);
+    assert!(!demand.evicted(leaves()) && demand.is_wanted(&key()));
+    drop(progress);
+    assert!(demand.evicted(leaves()) && demand.returns(&key()) && !demand.is_wanted(&user));
+}
+
+#[test]
+fn a_load_keeps_what_those_hold_that_wait_for_it() {
+    let demand = demand(1);
+    let keys = |names: &[&str]| names.iter().map(|name| Key::of(name)).collect::<Vec<_>>();
+    let progress = Arc::new(Progress::new());
+    for (ensemble, members) in [("inner", ["a", "b"]), ("outer", ["inner", "c"]), ("other", ["a", "d"])] {
+        demand.hold(&progress, &Key::of(ensemble), &keys(&members));
+    }
+    let kept = |name: &str| demand.kept_by(&Key::of(name)).into_iter().collect::<Vec<_>>();
+    assert_eq!(
+        kept("b"),
+        keys(&["a", "b", "c", "inner", "outer"]),
+        "but not what it holds for others with one of them"
+    );
+    assert_eq!(kept("d"), keys(&["a", "d", "other"]));
+    assert_eq!(kept("e"), keys(&["e"]));
+    drop(progress);
+    assert_eq!(kept("b"), keys(&["b"]));
+}
+
+#[test]
 fn loads_that_have_ended_leave_nothing_behind() {
     let demand = demand(1);
     for _ in 0..10 {
-        demand.hold(&Arc::new(Progress::new()), &[key(), Key::of("other")]);
+        demand.hold(&Arc::new(Progress::new()), &Key::of("ensemble"), &[key(), Key::of("other")]);
     }
-    assert_eq!(demand.state.lock().holds.len(), 2, "those of the last one");
+    assert_eq!(demand.state.lock().holds.len(), 1, "those of the last one");
 }
 
 #[test]
 fn names_that_mean_nothing_leave_nothing_behind() {
     let demand = demand(1);
-    demand.want(&key());
+    drop(demand.want(&key()));
     demand.is_nowhere(&key());
     assert!(demand.state.lock().models.is_empty());
     demand.forget(&key());
@@ -160,7 +195,7 @@ fn requests_bring_back_what_is_on_demand_or_was_evicted() {
     assert!(!demand.returns(&key()));
     demand.configured(&key(), Residency::Resident);
     assert!(!demand.returns(&key()));
-    demand.evicted(&key(), BTreeMap::new());
+    assert!(demand.evicted(vec![(key(), BTreeMap::new())]));
     assert!(demand.returns(&key()));
     demand.forget(&key());
     assert!(!demand.returns(&key()));

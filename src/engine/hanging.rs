@@ -10,21 +10,31 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 use super::Key;
+use super::permits::Permit;
 use crate::error::{Error, Result};
 
 /// The last word about one try to load a model; the first to take it has it.
 #[derive(Debug, Default)]
-pub(super) struct Claim(Mutex<bool>);
+pub(super) struct Claim {
+    taken: Mutex<bool>,
+    /// The try's, by which it is one of those that run.
+    pub(super) permit: Option<Permit>,
+}
 
 impl Claim {
+    /// Of a try that runs by this.
+    pub(super) fn new(permit: Permit) -> Self {
+        Self { taken: Mutex::default(), permit: Some(permit) }
+    }
+
     /// Whether it was still to be had.
     pub(super) fn take(&self) -> bool {
-        !std::mem::replace(&mut *self.0.lock(), true)
+        !std::mem::replace(&mut *self.taken.lock(), true)
     }
 
     /// Whether somebody else has it.
     pub(super) fn is_taken(&self) -> bool {
-        *self.0.lock()
+        *self.taken.lock()
     }
 }
 

@@ -77,7 +77,7 @@ impl Loader {
         }
         let members = self.members(&config, &job.key);
         if !job.members_tried && members.iter().any(|member| !self.catalog.is_ready(member)) {
-            self.demand.hold(&job.progress, &members);
+            self.demand.hold(&job.progress, &job.key, &members);
             return Ok(Loaded::Needs(members));
         }
         let plan = self.connect(&mut config, &members, &positions)?;

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 
 use super::attempt::Attempt;
@@ -17,6 +17,7 @@ use super::loader::{Loader, on_thread};
 use super::models::{self, Effect, Models, Retired};
 use super::order::What;
 use super::pages::Pages;
+use super::permits::Permits;
 use super::poll::{self, End, Watched};
 use super::repositories::Repositories;
 use super::serving::Serving;
@@ -49,7 +50,7 @@ impl Manager {
         let task = Task {
             loader,
             catalog,
-            permits: Arc::new(Semaphore::new(load_threads.max(1))),
+            permits: Permits::new(load_threads),
             events: events.downgrade(),
             models: Models::default(),
             jobs: JoinSet::new(),
@@ -103,7 +104,7 @@ impl Manager {
 struct Task {
     loader: Arc<Loader>,
     catalog: Arc<Catalog>,
-    permits: Arc<Semaphore>,
+    permits: Permits,
     /// For what a job has to tell before its end.
     events: mpsc::WeakSender<Event>,
     models: Models<Serving, Caller>,

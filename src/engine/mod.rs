@@ -27,6 +27,7 @@ pub mod order;
 mod overrides;
 mod pages;
 mod paging;
+mod permits;
 pub mod poll;
 pub mod progress;
 pub mod reconcile;
@@ -347,8 +348,9 @@ impl Engine {
         let (this, overrides) = (self, &overrides);
         let loads = keys.into_iter().map(|key| async move {
             // Whoever asks for a model by its name wants it now, also if it is on demand.
-            this.demand.want(&key);
+            let wanted = this.demand.want(&key);
             let loaded = this.manager.ask(key.clone(), What::Load(overrides.clone())).await;
+            drop(wanted);
             if loaded.as_ref().is_err_and(|error| error.kind() == Kind::NotFound) {
                 this.demand.is_nowhere(&key);
             }

@@ -96,8 +96,9 @@ impl Loader {
 
     /// Has all weights come back, each into its lease.
     fn fill(&self, page: &Page, leases: Vec<Lease>) -> Result<()> {
-        for (paged, lease) in page.versions.values().zip(leases) {
-            paged.lease.join(lease);
+        // If one does not come back, nobody is to wait for any of them.
+        page.versions.values().zip(leases).for_each(|(paged, lease)| paged.lease.join(lease));
+        for paged in page.versions.values() {
             paged.model.page_in()?;
             paged.lease.settle();
         }

@@ -3,7 +3,7 @@
 //!
 //! Runs on loader threads, and blocks. Begin with [`Loader::reserve`]; what leaves is decided in `evict.rs`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::evict::{Candidate, Verdict, evict_with_paged};
 use super::hanging::Claim;
 use super::loader::Loader;
 use super::manager::Event;
-use super::memory::ledger::{Holder, Ledger, excess};
+use super::memory::ledger::{Ahead, Holder, Ledger, excess};
 use super::memory::{Lack, Lease};
 use super::models::Job;
 use super::order::{Because, Unload, What, outdated_load};
@@ -20,7 +20,7 @@ use super::{Handle, Key};
 use crate::backend::Model;
 use crate::error::{Error, Result};
 use crate::infer::Instant;
-use crate::model::{Device, Footprint, ModelConfig, Scheduling, Version, VersionFiles};
+use crate::model::{Device, Footprint, ModelConfig, Residency, Scheduling, Version, VersionFiles};
 
 /// How often a load opens a model that takes more memory than there was for it. Twice is usual where others share its
 /// weights and leave meanwhile.
@@ -32,6 +32,14 @@ pub(super) struct Need<'a> {
     pub(super) job: &'a Job<Serving>,
     pub(super) claim: &'a Claim,
     pub(super) config: &'a ModelConfig,
+}
+
+/// What a load does that cannot have its memory.
+enum Choice {
+    /// These leave for it, perhaps none.
+    Leave(Vec<Key>),
+    /// It goes before those who came earlier: they wait for what stays until it has ended.
+    GoFirst,
 }
 
 /// A model that is served, as far as memory is concerned.
@@ -135,14 +143,24 @@ impl Loader {
     /// # Errors
     /// As of [`Loader::reserve`].
     pub(super) fn line_up(&self, need: Need<'_>, parts: Vec<(Holder, Footprint)>) -> Result<Vec<Lease>> {
-        let line = self.memory.line_up(parts);
-        loop {
+        let (mut aside, mut went_first, began) = (None, false, Instant::now());
+        let line = self.memory.line_up((&need.job.key, need.config.residency), parts);
+        let leases = loop {
             let leaving = {
                 // Two loads must not choose the same models.
                 let _choosing = self.choosing.lock();
                 match line.reserve() {
-                    Ok(leases) => return Ok(leases),
-                    Err(lack) => self.choose(need, &lack)?,
+                    Ok(leases) => break leases,
+                    Err(lack) => match self.choose(need, &lack)? {
+                        Choice::Leave(leaving) => leaving,
+                        // Others that went first since are in its way as it is in theirs: one of them has to give up.
+                        Choice::GoFirst if went_first => return Err(cannot_fit(need, &lack)),
+                        Choice::GoFirst => {
+                            line.go_first();
+                            went_first = true;
+                            continue;
+                        }
+                    },
                 }
             };
             for key in leaving {
@@ -151,37 +169,60 @@ impl Loader {
             if need.job.progress.overtaken.is_cancelled() || need.claim.is_taken() {
                 return Err(outdated_load());
             }
+            aside = aside.or_else(|| need.claim.permit.as_ref()?.step_aside(began.elapsed()));
             line.wait();
+        };
+        drop(line);
+        match aside.is_none_or(|aside| aside.come_back(&need.job.progress.overtaken)) {
+            true => Ok(leases),
+            false => Err(outdated_load()),
         }
     }
 
     /// The models that leave for this load, and are known to leave from now on.
-    fn choose(&self, need: Need<'_>, lack: &Lack) -> Result<Vec<Key>> {
-        if lack.bytes.bytes.is_empty() {
-            // So much is given back soon, or it is the turn of others.
-            return Ok(Vec::new());
+    fn choose(&self, need: Need<'_>, lack: &Lack) -> Result<Choice> {
+        if lack.bytes.bytes.is_empty() && !lack.is_behind {
+            // So much is given back soon.
+            return Ok(Choice::Leave(Vec::new()));
         }
         let present = self.present();
         let hanging = self.memory.hanging();
-        let can_give = |key: &Key| *key != need.job.key && !hanging.contains(key);
         let mut candidates = self.candidates(&present);
         let paged = self.paged();
         candidates.extend(self.memory.read(|ledger| being_loaded(ledger, &present, &paged)));
-        candidates.retain(|candidate| can_give(&candidate.key));
-        let limit = |device| self.memory.read(|ledger| ledger.limit_of(device));
-        match evict_with_paged((&lack.bytes, need.config.residency), &candidates, &paged, limit) {
-            Verdict::Evict(mut keys) => {
+        candidates.retain(|candidate| !hanging.contains(&candidate.key));
+        // What is lacking, if all of these models stay.
+        let verdict = |lacking: &Footprint, by: Residency, kept: &BTreeSet<Key>| {
+            let can_go = candidates.iter().filter(|candidate| !is_kept(&candidate.key, kept, &present));
+            let limit = |device| self.memory.read(|ledger| ledger.limit_of(device));
+            evict_with_paged((lacking, by), &can_go.cloned().collect::<Vec<_>>(), &paged, limit)
+        };
+        let kept = self.demand.kept_by(&need.job.key);
+        match verdict(&lack.bytes, need.config.residency, &kept) {
+            Verdict::Evict(mut keys) if !keys.is_empty() => {
                 // What is paged out holds little and does nothing: it is dropped at once.
                 keys.retain(|key| !self.pages.forget(key));
-                keys.iter().for_each(|key| self.put_to_sleep(key, &present));
-                Ok(keys)
+                keys.retain(|key| self.put_to_sleep(key, &present));
+                Ok(Choice::Leave(keys))
             }
-            Verdict::Wait => Ok(Vec::new()),
-            // Whoever comes first may need less in the end.
-            Verdict::Never if lack.is_behind => Ok(Vec::new()),
+            _ if lack.is_behind => {
+                let can_have = |ahead: &Ahead, kept: &BTreeSet<Key>| {
+                    let lacking = ahead.lacking.as_ref();
+                    lacking.is_none_or(|lacking| verdict(lacking, ahead.residency, kept) != Verdict::Never)
+                };
+                let others = lack.ahead.iter().flat_map(|ahead| self.demand.kept_by(&ahead.key)).collect();
+                let all = &others | &kept;
+                let is_in_the_way = |ahead: &Ahead| !can_have(ahead, &all) && can_have(ahead, &others);
+                if lack.ahead.iter().any(is_in_the_way) && self.memory.is_as_of(lack) {
+                    return Ok(Choice::GoFirst);
+                }
+                // Whoever comes first may need less in the end.
+                Ok(Choice::Leave(Vec::new()))
+            }
+            Verdict::Evict(_) | Verdict::Wait => Ok(Choice::Leave(Vec::new())),
             // What is lacking and who holds it were not read in the same moment.
-            Verdict::Never if !self.memory.is_as_of(lack) => Ok(Vec::new()),
-            Verdict::Never => Err(Error::unavailable(format!("model '{}' {}", need.config.name, lack.why))),
+            Verdict::Never if !self.memory.is_as_of(lack) => Ok(Choice::Leave(Vec::new())),
+            Verdict::Never => Err(cannot_fit(need, lack)),
         }
     }
 
@@ -230,16 +271,21 @@ impl Loader {
         paged
     }
 
-    /// A model is chosen to leave. Its next request has it loaded again, and what is made of it.
-    fn put_to_sleep(&self, key: &Key, present: &[Present]) {
-        let Some(model) = present.iter().find(|model| model.key == *key) else { return };
-        self.memory.leave(key);
-        for model in with_users(model, present) {
-            let asleep = model.versions.iter().map(|version| (version.version, version.asleep()));
-            self.demand.evicted(&model.key, asleep.collect());
+    /// A model is chosen to leave. Its next request has it loaded again, and what is made of it. `false` if somebody
+    /// needs it since it was chosen.
+    fn put_to_sleep(&self, key: &Key, present: &[Present]) -> bool {
+        let Some(model) = present.iter().find(|model| model.key == *key) else { return false };
+        let asleep = |model: &Present| {
+            let versions = model.versions.iter().map(|version| (version.version, version.asleep()));
+            (model.key.clone(), versions.collect())
+        };
+        if !self.demand.evicted(with_users(model, present).into_iter().map(asleep).collect()) {
+            return false;
         }
+        self.memory.leave(key);
         self.demand.metrics.evicted();
         tracing::info!(model = %key, "model leaves: a load needs its memory");
+        true
     }
 
     fn unload(&self, key: Key) {
@@ -248,6 +294,17 @@ impl Loader {
             let _ = events.blocking_send(Event::Ask { key, what, callers: Vec::new() });
         }
     }
+}
+
+fn cannot_fit(need: Need<'_>, lack: &Lack) -> Error {
+    Error::unavailable(format!("model '{}' {}", need.config.name, lack.why))
+}
+
+/// Whether a model stays as long as all of these stay: it is one of them, or one of them is made of it.
+fn is_kept(key: &Key, kept: &BTreeSet<Key>, present: &[Present]) -> bool {
+    let model = present.iter().find(|model| model.key == *key);
+    let users = model.map(|model| with_users(model, present)).unwrap_or_default();
+    kept.contains(key) || users.iter().any(|user| kept.contains(&user.key))
 }
 
 fn holder(need: Need<'_>, version: Version) -> Holder {

@@ -17,3 +17,4 @@ mod resident;
 mod secure;
 mod support;
 mod trace;
+mod waiting;

@@ -14,12 +14,12 @@ use crate::gate::Gate;
 use crate::support::{self, beside, engine_with, identity_config, metric, until, within, write_model};
 
 /// The numbers of a model's weights, and their bytes.
-const NUMBERS: usize = 100_000;
-const WEIGHTS: u64 = 4 * NUMBERS as u64;
+pub(super) const NUMBERS: usize = 100_000;
+pub(super) const WEIGHTS: u64 = 4 * NUMBERS as u64;
 
 /// Writes TorchScript models that add to `x` the sum of as many weights, which is zero. No two have the same weights, so
 /// that they share none.
-fn write_heavy(root: &Path, names: &[&str], more: &str) {
+pub(super) fn write_heavy(root: &Path, names: &[&str], more: &str) {
     for name in names {
         let number = name.bytes().fold(0_u16, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
         write_with_weights(root, name, number.into(), more);
@@ -37,7 +37,7 @@ fn write_with_weights(root: &Path, name: &str, number: f32, more: &str) {
 }
 
 /// Writes a model of this script, from `x` to `y`, with `more` in its configuration.
-fn write_script(root: &Path, name: &str, script: Script, more: &str) {
+pub(super) fn write_script(root: &Path, name: &str, script: Script, more: &str) {
     let config = format!(
         "backend: \"pytorch\" max_batch_size: 4 {more}\n\
          input {{ name: \"x\" data_type: TYPE_FP32 dims: [1] }}\n\
@@ -48,26 +48,26 @@ fn write_script(root: &Path, name: &str, script: Script, more: &str) {
 }
 
 /// The size of a model's file, which is what a load reserves.
-fn file_bytes(root: &Path, name: &str) -> u64 {
+pub(super) fn file_bytes(root: &Path, name: &str) -> u64 {
     std::fs::metadata(root.join(name).join("1/model.pt")).expect("it was written").len()
 }
 
-async fn engine_within(bytes: u64, root: &Path, control: Control) -> Arc<Engine> {
+pub(super) async fn engine_within(bytes: u64, root: &Path, control: Control) -> Arc<Engine> {
     let limit = |settings: &mut Settings| _ = settings.memory_limits.insert(Device::Cpu, MemoryLimit::Bytes(bytes));
     engine_with(root, control, limit).await.0
 }
 
-fn request(model: &str) -> Request {
+pub(super) fn request(model: &str) -> Request {
     request_of(model, 1.5)
 }
 
-fn request_of(model: &str, number: f32) -> Request {
+pub(super) fn request_of(model: &str, number: f32) -> Request {
     let tensor = Tensor::new(DataType::Fp32, Shape::new(&[1, 1]), number.to_le_bytes().to_vec().into());
     let inputs = vec![NamedTensor { name: "x".to_owned(), tensor }];
     Request { inputs, ..Request::new(model, infer::Instant::now()) }
 }
 
-async fn answers(engine: &Engine, model: &str) {
+pub(super) async fn answers(engine: &Engine, model: &str) {
     let response = within(infer::only(engine.infer(request(model)))).await.expect("answered");
     assert_eq!(*response.outputs[0].tensor.data, 1.5_f32.to_le_bytes());
 }
@@ -219,10 +219,10 @@ async fn more_instances_of_a_model_that_writes_to_its_state_are_counted_before_t
 }
 
 /// Models on demand.
-const ON_DEMAND: &str = "parameters { key: \"memory.residency\" value { string_value: \"on_demand\" } }";
+pub(super) const ON_DEMAND: &str = "parameters { key: \"memory.residency\" value { string_value: \"on_demand\" } }";
 const PINNED: &str = "parameters { key: \"memory.residency\" value { string_value: \"pinned\" } }";
 
-async fn state(engine: &Engine, model: &str) -> (Option<State>, String) {
+pub(super) async fn state(engine: &Engine, model: &str) -> (Option<State>, String) {
     let index = engine.index(false).await;
     let entry = index.into_iter().find(|entry| &*entry.key.name == model).expect("it is known");
     (entry.state, entry.reason)
@@ -375,14 +375,7 @@ async fn models_that_fit_one_at_a_time_are_both_answered_when_asked_at_once() {
 async fn an_ensemble_on_demand_has_its_member_loaded_and_goes_with_it() {
     let root = tempfile::tempdir().expect("a temporary directory");
     write_heavy(root.path(), &["member", "other"], ON_DEMAND);
-    let ensemble = format!(
-        "platform: \"ensemble\" max_batch_size: 4 {ON_DEMAND}\n\
-         input {{ name: \"x\" data_type: TYPE_FP32 dims: [1] }}\n\
-         output {{ name: \"y\" data_type: TYPE_FP32 dims: [1] }}\n\
-         ensemble_scheduling {{ step {{ model_name: \"member\" model_version: -1 \
-         input_map {{ key: \"x\" value: \"x\" }} output_map {{ key: \"y\" value: \"y\" }} }} }}\n"
-    );
-    write_model(root.path(), "ensemble", &ensemble, &[1]);
+    write_ensemble(root.path(), "ensemble", &["member"]);
     let engine = engine_within(file_bytes(root.path(), "member"), root.path(), Control::None).await;
     assert!(engine.ready() && engine.versions_ready("member").is_empty());
     answers(&engine, "ensemble").await;
@@ -394,6 +387,30 @@ async fn an_ensemble_on_demand_has_its_member_loaded_and_goes_with_it() {
     answers(&engine, "ensemble").await;
     assert!(engine.versions_ready("other").is_empty());
     engine.stop().await;
+}
+
+/// Writes an ensemble on demand of these members, one after the other.
+pub(super) fn write_ensemble(root: &Path, name: &str, members: &[&str]) {
+    let between = |at: usize| match at {
+        0 => "x".to_owned(),
+        at if at == members.len() => "y".to_owned(),
+        at => format!("t{at}"),
+    };
+    let step = |(at, member): (usize, &&str)| {
+        let (before, after) = (between(at), between(at + 1));
+        format!(
+            "step {{ model_name: \"{member}\" model_version: -1 \
+             input_map {{ key: \"x\" value: \"{before}\" }} output_map {{ key: \"y\" value: \"{after}\" }} }}\n"
+        )
+    };
+    let steps: String = members.iter().enumerate().map(step).collect();
+    let config = format!(
+        "platform: \"ensemble\" max_batch_size: 4 {ON_DEMAND}\n\
+         input {{ name: \"x\" data_type: TYPE_FP32 dims: [1] }}\n\
+         output {{ name: \"y\" data_type: TYPE_FP32 dims: [1] }}\n\
+         ensemble_scheduling {{ {steps} }}\n"
+    );
+    write_model(root, name, &config, &[1]);
 }
 
 /// Writes the model `hangs`, whose executions are given up at once and end when [`hang`] says.

@@ -4,7 +4,7 @@
 //! commits what was measured. What is held is never more than the limit; a device without a limit is not counted against
 //! anything. Knows no threads: whoever holds an entry releases it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::engine::Key;
 use crate::model::{Device, Footprint, Residency, Version};
@@ -49,13 +49,33 @@ struct Entry {
     moves: bool,
 }
 
+/// A load that waits.
+#[derive(Clone, Debug)]
+struct Waiting {
+    place: Place,
+    key: Key,
+    residency: Residency,
+    need: Footprint,
+}
+
+/// Somebody who stands before another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ahead {
+    /// The model that is loaded.
+    pub key: Key,
+    /// How firmly it will be there.
+    pub residency: Residency,
+    /// What it and those before it lack; `None` if it is not its turn.
+    pub lacking: Option<Footprint>,
+}
+
 /// The books of all devices, in bytes.
 #[derive(Debug, Default)]
 pub struct Ledger {
     limits: BTreeMap<Device, u64>,
     entries: BTreeMap<EntryId, Entry>,
     /// First come, first served.
-    line: VecDeque<(Place, Footprint)>,
+    line: VecDeque<Waiting>,
     next: u64,
 }
 
@@ -70,29 +90,53 @@ impl Ledger {
         self.limits.get(&device).copied().unwrap_or(u64::MAX)
     }
 
-    /// Stands in line for so much.
-    pub fn wait(&mut self, need: Footprint) -> Place {
+    /// Stands in line for so much, for a model that will be so firmly there.
+    pub fn wait(&mut self, key: &Key, residency: Residency, need: Footprint) -> Place {
         let place = self.number();
-        self.line.push_back((place, need));
+        self.line.push_back(Waiting { place, key: key.clone(), residency, need });
         place
     }
 
     /// Leaves the line.
     pub fn give_up(&mut self, place: Place) {
-        self.line.retain(|(other, _)| *other != place);
+        self.line.retain(|waiting| waiting.place != place);
     }
 
     /// Whether somebody who came earlier waits for memory of the same devices.
     pub fn is_behind(&self, place: Place) -> bool {
-        let Some((_, need)) = self.line.iter().find(|(other, _)| *other == place) else { return false };
-        let mut earlier = self.line.iter().take_while(|(other, _)| *other != place);
-        earlier.any(|(_, other)| need.bytes.keys().any(|device| other.bytes.contains_key(device)))
+        let Some(own) = self.line.iter().find(|waiting| waiting.place == place) else { return false };
+        let mut earlier = self.line.iter().take_while(|waiting| waiting.place != place);
+        earlier.any(|other| own.need.bytes.keys().any(|device| other.need.bytes.contains_key(device)))
+    }
+
+    /// How many wait before this place.
+    pub fn count_ahead(&self, place: Place) -> usize {
+        self.line.iter().take_while(|waiting| waiting.place != place).count()
+    }
+
+    /// All who wait before this place.
+    pub fn ahead(&self, place: Place) -> Vec<Ahead> {
+        let mut awaited = BTreeSet::new();
+        let ahead = |other: &Waiting| {
+            let is_behind = other.need.bytes.keys().any(|device| awaited.contains(device));
+            awaited.extend(other.need.bytes.keys().copied());
+            let lacking = (!is_behind).then(|| self.lacking(other.place));
+            Ahead { key: other.key.clone(), residency: other.residency, lacking }
+        };
+        self.line.iter().take_while(|waiting| waiting.place != place).map(ahead).collect()
+    }
+
+    /// Stands before all others from now on.
+    pub fn go_first(&mut self, place: Place) {
+        let at = self.line.iter().position(|waiting| waiting.place == place);
+        if let Some(own) = at.and_then(|at| self.line.remove(at)) {
+            self.line.push_front(own);
+        }
     }
 
     /// Reserves all `parts` and leaves the line; `None` if they do not fit, or it is the turn of others.
     pub fn reserve(&mut self, place: Place, parts: &[(Holder, Footprint)]) -> Option<Vec<EntryId>> {
-        let need = sum(parts.iter().map(|(_, bytes)| bytes));
-        if self.is_behind(place) || !self.fits(&need) {
+        if self.is_behind(place) || !self.fits(&sum(parts.iter().map(|(_, bytes)| bytes))) {
             return None;
         }
         self.give_up(place);
@@ -144,12 +188,12 @@ impl Ledger {
         }
     }
 
-    /// One entry takes over what another one holds, and is about to fill it.
+    /// One entry takes over what another one holds, and is about to fill it: until then it is reserved, as the other was.
     pub fn join(&mut self, id: EntryId, other: EntryId) {
         let Some(other) = self.entries.remove(&other) else { return };
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.bytes.add(&other.bytes);
-            entry.moves = true;
+            (entry.phase, entry.moves) = (other.phase, true);
         }
     }
 
@@ -215,9 +259,9 @@ impl Ledger {
 
     /// What this place in line and those before it need beyond what is free or will be soon.
     pub fn lacking(&self, place: Place) -> Footprint {
-        let Some(at) = self.line.iter().position(|(other, _)| *other == place) else { return Footprint::default() };
-        let need = sum(self.line.iter().take(at + 1).map(|(_, need)| need));
-        let own = &self.line[at].1;
+        let Some(at) = self.line.iter().position(|waiting| waiting.place == place) else { return Footprint::default() };
+        let need = sum(self.line.iter().take(at + 1).map(|waiting| &waiting.need));
+        let own = &self.line[at].need;
         let mut lacking = Footprint::default();
         for (&device, &limit) in self.limits.iter().filter(|(device, _)| own.of(**device) > 0) {
             let phases = [Phase::Reserved, Phase::Held, Phase::Stuck];

@@ -17,10 +17,15 @@ fn holder(name: &str) -> Holder {
     Holder { key: Key::of(name), version: 1, residency: Residency::Resident }
 }
 
+/// Stands in line.
+fn stand(ledger: &mut Ledger, need: Footprint) -> Place {
+    ledger.wait(&Key::of("m"), Residency::Resident, need)
+}
+
 /// Stands in line and reserves at once.
 fn reserve(ledger: &mut Ledger, name: &str, bytes: u64) -> Result<EntryId, Place> {
     let need = Footprint::on(CPU, bytes);
-    let place = ledger.wait(need.clone());
+    let place = stand(ledger, need.clone());
     match ledger.reserve(place, &[(holder(name), need)]) {
         Some(ids) => Ok(ids[0]),
         None => Err(place),
@@ -68,7 +73,7 @@ fn a_smaller_measure_makes_room_and_a_larger_one_has_to_fit() {
 fn an_unlimited_device_takes_anything() {
     let mut ledger = ledger(10);
     let need = Footprint::on(GPU, u64::MAX / 2);
-    let place = ledger.wait(need.clone());
+    let place = stand(&mut ledger, need.clone());
     assert!(ledger.reserve(place, &[(holder("m"), need)]).is_some());
 }
 
@@ -81,7 +86,7 @@ fn who_came_first_is_served_first_on_the_same_device_only() {
     let small = reserve(&mut ledger, "small", 10).expect_err("it is not its turn");
     assert_eq!((ledger.is_behind(large), ledger.is_behind(small)), (false, true));
     let other = Footprint::on(GPU, 10);
-    let place = ledger.wait(other.clone());
+    let place = stand(&mut ledger, other.clone());
     assert!(ledger.reserve(place, &[(holder("other"), other)]).is_some(), "nobody waits for that device");
     assert_eq!(ledger.lacking(large), Footprint::on(CPU, 40));
     assert_eq!(ledger.lacking(small), Footprint::on(CPU, 50));
@@ -108,6 +113,39 @@ fn nobody_waits_for_what_a_load_that_was_given_up_has_reserved() {
 }
 
 #[test]
+fn nobody_waits_for_weights_that_come_back_in_a_load_that_was_given_up() {
+    let mut ledger = ledger(100);
+    let stayed = reserve(&mut ledger, "m", 10).expect("it fits");
+    assert!(ledger.commit(stayed, &Footprint::on(CPU, 10)));
+    let comes_back = reserve(&mut ledger, "m", 50).expect("it fits");
+    ledger.join(stayed, comes_back);
+    assert_eq!(ledger.bytes(CPU, Phase::Reserved), 60);
+    ledger.stick_reserved(&Key::of("m"));
+    assert_eq!((ledger.bytes(CPU, Phase::Stuck), ledger.staying().count()), (60, 0));
+    ledger.settle(stayed);
+    assert_eq!(ledger.bytes(CPU, Phase::Held), 60);
+}
+
+#[test]
+fn who_is_behind_knows_who_stands_before_it_and_can_go_first() {
+    let mut ledger = ledger(100);
+    reserve(&mut ledger, "held", 60).expect("it fits");
+    let first = reserve(&mut ledger, "first", 80).expect_err("it does not fit");
+    let second = reserve(&mut ledger, "second", 10).expect_err("it is not its turn");
+    let third = reserve(&mut ledger, "third", 41).expect_err("it does not fit");
+    let lacking: Vec<_> = ledger.ahead(third).into_iter().map(|ahead| ahead.lacking).collect();
+    assert_eq!(lacking, [Some(Footprint::on(CPU, 40)), None]);
+    assert_eq!(ledger.ahead(first), []);
+    ledger.go_first(third);
+    assert!(ledger.reserve(third, &[(holder("third"), Footprint::on(CPU, 41))]).is_none(), "there is no room");
+    ledger.go_first(second);
+    assert_eq!([first, second, third].map(|place| ledger.count_ahead(place)), [2, 0, 1]);
+    assert!(ledger.reserve(second, &[(holder("second"), Footprint::on(CPU, 10))]).is_some());
+    ledger.go_first(second);
+    assert_eq!([first, third].map(|place| ledger.count_ahead(place)), [1, 0], "it has left the line");
+}
+
+#[test]
 fn nobody_waits_for_what_may_never_be_given_back_and_it_is_free_once_it_is() {
     let mut ledger = ledger(100);
     let stuck = reserve(&mut ledger, "stuck", 60).expect("it fits");
@@ -127,7 +165,7 @@ fn nobody_waits_for_what_may_never_be_given_back_and_it_is_free_once_it_is() {
 fn what_is_paged_out_has_room_in_both_places_first_and_stays_in_the_other() {
     let mut ledger = ledger(100);
     ledger.limit(GPU, 100);
-    let place = ledger.wait(Footprint::on(GPU, 80));
+    let place = stand(&mut ledger, Footprint::on(GPU, 80));
     let id = ledger.reserve(place, &[(holder("m"), Footprint::on(GPU, 80))]).expect("it fits")[0];
     ledger.leave(id);
     let blocker = reserve(&mut ledger, "blocker", 50).expect("it fits");
@@ -147,7 +185,7 @@ fn what_is_paged_out_has_room_in_both_places_first_and_stays_in_the_other() {
 fn the_parts_of_a_load_are_reserved_together_or_not_at_all() {
     let mut ledger = ledger(100);
     let parts = [(holder("m"), Footprint::on(CPU, 60)), (holder("m"), Footprint::on(CPU, 60))];
-    let place = ledger.wait(Footprint::on(CPU, 120));
+    let place = stand(&mut ledger, Footprint::on(CPU, 120));
     assert!(ledger.reserve(place, &parts).is_none());
     assert_eq!(ledger.bytes(CPU, Phase::Reserved), 0);
 }
@@ -192,7 +230,7 @@ proptest! {
         let (mut line, mut entries): (Vec<(Place, Footprint)>, Vec<EntryId>) = (Vec::new(), Vec::new());
         for step in steps {
             match step {
-                Step::Wait(cpu, gpu) => line.push((ledger.wait(both(cpu, gpu)), both(cpu, gpu))),
+                Step::Wait(cpu, gpu) => line.push((stand(&mut ledger, both(cpu, gpu)), both(cpu, gpu))),
                 Step::Reserve(at) if at < line.len() => {
                     let (place, need) = line[at].clone();
                     if let Some(ids) = ledger.reserve(place, &[(holder("m"), need)]) {

@@ -16,10 +16,10 @@ use parking_lot::{Condvar, Mutex};
 
 use self::lease::Watch;
 pub(super) use self::lease::{Lease, Leased};
-use self::ledger::{EntryId, Holder, Ledger, Phase, Place};
+use self::ledger::{Ahead, EntryId, Holder, Ledger, Phase, Place};
 use super::Key;
 use crate::backend::libtorch;
-use crate::model::{Device, Footprint};
+use crate::model::{Device, Footprint, Residency};
 use crate::telemetry::metrics::{MemoryMetrics, Metrics};
 
 /// How long a load that waits for memory sleeps before it looks again: nobody tells when a version becomes idle, so that
@@ -73,10 +73,14 @@ impl Memory {
     }
 
     /// Stands in line with all that a load needs, one part for each version.
-    pub(super) fn line_up(self: &Arc<Self>, parts: Vec<(Holder, Footprint)>) -> Line {
+    pub(super) fn line_up(
+        self: &Arc<Self>,
+        (key, residency): (&Key, Residency),
+        parts: Vec<(Holder, Footprint)>,
+    ) -> Line {
         let need = ledger::sum(parts.iter().map(|(_, bytes)| bytes));
         need.bytes.keys().for_each(|device| self.find_out(*device));
-        let place = self.books.lock().ledger.wait(need.clone());
+        let place = self.books.lock().ledger.wait(key, residency, need.clone());
         Line { memory: self.clone(), place, parts, need }
     }
 
@@ -240,8 +244,10 @@ pub(super) struct Line {
 pub(super) struct Lack {
     /// What has to be given back first, beyond what will be soon.
     pub(super) bytes: Footprint,
-    /// Whether others, who came earlier, wait for the same memory.
+    /// Whether others, who stand before it, wait for the same memory.
     pub(super) is_behind: bool,
+    /// All who stand before it.
+    pub(super) ahead: Vec<Ahead>,
     /// Who holds it, for people.
     pub(super) why: String,
     changes: u64,
@@ -256,19 +262,31 @@ impl Line {
         // Whoever waits gains nothing by this, and is not woken.
         let mut books = self.memory.books.lock();
         let Some(ids) = books.ledger.reserve(self.place, &self.parts) else {
-            let ledger = &books.ledger;
+            let (ledger, changes) = (&books.ledger, books.changes);
             let (bytes, is_behind) = (ledger.lacking(self.place), ledger.is_behind(self.place));
-            return Err(Lack { bytes, is_behind, why: ledger.describe(&self.need), changes: books.changes });
+            let (ahead, why) = (ledger.ahead(self.place), ledger.describe(&self.need));
+            return Err(Lack { bytes, is_behind, ahead, why, changes });
         };
         books.changes += 1;
         books.tell();
         Ok(ids.into_iter().zip(&self.parts).map(|(id, (holder, _))| Lease::new(&self.memory, id, holder)).collect())
     }
 
-    /// Blocks until something has changed, or may have.
+    /// Stands before all others from now on.
+    pub(super) fn go_first(&self) {
+        self.memory.write(|ledger| ledger.go_first(self.place));
+    }
+
+    /// Blocks until something has changed, or may have. Those far behind look seldom, and whoever has come first at once.
     pub(super) fn wait(&self) {
         let mut books = self.memory.books.lock();
-        self.memory.changed.wait_for(&mut books, LOOK_AGAIN);
+        let is_behind = |books: &mut Books| books.ledger.is_behind(self.place);
+        if is_behind(&mut books) {
+            let ahead = u32::try_from(books.ledger.count_ahead(self.place)).unwrap_or(u32::MAX);
+            self.memory.changed.wait_while_for(&mut books, is_behind, LOOK_AGAIN.saturating_mul(ahead));
+        } else {
+            self.memory.changed.wait_for(&mut books, LOOK_AGAIN);
+        }
     }
 }
 
