@@ -14,12 +14,15 @@ use super::order::outdated_load;
 use super::permits::{Permit, Permits};
 use super::serving::Serving;
 use crate::error::{Error, Result};
+use crate::infer::Instant;
 use crate::scheduler::{Way, give_way};
 
 /// How long the first failure is left alone; each further one twice as long.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 /// The longest that a failure is left alone.
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(10);
+/// The longest that a load may wait for memory beside its own time, while others run in its place.
+const ASIDE_TIME_MAX: Duration = Duration::from_secs(3600);
 
 /// A load and what it takes.
 pub(super) struct Attempt {
@@ -82,10 +85,18 @@ impl Attempt {
         };
         let mut end = pin!(on_thread("nereid-loader", work));
         if let Some(time_max) = self.loader.time_max {
-            tokio::select! {
-                biased;
-                end = &mut end => return end.unwrap_or_else(Err),
-                () = tokio::time::sleep(time_max) => {}
+            let began = Instant::now();
+            loop {
+                // While it lets others run in its place, it does not hang.
+                let aside = claim.permit.as_ref().map(Permit::aside).unwrap_or_default().min(ASIDE_TIME_MAX);
+                if began.elapsed() >= time_max + aside {
+                    break;
+                }
+                tokio::select! {
+                    biased;
+                    end = &mut end => return end.unwrap_or_else(Err),
+                    () = tokio::time::sleep_until(began + time_max + aside) => {}
+                }
             }
             if self.loader.hanging.give_up(key, &claim) {
                 self.loader.memory.give_up(key);

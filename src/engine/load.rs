@@ -176,7 +176,7 @@ impl Loader {
             let residency = if job.overrides.is_empty() { written.residency() } else { Residency::Pinned };
             let config = ModelConfig { residency, ..ModelConfig::new(&key.name, backend.name()) };
             let bytes = backend.completes_in(latest, &written.schema);
-            let _until_completed = self.reserve_briefly(Need { job, claim, config: &config }, version, bytes)?;
+            let _until_completed = self.reserve_briefly(Need { job, claim, config: &config }, (version, bytes))?;
             backend.complete(latest, &mut written.schema)?;
         }
         let mut finished = written.finish(&self.facts)?;

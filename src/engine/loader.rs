@@ -116,6 +116,8 @@ pub(super) struct Loader {
     pub(super) pages: Arc<Pages>,
     /// Held while a load chooses which models leave for it.
     pub(super) choosing: Mutex<()>,
+    /// Held by a load that reads a file as a whole without memory for it.
+    pub(super) completing: Mutex<()>,
     pub(super) retries: u32,
     /// What a load may take; `None` for any time.
     pub(super) time_max: Option<Duration>,
@@ -149,6 +151,7 @@ impl Loader {
             config_name: settings.config_name,
             gpu_limits: settings.gpu_limits,
             choosing: Mutex::default(),
+            completing: Mutex::default(),
             memory: Memory::new(settings.memory_limits, &metrics),
             retries: settings.load_retries,
             time_max: settings.load_time_max,

@@ -1,52 +1,56 @@
-//! How many loads run at the same time. One that waits for memory lets others run meanwhile: those of other devices, and
-//! those that need none.
+//! How many loads run at the same time. One that waits long for memory lets others run meanwhile: those of other devices,
+//! those that need none, and those that others wait for.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::sync::CancellationToken;
 
 use super::stopped;
 use crate::error::Result;
+use crate::infer::Instant;
 
-/// So many loads may wait for memory and not be counted among those that run: each has a thread.
+/// So many loads may have stepped aside and not have ended: each has a thread, and perhaps files in a cache.
 const ASIDE_MAX: usize = 64;
-/// How long others wait before they are not counted either: what they wait for may be had by a load only that has not
-/// begun.
+/// How long a load waits before it steps aside. Most waits are over by then.
 const ASIDE_AFTER: Duration = Duration::from_secs(1);
 
 /// What loads need to run; clones are the same.
 #[derive(Clone, Debug)]
 pub(super) struct Permits {
     running: Arc<Semaphore>,
-    /// One load more, which has waited for memory: it does not wait behind all that have not begun.
+    /// As many loads more, which have waited for memory: they do not wait behind all that have not begun.
     returning: Arc<Semaphore>,
     aside: Arc<Semaphore>,
 }
 
-/// A load that runs.
+/// A load that runs, or has stepped aside.
 #[derive(Debug)]
 pub(super) struct Permit {
     permits: Permits,
-    /// `None` while it waits, and once it has ended. Locked for a move.
-    held: Mutex<Option<OwnedSemaphorePermit>>,
-    ended: CancellationToken,
+    state: Mutex<State>,
 }
 
-/// A load that waits beside those that run.
-pub(super) struct Aside<'a> {
-    permit: &'a Permit,
-    _one_of_few: Option<OwnedSemaphorePermit>,
+#[derive(Debug, Default)]
+struct State {
+    /// `None` while it stands aside, and once it has ended.
+    held: Option<OwnedSemaphorePermit>,
+    /// Kept until the load has ended, so that it can step aside again.
+    one_of_few: Option<OwnedSemaphorePermit>,
+    /// Since when it stands aside.
+    since: Option<Instant>,
+    /// How long it stood aside before.
+    before: Duration,
+    ended: bool,
 }
 
 impl Permits {
     /// So many loads run.
     pub(super) fn new(max: usize) -> Self {
-        let [running, returning, aside] = [max.max(1), 1, ASIDE_MAX].map(|count| Arc::new(Semaphore::new(count)));
-        Self { running, returning, aside }
+        let semaphore = |count: usize| Arc::new(Semaphore::new(count));
+        let max = max.max(1);
+        Self { running: semaphore(max), returning: semaphore(max), aside: semaphore(ASIDE_MAX) }
     }
 
     /// Waits until another load may run.
@@ -55,45 +59,64 @@ impl Permits {
     /// If none will.
     pub(super) async fn acquire(&self) -> Result<Permit> {
         let held = self.running.clone().acquire_owned().await.map_err(|_| stopped())?;
-        Ok(Permit { permits: self.clone(), held: Mutex::new(Some(held)), ended: CancellationToken::new() })
+        Ok(Permit { permits: self.clone(), state: Mutex::new(State { held: Some(held), ..State::default() }) })
     }
 }
 
 impl Permit {
-    /// Others run until this load comes back, which has waited for so long; `None` if that is too short, as many wait.
-    pub(super) fn step_aside(&self, waited: Duration) -> Option<Aside<'_>> {
-        let one_of_few = self.permits.aside.clone().try_acquire_owned().ok();
-        if one_of_few.is_none() && waited < ASIDE_AFTER {
-            return None;
+    /// The load has waited for memory for so long: if that is long, and few do so, others run until it comes back.
+    pub(super) fn step_aside(&self, waited: Duration) {
+        let mut state = self.state.lock();
+        if waited < ASIDE_AFTER || state.held.is_none() {
+            return;
         }
-        *self.held.lock() = None;
-        Some(Aside { permit: self, _one_of_few: one_of_few })
+        if state.one_of_few.is_none() {
+            state.one_of_few = self.permits.aside.clone().try_acquire_owned().ok();
+        }
+        if state.one_of_few.is_some() {
+            (state.held, state.since) = (None, Some(Instant::now()));
+        }
+    }
+
+    /// Whether the load may take memory and run: it does, or may do so now if it stands aside. One that has ended is not
+    /// counted any more, and finds out by itself.
+    pub(super) fn may_run(&self) -> bool {
+        let mut state = self.state.lock();
+        if state.held.is_none() && !state.ended {
+            state.held = self.permits.returning.clone().try_acquire_owned().ok();
+        }
+        state.held.is_some() || state.ended
+    }
+
+    /// The load did not get memory: as long as it stands aside, others have its turn.
+    pub(super) fn has_to_wait(&self) {
+        let mut state = self.state.lock();
+        if state.since.is_some() {
+            state.held = None;
+        }
+    }
+
+    /// The load has what it waited for.
+    pub(super) fn runs(&self) {
+        let mut state = self.state.lock();
+        state.before = state.aside();
+        state.since = None;
+    }
+
+    /// For how long it stood aside.
+    pub(super) fn aside(&self) -> Duration {
+        self.state.lock().aside()
     }
 
     /// The load has ended, or nobody waits for it any more.
     pub(super) fn end(&self) {
-        self.ended.cancel();
-        *self.held.lock() = None;
+        *self.state.lock() = State { ended: true, ..State::default() };
     }
 }
 
-impl Aside<'_> {
-    /// Waits until it may run again; `false` if it is `overtaken` before that, or has ended for all others. Blocking.
-    pub(super) fn come_back(self, overtaken: &CancellationToken) -> bool {
-        let Permits { running, returning, .. } = self.permit.permits.clone();
-        let held = Handle::current().block_on(async {
-            tokio::select! {
-                biased;
-                () = overtaken.cancelled() => None,
-                () = self.permit.ended.cancelled() => None,
-                held = returning.acquire_owned() => held.ok(),
-                held = running.acquire_owned() => held.ok(),
-            }
-        });
-        let mut own = self.permit.held.lock();
-        // Whoever ends it from now on finds what it holds.
-        *own = held.filter(|_| !self.permit.ended.is_cancelled());
-        own.is_some()
+impl State {
+    fn aside(&self) -> Duration {
+        self.before + self.since.map(|since| since.elapsed()).unwrap_or_default()
     }
 }
 
@@ -102,62 +125,73 @@ mod tests {
     use futures_util::FutureExt as _;
 
     use super::*;
-    use crate::engine::loader::on_thread;
-
-    /// Steps aside and comes back on a thread of its own; tells how that went.
-    async fn comes_back(permit: &Arc<Permit>, overtaken: &CancellationToken) -> bool {
-        let (permit, overtaken) = (permit.clone(), overtaken.clone());
-        let back = move || permit.step_aside(Duration::ZERO).is_some_and(|aside| aside.come_back(&overtaken));
-        on_thread("comes-back", back).await.expect("it does not panic")
-    }
 
     #[tokio::test]
     async fn who_steps_aside_lets_others_run_and_comes_back_before_those_that_have_not_begun() {
-        let (permits, never) = (Permits::new(1), CancellationToken::new());
-        let first = Arc::new(permits.acquire().await.expect("nobody runs"));
-        assert!(permits.acquire().now_or_never().is_none());
-        let aside = first.step_aside(Duration::ZERO).expect("nobody waits so");
+        let permits = Permits::new(1);
+        let first = permits.acquire().await.expect("nobody runs");
+        first.step_aside(Duration::ZERO);
+        assert!(permits.acquire().now_or_never().is_none(), "most waits are short");
+        first.step_aside(ASIDE_AFTER);
         let second = permits.acquire().await.expect("the first one has stepped aside");
-        drop(aside);
-        assert!(comes_back(&first, &never).await, "beside the second one");
-        assert!(permits.acquire().now_or_never().is_none(), "those that have not begun wait for the second one");
+        assert!(first.may_run() && first.may_run(), "beside the second one");
+        assert_eq!(permits.returning.available_permits(), 0);
+        second.step_aside(ASIDE_AFTER);
+        assert!(!second.may_run(), "another one has come back");
+        first.has_to_wait();
+        assert!(second.may_run(), "as the first one still waits");
+        second.runs();
+        second.has_to_wait();
+        assert!(!first.may_run(), "the second one is not aside any more");
         drop((first, second));
         assert_eq!((permits.returning.available_permits(), permits.running.available_permits()), (1, 1));
         assert_eq!(permits.aside.available_permits(), ASIDE_MAX);
     }
 
-    #[tokio::test]
-    async fn who_is_overtaken_or_given_up_does_not_come_back() {
-        let permits = Permits::new(1);
-        let own = Arc::new(permits.acquire().await.expect("nobody runs"));
-        let (overtaken, never) = (CancellationToken::new(), CancellationToken::new());
-        let others = {
-            let aside = own.step_aside(Duration::ZERO).expect("nobody waits so");
-            let others = (permits.acquire().await, permits.returning.clone().acquire_owned().await);
-            drop(aside);
-            others
-        };
-        overtaken.cancel();
-        assert!(!comes_back(&own, &overtaken).await);
-        let (waits, end) = tokio::join!(comes_back(&own, &never), async {
-            tokio::task::yield_now().await;
-            own.end();
-        });
-        assert_eq!((waits, end), (false, ()));
-        drop(others);
-        assert!(!comes_back(&own, &never).await, "not even if there is room");
-        assert_eq!((permits.returning.available_permits(), permits.running.available_permits()), (1, 1));
+    #[tokio::test(start_paused = true)]
+    async fn the_time_aside_is_known() {
+        let permit = Permits::new(1).acquire().await.expect("nobody runs");
+        permit.step_aside(ASIDE_AFTER);
+        tokio::time::advance(Duration::from_secs(3)).await;
+        assert_eq!(permit.aside(), Duration::from_secs(3));
+        assert!(permit.may_run());
+        permit.runs();
+        tokio::time::advance(Duration::from_secs(3)).await;
+        assert_eq!(permit.aside(), Duration::from_secs(3));
+        permit.step_aside(ASIDE_AFTER);
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(permit.aside(), Duration::from_secs(5));
     }
 
     #[tokio::test]
-    async fn if_many_wait_beside_those_that_run_others_do_so_after_a_while_only() {
+    async fn who_is_given_up_is_not_counted_any_more() {
         let permits = Permits::new(1);
         let permit = permits.acquire().await.expect("nobody runs");
-        let aside: Vec<_> = (0..ASIDE_MAX).map_while(|_| permit.step_aside(Duration::ZERO)).collect();
-        assert_eq!(aside.len(), ASIDE_MAX);
-        let other = permits.acquire().await.expect("nobody runs");
-        assert!(other.step_aside(Duration::ZERO).is_none() && permits.acquire().now_or_never().is_none());
-        let _aside = other.step_aside(ASIDE_AFTER).expect("it has waited");
-        assert!(permits.acquire().now_or_never().is_some());
+        permit.step_aside(ASIDE_AFTER);
+        assert!(permit.may_run());
+        permit.end();
+        assert!(permit.may_run());
+        let available = [&permits.returning, &permits.running, &permits.aside].map(|of| of.available_permits());
+        assert_eq!(available, [1, 1, ASIDE_MAX]);
+    }
+
+    #[tokio::test]
+    async fn few_step_aside() {
+        let permits = Permits::new(1);
+        let mut aside = Vec::new();
+        for _ in 0..ASIDE_MAX {
+            let permit = permits.acquire().await.expect("the others stand aside");
+            permit.step_aside(ASIDE_AFTER);
+            aside.push(permit);
+        }
+        let other = permits.acquire().await.expect("the others stand aside");
+        other.step_aside(ASIDE_AFTER);
+        assert!(other.may_run() && permits.returning.available_permits() == 1, "it has stayed");
+        assert!(permits.acquire().now_or_never().is_none());
+        let back = aside.pop().expect("there are many");
+        assert!(back.may_run());
+        back.runs();
+        back.step_aside(ASIDE_AFTER);
+        assert_eq!(permits.returning.available_permits(), 1, "it has stepped aside again");
     }
 }

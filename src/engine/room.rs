@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::MutexGuard;
+
 use super::evict::{Candidate, Verdict, evict_with_paged};
 use super::hanging::Claim;
 use super::loader::Loader;
@@ -15,6 +17,7 @@ use super::memory::ledger::{Ahead, Holder, Ledger, excess};
 use super::memory::{Lack, Lease};
 use super::models::Job;
 use super::order::{Because, Unload, What, outdated_load};
+use super::permits::Permit;
 use super::serving::Serving;
 use super::{Handle, Key};
 use crate::backend::Model;
@@ -32,6 +35,15 @@ pub(super) struct Need<'a> {
     pub(super) job: &'a Job<Serving>,
     pub(super) claim: &'a Claim,
     pub(super) config: &'a ModelConfig,
+}
+
+/// What a load may read a file by, as a whole.
+#[derive(Default)]
+pub(super) struct Brief<'a> {
+    /// The memory for it.
+    _lease: Option<Lease>,
+    /// Without memory of its own, one load at a time does so.
+    _only_one: Option<MutexGuard<'a, ()>>,
 }
 
 /// What a load does that cannot have its memory.
@@ -90,16 +102,27 @@ impl Loader {
     }
 
     /// Takes so much of the host's memory for a moment: what is dropped before the load reserves anything else, so that
-    /// others wait for it and are not refused because of it.
+    /// others wait for it and are not refused because of it. A load that may not open anything in the end has nobody leave
+    /// for it, and does not wait: if there is no room, it goes on as the only one.
     ///
     /// # Errors
-    /// As of [`Loader::reserve`].
-    pub(super) fn reserve_briefly(&self, need: Need<'_>, version: Version, bytes: u64) -> Result<Option<Lease>> {
+    /// As of [`Loader::reserve`]; what has more than the whole limit is always refused.
+    pub(super) fn reserve_briefly(&self, need: Need<'_>, (version, bytes): (Version, u64)) -> Result<Brief<'_>> {
+        let job = need.job;
+        let parts = vec![(holder(need, version), Footprint::on(Device::Cpu, bytes))];
         if bytes == 0 {
-            return Ok(None);
+            return Ok(Brief::default());
         }
-        let leases = self.line_up(need, vec![(holder(need, version), Footprint::on(Device::Cpu, bytes))])?;
-        Ok(leases.into_iter().next().inspect(Lease::leave))
+        let may_open_nothing = job.is_reload() || self.sleeps(job, need.config);
+        if !may_open_nothing || bytes > self.memory.read(|ledger| ledger.limit_of(Device::Cpu)) {
+            let lease = self.line_up(need, parts)?.pop();
+            return Ok(Brief { _lease: lease.inspect(Lease::leave), _only_one: None });
+        }
+        let reserved = self.memory.line_up((&job.key, need.config.residency), parts).reserve();
+        Ok(match reserved {
+            Ok(mut leases) => Brief { _lease: leases.pop().inspect(Lease::leave), _only_one: None },
+            Err(_) => Brief { _lease: None, _only_one: Some(self.completing.lock()) },
+        })
     }
 
     /// Opens a model in the memory that is reserved for it, and corrects that by what was measured. What takes more than
@@ -143,24 +166,34 @@ impl Loader {
     /// # Errors
     /// As of [`Loader::reserve`].
     pub(super) fn line_up(&self, need: Need<'_>, parts: Vec<(Holder, Footprint)>) -> Result<Vec<Lease>> {
-        let (mut aside, mut went_first, began) = (None, false, Instant::now());
+        let (mut went_first, began) = (false, Instant::now());
         let line = self.memory.line_up((&need.job.key, need.config.residency), parts);
-        let leases = loop {
-            let leaving = {
-                // Two loads must not choose the same models.
-                let _choosing = self.choosing.lock();
-                match line.reserve() {
-                    Ok(leases) => break leases,
-                    Err(lack) => match self.choose(need, &lack)? {
-                        Choice::Leave(leaving) => leaving,
-                        // Others that went first since are in its way as it is in theirs: one of them has to give up.
-                        Choice::GoFirst if went_first => return Err(cannot_fit(need, &lack)),
-                        Choice::GoFirst => {
-                            line.go_first();
-                            went_first = true;
-                            continue;
+        let permit = need.claim.permit.as_ref();
+        loop {
+            // Whoever takes memory runs, so that few hold what they have reserved and not measured yet.
+            let leaving = match permit.is_none_or(Permit::may_run) {
+                false => Vec::new(),
+                true => {
+                    // Two loads must not choose the same models.
+                    let _choosing = self.choosing.lock();
+                    match line.reserve() {
+                        Ok(leases) => {
+                            permit.iter().for_each(|permit| permit.runs());
+                            return Ok(leases);
                         }
-                    },
+                        Err(lack) => match self.choose(need, &lack)? {
+                            Choice::Leave(leaving) => leaving,
+                            // Others that went first since are in its way as it is in theirs: one of them gives up.
+                            Choice::GoFirst if went_first && !lack.why.is_empty() => {
+                                return Err(cannot_fit(need, &lack));
+                            }
+                            Choice::GoFirst => {
+                                line.go_first();
+                                went_first = true;
+                                continue;
+                            }
+                        },
+                    }
                 }
             };
             for key in leaving {
@@ -169,13 +202,11 @@ impl Loader {
             if need.job.progress.overtaken.is_cancelled() || need.claim.is_taken() {
                 return Err(outdated_load());
             }
-            aside = aside.or_else(|| need.claim.permit.as_ref()?.step_aside(began.elapsed()));
+            if let Some(permit) = permit {
+                permit.has_to_wait();
+                permit.step_aside(began.elapsed());
+            }
             line.wait();
-        };
-        drop(line);
-        match aside.is_none_or(|aside| aside.come_back(&need.job.progress.overtaken)) {
-            true => Ok(leases),
-            false => Err(outdated_load()),
         }
     }
 
@@ -193,7 +224,8 @@ impl Loader {
         candidates.retain(|candidate| !hanging.contains(&candidate.key));
         // What is lacking, if all of these models stay.
         let verdict = |lacking: &Footprint, by: Residency, kept: &BTreeSet<Key>| {
-            let can_go = candidates.iter().filter(|candidate| !is_kept(&candidate.key, kept, &present));
+            let kept = with_parts(kept, &present);
+            let can_go = candidates.iter().filter(|candidate| !kept.contains(&candidate.key));
             let limit = |device| self.memory.read(|ledger| ledger.limit_of(device));
             evict_with_paged((lacking, by), &can_go.cloned().collect::<Vec<_>>(), &paged, limit)
         };
@@ -300,11 +332,15 @@ fn cannot_fit(need: Need<'_>, lack: &Lack) -> Error {
     Error::unavailable(format!("model '{}' {}", need.config.name, lack.why))
 }
 
-/// Whether a model stays as long as all of these stay: it is one of them, or one of them is made of it.
-fn is_kept(key: &Key, kept: &BTreeSet<Key>, present: &[Present]) -> bool {
-    let model = present.iter().find(|model| model.key == *key);
-    let users = model.map(|model| with_users(model, present)).unwrap_or_default();
-    kept.contains(key) || users.iter().any(|user| kept.contains(&user.key))
+/// What stays as long as all of these stay: these, and what they are made of.
+fn with_parts(kept: &BTreeSet<Key>, present: &[Present]) -> BTreeSet<Key> {
+    let (mut all, mut unseen): (_, Vec<Key>) = (kept.clone(), kept.iter().cloned().collect());
+    while let Some(key) = unseen.pop() {
+        let Some(user) = present.iter().find(|model| model.key == key) else { continue };
+        let parts = present.iter().filter(|part| user.has_step(&part.key.name)).map(|part| &part.key);
+        unseen.extend(parts.filter(|part| all.insert((*part).clone())).cloned());
+    }
+    all
 }
 
 fn holder(need: Need<'_>, version: Version) -> Holder {

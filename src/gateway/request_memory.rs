@@ -3,7 +3,8 @@
 //!
 //! Limits for one request bound nothing where thousands can come at a time. Who reads a request holds a [`Portion`] that
 //! grows with what has come, or with what that is when decompressed, and drops it with the last response. Answers are
-//! there already when their size is known, so that they are counted and leave less for requests. Knows nothing of models.
+//! there already when their size is known, so that they are counted and leave less for large requests; small ones find
+//! room beside them. Knows nothing of models.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,6 +24,8 @@ pub struct RequestMemory(Arc<Books>);
 struct Books {
     limit: usize,
     held: AtomicUsize,
+    /// The part of it that answers hold.
+    owed: AtomicUsize,
     metrics: RequestMemoryMetrics,
 }
 
@@ -30,12 +33,12 @@ impl RequestMemory {
     /// A bound of `limit` bytes.
     pub fn new(limit: usize, metrics: RequestMemoryMetrics) -> Self {
         metrics.limited(limit);
-        Self(Arc::new(Books { limit, held: AtomicUsize::new(0), metrics }))
+        Self(Arc::new(Books { limit, held: AtomicUsize::new(0), owed: AtomicUsize::new(0), metrics }))
     }
 
     /// What a new request holds: nothing yet.
     pub fn portion(&self) -> Portion {
-        Portion { books: Some(self.0.clone()), bytes: 0 }
+        Portion { books: Some(self.0.clone()), bytes: 0, owed: 0 }
     }
 }
 
@@ -43,8 +46,12 @@ impl Books {
     /// # Errors
     /// As [`Portion::hold`], for a request that would hold `in_all` bytes with these.
     fn hold(&self, bytes: usize, in_all: usize) -> Result<()> {
-        let most = if in_all <= SMALL_BYTES { self.limit } else { self.limit - self.limit / 4 };
-        let fits = |held: usize| held.checked_add(bytes).filter(|held| *held <= most);
+        let (most, beside) = match in_all <= SMALL_BYTES {
+            // Answers may take as much again before they shut these out.
+            true => (self.limit, self.owed.load(Ordering::Relaxed).min(self.limit)),
+            false => (self.limit - self.limit / 4, 0),
+        };
+        let fits = |held: usize| held.checked_add(bytes).filter(|held| held.saturating_sub(beside) <= most);
         match self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
             Ok(_) => {
                 self.metrics.holds(bytes);
@@ -70,12 +77,14 @@ impl Books {
     }
 
     fn owe(&self, bytes: usize) {
+        self.owed.fetch_add(bytes, Ordering::Relaxed);
         self.held.fetch_add(bytes, Ordering::Relaxed);
         self.metrics.holds(bytes);
     }
 
-    fn release(&self, bytes: usize) {
+    fn release(&self, bytes: usize, owed: usize) {
         self.held.fetch_sub(bytes, Ordering::Relaxed);
+        self.owed.fetch_sub(owed, Ordering::Relaxed);
         self.metrics.releases(bytes);
     }
 }
@@ -85,6 +94,8 @@ impl Books {
 pub struct Portion {
     books: Option<Arc<Books>>,
     bytes: usize,
+    /// How many of these are an answer's.
+    owed: usize,
 }
 
 impl Portion {
@@ -122,6 +133,7 @@ impl Portion {
             books.owe(bytes);
         }
         self.bytes += bytes;
+        self.owed += bytes;
     }
 
     /// How many bytes it holds.
@@ -133,15 +145,17 @@ impl Portion {
     #[must_use]
     pub fn split(&mut self, bytes: usize) -> Self {
         let bytes = bytes.min(self.bytes);
+        let owed = bytes.min(self.owed);
         self.bytes -= bytes;
-        Self { books: self.books.clone(), bytes }
+        self.owed -= owed;
+        Self { books: self.books.clone(), bytes, owed }
     }
 }
 
 impl Drop for Portion {
     fn drop(&mut self) {
         if let Some(books) = self.books.as_ref().filter(|_| self.bytes > 0) {
-            books.release(self.bytes);
+            books.release(self.bytes, self.owed);
         }
     }
 }
@@ -198,6 +212,22 @@ mod tests {
     }
 
     #[test]
+    fn answers_shut_small_requests_out_only_when_they_take_as_much_again() {
+        let (memory, _) = memory(100 << 10);
+        let (mut answer, mut small, mut large) = (memory.portion(), memory.portion(), memory.portion());
+        answer.owe(100 << 10);
+        assert_eq!(large.hold(65 << 10).expect_err("answers count").kind(), Kind::Unavailable);
+        small.hold(60 << 10).expect("there is room beside answers");
+        let mut rest = answer.split(90 << 10);
+        rest.owe(70 << 10);
+        assert_eq!(memory.portion().hold(1 << 10).expect_err("too many answers").kind(), Kind::Unavailable);
+        drop(rest);
+        memory.portion().hold(40 << 10).expect("there is room again");
+        drop((answer, small));
+        assert_eq!([&memory.0.held, &memory.0.owed].map(|bytes| bytes.load(Ordering::Relaxed)), [0, 0]);
+    }
+
+    #[test]
     fn small_requests_are_bounded_too() {
         let (memory, _) = memory(100);
         let (mut one, mut other) = (memory.portion(), memory.portion());
@@ -218,8 +248,8 @@ mod tests {
     fn what_is_owed_is_held_beyond_the_limit() {
         let (memory, metrics) = memory(100);
         let (mut answer, mut request) = (memory.portion(), memory.portion());
-        answer.owe(150);
-        shows(&metrics, "nereid_request_memory_bytes 150");
+        answer.owe(250);
+        shows(&metrics, "nereid_request_memory_bytes 250");
         assert_eq!(request.hold(1).expect_err("there is no room").kind(), Kind::Unavailable);
         drop(answer.split(60));
         request.hold(10).expect("there is");

@@ -334,7 +334,10 @@ impl Crew {
 
     /// An instance's thread has panicked outside of an execution: what it had taken by then is lost with it.
     pub(super) fn panicked(&self, (index, watch): (usize, &Arc<Watch>), error: &Error) {
-        self.settings.scheduler.deserted(index, error);
+        // Its index is another's by now if it was given up before.
+        if self.state.lock().members.iter().any(|member| Arc::ptr_eq(&member.watch, watch)) {
+            self.settings.scheduler.deserted(index, error);
+        }
         self.broken((index, watch), error);
     }
 

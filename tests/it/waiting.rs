@@ -30,7 +30,7 @@ fn keep_busy(
     engine: &Arc<Engine>,
     name: &'static str,
 ) -> tokio::task::JoinHandle<nereid::error::Result<infer::Response>> {
-    beside(engine, move |engine| async move { infer::only(engine.infer(request_of(name, -300_000.0))).await })
+    beside(engine, move |engine| async move { infer::only(engine.infer(request_of(name, -900_000.0))).await })
 }
 
 fn ask(engine: &Arc<Engine>, name: &'static str) -> tokio::task::JoinHandle<nereid::error::Result<infer::Response>> {

@@ -156,6 +156,17 @@ def test_a_server_that_is_not_ready_is_alive(server):
     assert status == 1 and "nobody answers" in said
 
 
+def test_a_server_that_tells_its_readiness_to_few_is_alive(repository):
+    secret = ["--grpc-restricted-protocol=health:key=secret", "--http-restricted-api=health:key=secret"]
+    with Nereid(repository, "--model-control-mode=explicit", "--load-model=echo", *secret) as running:
+        for name, address in [("NEREID_GRPC", running.grpc), ("NEREID_HTTP", running.http)]:
+            where = {f"{name}_PORT": address.rsplit(":", 1)[1]}
+            if name == "NEREID_HTTP":
+                where["NEREID_ALLOW_GRPC"] = "false"
+            assert health(**where)[0] == 1
+            assert health("--live", **where) == (0, f"{address} is live\n")
+
+
 def test_what_is_asked_for_readiness_is_waited_for_only():
     (server,) = (service for service in COMPOSE["services"].values() if "healthcheck" in service)
     assert server["healthcheck"]["test"] == ["CMD", "nereid", "health"]

@@ -25,6 +25,9 @@ use crate::telemetry::metrics::{MemoryMetrics, Metrics};
 /// How long a load that waits for memory sleeps before it looks again: nobody tells when a version becomes idle, so that
 /// requests need not.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// How long one does that stands behind others, for each of them: it looks whether they wait for each other.
+const LOOK_BEHIND: Duration = Duration::from_millis(20);
+const LOOK_BEHIND_MAX: Duration = Duration::from_millis(500);
 
 /// The part of a device's memory that models may take where nobody says how much; the rest is for what executions need,
 /// and for the system.
@@ -283,7 +286,8 @@ impl Line {
         let is_behind = |books: &mut Books| books.ledger.is_behind(self.place);
         if is_behind(&mut books) {
             let ahead = u32::try_from(books.ledger.count_ahead(self.place)).unwrap_or(u32::MAX);
-            self.memory.changed.wait_while_for(&mut books, is_behind, LOOK_AGAIN.saturating_mul(ahead));
+            let seldom = LOOK_BEHIND.saturating_mul(ahead).min(LOOK_BEHIND_MAX);
+            self.memory.changed.wait_while_for(&mut books, is_behind, seldom);
         } else {
             self.memory.changed.wait_for(&mut books, LOOK_AGAIN);
         }

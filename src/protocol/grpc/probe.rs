@@ -4,12 +4,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use tonic::Status;
 use tonic::transport::Endpoint;
 
 use super::health_wire::HealthCheckRequest;
 use super::health_wire::health_check_response::ServingStatus;
 use super::health_wire::health_client::HealthClient;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::protocol::transport::dial;
 
 /// Whether the server at `address` (`HOST:PORT` or `unix:PATH`) is ready; answers within `timeout`. With `root`, the file
@@ -18,7 +19,8 @@ use crate::protocol::transport::dial;
 /// # Errors
 /// [`Kind::Unavailable`] if nobody answers there in time, or it says that it is not ready; the message says which.
 pub async fn ready(address: &str, root: Option<&Path>, timeout: Duration) -> Result<()> {
-    match ask(address, root, timeout).await? {
+    let answer = in_time(address, timeout, answer(address, root)).await?;
+    match answer.map_err(|status| refusal(address, &status))? {
         ServingStatus::Serving => Ok(()),
         other => Err(Error::unavailable(format!("{address} is {}", other.as_str_name()))),
     }
@@ -29,15 +31,24 @@ pub async fn ready(address: &str, root: Option<&Path>, timeout: Duration) -> Res
 /// # Errors
 /// [`Kind::Unavailable`] if nobody answers there in time.
 pub async fn live(address: &str, root: Option<&Path>, timeout: Duration) -> Result<()> {
-    ask(address, root, timeout).await.map(|_| ())
+    match in_time(address, timeout, answer(address, root)).await? {
+        // The connection has broken; what a server has answered has no source.
+        Err(status) if std::error::Error::source(&status).is_some() => Err(refusal(address, &status)),
+        _ => Ok(()),
+    }
 }
 
-async fn ask(address: &str, root: Option<&Path>, timeout: Duration) -> Result<ServingStatus> {
+async fn in_time<T>(address: &str, timeout: Duration, answer: impl Future<Output = Result<T>>) -> Result<T> {
     let late = |_| Error::unavailable(format!("{address} did not answer within {timeout:?}"));
-    tokio::time::timeout(timeout, answer(address, root)).await.map_err(late)?
+    tokio::time::timeout(timeout, answer).await.map_err(late)?
 }
 
-async fn answer(address: &str, root: Option<&Path>) -> Result<ServingStatus> {
+fn refusal(address: &str, status: &Status) -> Error {
+    Error::unavailable(format!("{address} answers {status}"))
+}
+
+/// What it answers, or why it does not.
+async fn answer(address: &str, root: Option<&Path>) -> Result<Result<ServingStatus, Status>> {
     let mut stream = Some(TokioIo::new(dial(address, root, true).await?));
     // There is one connection, already; what a second one would be asked for is a failure of the first.
     let connector = tower::service_fn(move |_| {
@@ -48,11 +59,8 @@ async fn answer(address: &str, root: Option<&Path>) -> Result<ServingStatus> {
         .connect_with_connector(connector)
         .await
         .map_err(|error| Error::unavailable(format!("nobody answers at {address}: {}", innermost(&error))))?;
-    let answer = HealthClient::new(channel)
-        .check(HealthCheckRequest::default())
-        .await
-        .map_err(|status| Error::new(Kind::Unavailable, format!("{address} answers {status}")))?;
-    Ok(answer.into_inner().status())
+    let answer = HealthClient::new(channel).check(HealthCheckRequest::default()).await;
+    Ok(answer.map(|answer| answer.into_inner().status()))
 }
 
 /// The message of the deepest cause: the outer ones only say that there was a transport.
@@ -67,6 +75,7 @@ fn innermost(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Kind;
 
     #[tokio::test]
     async fn nobody_there_is_said_at_once() {
