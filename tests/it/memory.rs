@@ -114,6 +114,36 @@ async fn a_file_that_does_not_fit_is_not_even_read_for_what_its_configuration_le
 }
 
 #[tokio::test]
+async fn a_file_that_is_only_looked_at_sends_nobody_away_and_needs_no_room() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let write = |name: &str, more: &str| {
+        let config = format!(
+            "backend: \"pytorch\" max_batch_size: 4 {more}\n\
+             input {{ name: \"x\" data_type: TYPE_FP32 dims: [1] }}\n"
+        );
+        std::fs::write(root.path().join(name).join("config.pbtxt"), config).expect("the directory is writable");
+    };
+    write_heavy(root.path(), &["used", "asleep"], "");
+    write("used", ON_DEMAND);
+    write("asleep", ON_DEMAND);
+    let limit = file_bytes(root.path(), "used") * 3 / 2;
+    let engine = engine_within(limit, root.path(), Control::Explicit(Some(Vec::new()))).await;
+    engine.load("used", Overrides::default()).await.expect("it fits");
+    write("used", &format!("{ON_DEMAND} version_policy {{ all {{ }} }}"));
+    engine.load("used", Overrides::default()).await.expect("its weights stay");
+    engine.stop().await;
+    write_heavy(root.path(), &["resident"], "");
+    let engine = engine_within(limit, root.path(), Control::Explicit(Some(vec!["resident".to_owned()]))).await;
+    answers(&engine, "resident").await;
+    engine.load("used", Overrides::default()).await.expect_err("it is to be opened, and there is no room");
+    engine.stop().await;
+    let engine = engine_within(limit, root.path(), Control::None).await;
+    assert!(engine.ready(), "those on demand sleep beside the resident one");
+    answers(&engine, "resident").await;
+    engine.stop().await;
+}
+
+#[tokio::test]
 async fn each_byte_is_counted_where_it_is_and_given_back_by_an_unload() {
     let root = tempfile::tempdir().expect("a temporary directory");
     write_heavy(root.path(), &["first", "second"], "");
