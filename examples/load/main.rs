@@ -19,10 +19,8 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Parser;
-use nereid::protocol::transport::shorten_slices;
 use nereid::protocol::v2::wire::ModelInferRequest;
 use nereid::protocol::v2::wire::grpc_inference_service_client::GrpcInferenceServiceClient as Client;
-use tokio::runtime::Builder;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -109,25 +107,15 @@ impl Load {
     }
 }
 
-fn main() -> ExitCode {
-    match start(Options::parse()) {
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Options::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("load: {failure}");
             ExitCode::FAILURE
         }
     }
-}
-
-/// Runs on threads that wake up in time although the server may be busy on all processors: clients on other machines
-/// would not wait for it.
-fn start(options: Options) -> Result<(), Failure> {
-    let prompt = || {
-        // Without it, latencies are a little longer.
-        let _ = shorten_slices();
-    };
-    prompt();
-    Builder::new_multi_thread().enable_all().on_thread_start(prompt).build()?.block_on(run(options))
 }
 
 async fn run(options: Options) -> Result<(), Failure> {

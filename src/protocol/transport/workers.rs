@@ -10,7 +10,6 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use super::rehearsal::rehearse;
-use super::slice::shorten_slices;
 use crate::error::{Error, Result};
 use crate::infer::round;
 
@@ -60,15 +59,12 @@ impl Workers {
         Ok(workers)
     }
 
-    /// Has each thread make its first calls, and run soon after it wakes up; blocks until that is done.
+    /// Has each thread make its first calls; blocks until they are done.
     fn rehearse(&self) {
         let (done, all_done) = mpsc::channel::<()>();
         for worker in &self.workers {
             let done = done.clone();
             worker.handle.spawn(async move {
-                if let Err(error) = shorten_slices() {
-                    tracing::debug!(%error, "a network thread keeps its time slices");
-                }
                 rehearse().await;
                 drop(done);
             });
