@@ -15,6 +15,9 @@ use crate::infer::Instant;
 const ASIDE_MAX: usize = 64;
 /// How long a load waits before it steps aside. Most waits are over by then.
 const ASIDE_AFTER: Duration = Duration::from_secs(1);
+/// How long one waits that finds so many there already: what all of them wait for may be had by a load only that has not
+/// begun.
+const ASIDE_ANYWAY: Duration = Duration::from_secs(60);
 
 /// What loads need to run; clones are the same.
 #[derive(Clone, Debug)]
@@ -73,7 +76,7 @@ impl Permit {
         if state.one_of_few.is_none() {
             state.one_of_few = self.permits.aside.clone().try_acquire_owned().ok();
         }
-        if state.one_of_few.is_some() {
+        if state.one_of_few.is_some() || waited >= ASIDE_ANYWAY {
             (state.held, state.since) = (None, Some(Instant::now()));
         }
     }
@@ -188,6 +191,8 @@ mod tests {
         other.step_aside(ASIDE_AFTER);
         assert!(other.may_run() && permits.returning.available_permits() == 1, "it has stayed");
         assert!(permits.acquire().now_or_never().is_none());
+        other.step_aside(ASIDE_ANYWAY);
+        assert!(permits.acquire().now_or_never().is_some());
         let back = aside.pop().expect("there are many");
         assert!(back.may_run());
         back.runs();

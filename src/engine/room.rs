@@ -14,7 +14,7 @@ use super::hanging::Claim;
 use super::loader::Loader;
 use super::manager::Event;
 use super::memory::ledger::{Ahead, Holder, Ledger, excess};
-use super::memory::{Lack, Lease};
+use super::memory::{LOOK_AGAIN, Lack, Lease};
 use super::models::Job;
 use super::order::{Because, Unload, What, outdated_load};
 use super::permits::Permit;
@@ -35,6 +35,17 @@ pub(super) struct Need<'a> {
     pub(super) job: &'a Job<Serving>,
     pub(super) claim: &'a Claim,
     pub(super) config: &'a ModelConfig,
+}
+
+impl Need<'_> {
+    /// # Errors
+    /// If nobody waits for this load any more.
+    fn check(&self) -> Result<()> {
+        match self.job.progress.overtaken.is_cancelled() || self.claim.is_taken() {
+            true => Err(outdated_load()),
+            false => Ok(()),
+        }
+    }
 }
 
 /// What a load may read a file by, as a whole.
@@ -113,6 +124,7 @@ impl Loader {
         if bytes == 0 {
             return Ok(Brief::default());
         }
+        self.memory.find_out(Device::Cpu);
         let may_open_nothing = job.is_reload() || self.sleeps(job, need.config);
         if !may_open_nothing || bytes > self.memory.read(|ledger| ledger.limit_of(Device::Cpu)) {
             let lease = self.line_up(need, parts)?.pop();
@@ -121,7 +133,12 @@ impl Loader {
         let reserved = self.memory.line_up((&job.key, need.config.residency), parts).reserve();
         Ok(match reserved {
             Ok(mut leases) => Brief { _lease: leases.pop().inspect(Lease::leave), _only_one: None },
-            Err(_) => Brief { _lease: None, _only_one: Some(self.completing.lock()) },
+            Err(_) => loop {
+                if let Some(only_one) = self.completing.try_lock_for(LOOK_AGAIN) {
+                    break Brief { _lease: None, _only_one: Some(only_one) };
+                }
+                need.check()?;
+            },
         })
     }
 
@@ -199,14 +216,13 @@ impl Loader {
             for key in leaving {
                 self.unload(key);
             }
-            if need.job.progress.overtaken.is_cancelled() || need.claim.is_taken() {
-                return Err(outdated_load());
-            }
+            need.check()?;
             if let Some(permit) = permit {
                 permit.has_to_wait();
                 permit.step_aside(began.elapsed());
             }
             line.wait();
+            need.check()?;
         }
     }
 

@@ -337,8 +337,8 @@ impl Crew {
         // Its index is another's by now if it was given up before.
         if self.state.lock().members.iter().any(|member| Arc::ptr_eq(&member.watch, watch)) {
             self.settings.scheduler.deserted(index, error);
+            self.broken((index, watch), error);
         }
-        self.broken((index, watch), error);
     }
 
     /// An instance has found that it can run nothing any more, and ends; its requests have heard so.

@@ -24,7 +24,7 @@ use crate::telemetry::metrics::{MemoryMetrics, Metrics};
 
 /// How long a load that waits for memory sleeps before it looks again: nobody tells when a version becomes idle, so that
 /// requests need not.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// How long one does that stands behind others, for each of them: it looks whether they wait for each other.
 const LOOK_BEHIND: Duration = Duration::from_millis(20);
 const LOOK_BEHIND_MAX: Duration = Duration::from_millis(500);
@@ -88,7 +88,7 @@ impl Memory {
     }
 
     /// Finds out how much there is on a device, if that is not known yet.
-    fn find_out(&self, device: Device) {
+    pub(super) fn find_out(&self, device: Device) {
         if self.books.lock().told.contains_key(&device) {
             return;
         }
