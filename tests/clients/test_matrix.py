@@ -35,8 +35,8 @@ def slow(part=1.0):
     return parameter("identity.delay_us", int(EXECUTION_S * part * 1e6))
 
 
-# The executions of a request to the iterative model.
-STEPS = 4
+# The executions of a request to the iterative model. They are told by their time, so each has to be long.
+STEPS = 2
 DELAYS_MS = [int(EXECUTION_S * 1000) // 2] * 2
 
 
