@@ -20,7 +20,7 @@ from protocols import connect
 from queues import WAYS, Flight
 
 # How long a request is executed.
-EXECUTION_S = 0.4
+EXECUTION_S = 0.5
 # The requests that may wait behind it.
 WAITING_MAX = 1
 FULL = "Exceeds maximum queue size"
