@@ -52,6 +52,7 @@ fn compile_shim(out: &Path) -> Result<(), Box<dyn Error>> {
         "shim.h",
         "shim_aoti.h",
         "shim_base.h",
+        "shim_convolution.h",
         "shim_frozen.h",
         "shim_packed.h",
         "shim_precision.h",

@@ -182,8 +182,8 @@ impl Module {
         Self::made(|api, out| unsafe { (api.module_freeze)(self.raw, out) })
     }
 
-    /// This module frozen, with operations fused and weights laid out for its device; and how many linear layers that
-    /// oneDNN does then.
+    /// This module frozen, with operations fused and weights laid out for its device; and how many linear layers and
+    /// convolutions in two dimensions oneDNN does then.
     pub fn optimized(&self) -> Result<(Self, u64)> {
         let mut layers = 0;
         // SAFETY: `self.raw` is live; the number is written when the call succeeds.

@@ -1,6 +1,7 @@
 // The C++ side of shim.h: each function is one libtorch call, with every exception caught.
 #include "shim.h"
 #include "shim_base.h"
+#include "shim_convolution.h"
 #include "shim_frozen.h"
 #include "shim_packed.h"
 #include "shim_precision.h"
@@ -408,8 +409,12 @@ char* module_freeze(const nt_module* self, nt_module** out) {
 
 char* module_optimize(const nt_module* self, nt_module** out, uint64_t* layers) {
   return guarded([&] {
+    const c10::InferenceMode ordinary(false);
+    const at::NoGradGuard no_grad;
     Module frozen = frozen::freeze(self->module);
-    *layers = packed::pack(frozen);
+    packed::Weights weights(frozen);
+    *layers = packed::pack(frozen, weights);
+    *layers += convolution::pack(frozen, weights);
     *out = new nt_module{torch::jit::optimize_for_inference(frozen)};
   });
 }

@@ -1,6 +1,7 @@
 //! The backend from its seam down, with models made from source text.
 
 mod buffers;
+mod convolution;
 mod decoupled;
 mod description;
 mod effects;
