@@ -6,6 +6,7 @@ mod grpc;
 mod http;
 mod instances;
 mod instructions;
+mod latch;
 mod libtorch_missing;
 mod lifecycle;
 mod loading;

@@ -11,10 +11,11 @@ use nereid::infer::{self, Infer as _, Request};
 use nereid::tensor::{DataType, NamedTensor, Shape, Tensor};
 
 use crate::gate::Gate;
+use crate::latch::{Latch, write_latched};
 use crate::support::{self, beside, engine_with, identity_config, metric, until, within, write_model};
 
 /// The numbers of a model's weights, and their bytes.
-pub(super) const NUMBERS: usize = 100_000;
+const NUMBERS: usize = 100_000;
 pub(super) const WEIGHTS: u64 = 4 * NUMBERS as u64;
 
 /// Writes TorchScript models that add to `x` the sum of as many weights, which is zero. No two have the same weights, so
@@ -37,7 +38,7 @@ fn write_with_weights(root: &Path, name: &str, number: f32, more: &str) {
 }
 
 /// Writes a model of this script, from `x` to `y`, with `more` in its configuration.
-pub(super) fn write_script(root: &Path, name: &str, script: Script, more: &str) {
+fn write_script(root: &Path, name: &str, script: Script, more: &str) {
     let config = format!(
         "backend: \"pytorch\" max_batch_size: 4 {more}\n\
          input {{ name: \"x\" data_type: TYPE_FP32 dims: [1] }}\n\
@@ -55,6 +56,17 @@ pub(super) fn file_bytes(root: &Path, name: &str) -> u64 {
 pub(super) async fn engine_within(bytes: u64, root: &Path, control: Control) -> Arc<Engine> {
     let limit = |settings: &mut Settings| _ = settings.memory_limits.insert(Device::Cpu, MemoryLimit::Bytes(bytes));
     engine_with(root, control, limit).await.0
+}
+
+/// As [`engine_within`], with what keeps models of [`write_latched`] busy; each of them holds [`WEIGHTS`].
+pub(super) async fn engine_with_latch(bytes: u64, root: &Path, control: Control) -> (Arc<Engine>, Arc<Latch>) {
+    let latch = Latch::of(WEIGHTS);
+    let settings = |settings: &mut Settings| {
+        latch.join(settings);
+        settings.memory_limits.insert(Device::Cpu, MemoryLimit::Bytes(bytes));
+    };
+    let engine = engine_with(root, control, settings).await.0;
+    (engine, latch)
 }
 
 pub(super) fn request(model: &str) -> Request {
@@ -443,19 +455,15 @@ pub(super) fn write_ensemble(root: &Path, name: &str, members: &[&str]) {
     write_model(root, name, &config, &[1]);
 }
 
-/// Writes the model `hangs`, whose executions are given up at once and end when [`hang`] says.
+/// Writes the model `hangs`, whose executions are given up soon; those of [`hang`] end when the latch is open.
 fn write_hanging(root: &Path) {
-    let weight = Tensor::new(DataType::Fp32, Shape::new(&[NUMBERS as i64]), vec![0; WEIGHTS as usize].into());
-    // Counts up to zero; warm-up has no negative numbers.
-    let loops = "while bool(torch.lt(x.sum(), 0.0)):\n        x = x + 1.0";
-    let script = Script::new(format!("def forward(self, x):\n    {loops}\n    return x + self.weight.sum()\n"));
     let timeout = "parameters { key: \"execution.timeout_us\" value { string_value: \"50000\" } }";
-    write_script(root, "hangs", script.parameter("weight", weight), &format!("{ON_DEMAND} {timeout}"));
+    write_latched(root, "hangs", &format!("{ON_DEMAND} {timeout}"));
 }
 
-/// Has it hang for seconds; another instance takes the place of the one that does.
+/// Has it hang; another instance takes the place of the one that does.
 async fn hang(engine: &Engine) {
-    let hung = within(infer::only(engine.infer(request_of("hangs", -400_000.0)))).await.expect_err("it takes seconds");
+    let hung = within(infer::only(engine.infer(request_of("hangs", -1.0)))).await.expect_err("it does not end");
     assert!(hung.message().starts_with("the execution did not end within 0.05 s"), "{hung}");
 }
 
@@ -465,8 +473,9 @@ async fn the_memory_of_a_model_that_hangs_is_free_once_its_execution_ends() {
     let root = tempfile::tempdir().expect("a temporary directory");
     write_heavy(root.path(), &["other"], ON_DEMAND);
     write_hanging(root.path());
-    let limit = file_bytes(root.path(), "hangs");
+    let (limit, latch) = (file_bytes(root.path(), "other"), Latch::of(WEIGHTS));
     let settings = |settings: &mut Settings| {
+        latch.join(settings);
         settings.memory_limits.insert(Device::Cpu, MemoryLimit::Bytes(limit));
         settings.instances.lost_max = 1;
     };
@@ -477,6 +486,7 @@ async fn the_memory_of_a_model_that_hangs_is_free_once_its_execution_ends() {
     assert!(refused.message().ends_with(": 'hangs' version 1 holds 0.4 MB"), "{refused}");
     answers(&engine, "hangs").await;
     assert_eq!(metric(&engine, "nereid_evictions_total"), 0.0, "that would free nothing");
+    latch.open();
     within(async { while infer::only(engine.infer(request("other"))).await.is_err() {} }).await;
     assert!(engine.versions_ready("hangs").is_empty(), "it has left");
     assert!(metric(&engine, "nereid_memory_reserved_bytes{device=\"cpu\"}") <= limit as f64);
@@ -490,8 +500,8 @@ async fn a_load_does_not_wait_for_what_a_model_that_is_gone_may_never_give_back(
     write_heavy(root.path(), &["idle"], ON_DEMAND);
     write_heavy(root.path(), &["other", "another"], "");
     write_hanging(root.path());
-    let limit = WEIGHTS + file_bytes(root.path(), "hangs");
-    let engine = engine_within(limit, root.path(), Control::Explicit(Some(Vec::new()))).await;
+    let limit = WEIGHTS + file_bytes(root.path(), "idle");
+    let (engine, latch) = engine_with_latch(limit, root.path(), Control::Explicit(Some(Vec::new()))).await;
     let load = |model: &'static str| within(engine.load(model, Overrides::default()));
     for model in ["hangs", "idle"] {
         load(model).await.expect("it fits");
@@ -502,6 +512,7 @@ async fn a_load_does_not_wait_for_what_a_model_that_is_gone_may_never_give_back(
     assert_eq!(metric(&engine, "nereid_evictions_total"), 1.0);
     let refused = load("another").await.expect_err("nobody knows when it ends");
     assert!(refused.message().contains("'hangs' version 1 holds 0.4 MB"), "{refused}");
+    latch.open();
     until(|| metric(&engine, "nereid_memory_used_bytes") == WEIGHTS as f64).await;
     load("another").await.expect("it has ended");
     engine.stop().await;

@@ -1,36 +1,23 @@
 //! Loads that wait for memory, and are in each other's way. Begin with `memory.rs`, which has what they need.
 
-use std::path::Path;
 use std::sync::Arc;
 
-use nereid::backend::libtorch::script::Script;
 use nereid::engine::{Control, Engine, IndexEntry, Overrides, State};
 use nereid::infer::{self, Infer as _};
-use nereid::tensor::{DataType, Shape, Tensor};
 
 use super::memory::{
-    NUMBERS, ON_DEMAND, WEIGHTS, answers, engine_within, file_bytes, request, request_of, state, write_ensemble,
-    write_heavy, write_script,
+    ON_DEMAND, WEIGHTS, answers, engine_with_latch, engine_within, file_bytes, request, request_of, state,
+    write_ensemble, write_heavy,
 };
+use crate::latch::write_latched;
 use crate::support::{beside, identity_config, metric, until, within, write_model};
 
-/// Writes a model on demand whose executions take as long as a request says.
-fn write_busy(root: &Path, name: &str, more: &str) {
-    let weight = Tensor::new(DataType::Fp32, Shape::new(&[NUMBERS as i64]), vec![0; WEIGHTS as usize].into());
-    let loops = "while bool(torch.lt(x.sum(), 0.0)):\n        x = x + 1.0";
-    let script = Script::new(format!("def forward(self, x):\n    {loops}\n    return x + self.weight.sum()\n"));
-    // Equal ones would share their weights.
-    let name_tensor = Tensor::new(DataType::Uint8, Shape::new(&[name.len() as i64]), name.as_bytes().to_vec().into());
-    let script = script.parameter("weight", weight).buffer("name", name_tensor);
-    write_script(root, name, script, &format!("{ON_DEMAND} {more}"));
-}
-
-/// Has it execute for a second or more.
+/// Has it execute until the latch is open.
 fn keep_busy(
     engine: &Arc<Engine>,
     name: &'static str,
 ) -> tokio::task::JoinHandle<nereid::error::Result<infer::Response>> {
-    beside(engine, move |engine| async move { infer::only(engine.infer(request_of(name, -900_000.0))).await })
+    beside(engine, move |engine| async move { infer::only(engine.infer(request_of(name, -1.0))).await })
 }
 
 fn ask(engine: &Arc<Engine>, name: &'static str) -> tokio::task::JoinHandle<nereid::error::Result<infer::Response>> {
@@ -51,18 +38,19 @@ async fn is_loading(engine: &Engine, name: &str) {
 #[tokio::test]
 async fn a_reload_does_not_wait_behind_a_load_that_waits_for_its_model() {
     let root = tempfile::tempdir().expect("a temporary directory");
-    write_busy(root.path(), "busy", "");
+    write_latched(root.path(), "busy", ON_DEMAND);
     write_heavy(root.path(), &["other"], ON_DEMAND);
-    let limit = file_bytes(root.path(), "busy") * 3 / 2;
-    let engine = engine_within(limit, root.path(), Control::Explicit(None)).await;
+    let limit = WEIGHTS * 3 / 2;
+    let (engine, latch) = engine_with_latch(limit, root.path(), Control::Explicit(None)).await;
     answers(&engine, "busy").await;
     let busy = keep_busy(&engine, "busy");
     until(|| metric(&engine, "nereid_requests_in_flight") == 1.0).await;
     let other = ask(&engine, "other");
     is_loading(&engine, "other").await;
-    write_busy(root.path(), "busy", "dynamic_batching { }");
+    write_latched(root.path(), "busy", &format!("{ON_DEMAND} dynamic_batching {{ }}"));
     let refused = within(engine.load("busy", Overrides::default())).await.expect_err("there is room for one copy");
     assert!(refused.message().contains("'busy' version 1 holds 0.4 MB"), "{refused}");
+    latch.open();
     within(busy).await.expect("it runs").expect("the old copy serves");
     within(other).await.expect("it runs").expect("the other one leaves for it");
     engine.stop().await;
@@ -71,14 +59,14 @@ async fn a_reload_does_not_wait_behind_a_load_that_waits_for_its_model() {
 #[tokio::test]
 async fn a_reload_that_goes_first_has_idle_models_leave() {
     let root = tempfile::tempdir().expect("a temporary directory");
-    write_busy(root.path(), "busy", "");
+    write_latched(root.path(), "busy", ON_DEMAND);
     write_heavy(root.path(), &["idle"], ON_DEMAND);
     write_heavy(root.path(), &["large"], &format!("{ON_DEMAND} version_policy {{ all {{ }} }}"));
     let [first, second] = ["1", "2"].map(|version| root.path().join("large").join(version));
     std::fs::create_dir(&second).expect("a temporary directory");
     std::fs::copy(first.join("model.pt"), second.join("model.pt")).expect("it was written");
-    let limit = file_bytes(root.path(), "busy") * 5 / 2;
-    let engine = engine_within(limit, root.path(), Control::Explicit(None)).await;
+    let limit = WEIGHTS * 5 / 2;
+    let (engine, latch) = engine_with_latch(limit, root.path(), Control::Explicit(None)).await;
     for model in ["busy", "idle"] {
         answers(&engine, model).await;
     }
@@ -86,8 +74,9 @@ async fn a_reload_that_goes_first_has_idle_models_leave() {
     until(|| metric(&engine, "nereid_requests_in_flight") == 1.0).await;
     let large = ask(&engine, "large");
     is_loading(&engine, "large").await;
-    write_busy(root.path(), "busy", "dynamic_batching { }");
+    write_latched(root.path(), "busy", &format!("{ON_DEMAND} dynamic_batching {{ }}"));
     within(engine.load("busy", Overrides::default())).await.expect("there is room once the idle one has left");
+    latch.open();
     within(busy).await.expect("it runs").expect("the old copy serves");
     within(large).await.expect("it runs").expect("both others leave for it");
     engine.stop().await;
@@ -114,19 +103,21 @@ async fn an_ensemble_whose_members_do_not_fit_together_says_so() {
 async fn of_two_ensembles_that_wait_for_each_other_s_members_one_gives_up() {
     let root = tempfile::tempdir().expect("a temporary directory");
     for busy in ["a", "c"] {
-        write_busy(root.path(), busy, "");
+        write_latched(root.path(), busy, ON_DEMAND);
     }
     write_heavy(root.path(), &["b", "d"], ON_DEMAND);
     write_ensemble(root.path(), "early", &["a", "b"]);
     write_ensemble(root.path(), "late", &["c", "d"]);
-    let limit = file_bytes(root.path(), "a") * 5 / 2;
-    let engine = engine_within(limit, root.path(), Control::None).await;
+    let limit = WEIGHTS * 5 / 2;
+    let (engine, latch) = engine_with_latch(limit, root.path(), Control::None).await;
     for model in ["a", "c"] {
         answers(&engine, model).await;
     }
     let busy = ["a", "c"].map(|model| keep_busy(&engine, model));
     until(|| metric(&engine, "nereid_requests_in_flight") == 2.0).await;
     let both = ["early", "late"].map(|ensemble| ask(&engine, ensemble));
+    until(|| both.iter().any(tokio::task::JoinHandle::is_finished)).await;
+    latch.open();
     let mut refused = Vec::new();
     for request in both {
         refused.extend(within(request).await.expect("it runs").err());
@@ -143,12 +134,12 @@ async fn of_two_ensembles_that_wait_for_each_other_s_members_one_gives_up() {
 #[tokio::test]
 async fn loads_that_wait_for_memory_do_not_hold_back_those_that_need_none() {
     let root = tempfile::tempdir().expect("a temporary directory");
-    write_busy(root.path(), "busy", "");
+    write_latched(root.path(), "busy", ON_DEMAND);
     let waiting = ["first", "second", "third"];
     write_heavy(root.path(), &waiting, ON_DEMAND);
     write_model(root.path(), "light", &identity_config(""), &[1]);
-    let limit = file_bytes(root.path(), "busy") * 3 / 2;
-    let engine = engine_within(limit, root.path(), Control::Explicit(Some(vec!["busy".to_owned()]))).await;
+    let limit = WEIGHTS * 3 / 2;
+    let (engine, latch) = engine_with_latch(limit, root.path(), Control::Explicit(Some(vec!["busy".to_owned()]))).await;
     engine.load("busy", Overrides::default()).await.expect("it fits");
     let busy = keep_busy(&engine, "busy");
     until(|| metric(&engine, "nereid_requests_in_flight") == 1.0).await;
@@ -160,6 +151,7 @@ async fn loads_that_wait_for_memory_do_not_hold_back_those_that_need_none() {
     }
     within(engine.load("light", Overrides::default())).await.expect("it needs no memory");
     assert!(!busy.is_finished() && loads.iter().all(|load| !load.is_finished()), "they wait");
+    latch.open();
     for load in loads {
         within(load).await.expect("it runs").expect("the busy one leaves");
     }
