@@ -99,21 +99,11 @@ fn health(given: &ArgMatches) -> Result<()> {
     let live = given.get_flag("live");
     let what = if live { "live" } else { "ready" };
     if let Some(address) = grpc {
-        runtime.block_on(async {
-            match live {
-                true => protocol::grpc::probe::live(&address, root, timeout).await,
-                false => protocol::grpc::probe::ready(&address, root, timeout).await,
-            }
-        })?;
+        runtime.block_on(protocol::grpc::probe::ask(&address, root, timeout, live))?;
         println!("{address} is {what}");
     }
     if let Some(address) = http {
-        runtime.block_on(async {
-            match live {
-                true => protocol::http::probe::live(&address, root, timeout).await,
-                false => protocol::http::probe::ready(&address, root, timeout).await,
-            }
-        })?;
+        runtime.block_on(protocol::http::probe::ask(&address, root, timeout, live))?;
         println!("{address} is {what}");
     }
     Ok(())

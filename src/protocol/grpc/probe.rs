@@ -13,38 +13,22 @@ use super::health_wire::health_client::HealthClient;
 use crate::error::{Error, Result};
 use crate::protocol::transport::dial;
 
-/// Whether the server at `address` (`HOST:PORT` or `unix:PATH`) is ready; answers within `timeout`. With `root`, the file
-/// of who signed the server's certificate, it is asked in TLS.
+/// Whether the server at `address` (`HOST:PORT` or `unix:PATH`) is ready, or with `live` only alive; answers within
+/// `timeout`. With `root`, the file of who signed the server's certificate, it is asked in TLS.
 ///
 /// # Errors
 /// [`Kind::Unavailable`] if nobody answers there in time, or it says that it is not ready; the message says which.
-pub async fn ready(address: &str, root: Option<&Path>, timeout: Duration) -> Result<()> {
-    let answer = in_time(address, timeout, answer(address, root)).await?;
-    match answer.map_err(|status| refusal(address, &status))? {
-        ServingStatus::Serving => Ok(()),
-        other => Err(Error::unavailable(format!("{address} is {}", other.as_str_name()))),
-    }
-}
-
-/// As [`ready`], but content with any answer: a server that says that it is not ready is alive.
-///
-/// # Errors
-/// [`Kind::Unavailable`] if nobody answers there in time.
-pub async fn live(address: &str, root: Option<&Path>, timeout: Duration) -> Result<()> {
-    match in_time(address, timeout, answer(address, root)).await? {
-        // The connection has broken; what a server has answered has no source.
-        Err(status) if std::error::Error::source(&status).is_some() => Err(refusal(address, &status)),
-        _ => Ok(()),
-    }
-}
-
-async fn in_time<T>(address: &str, timeout: Duration, answer: impl Future<Output = Result<T>>) -> Result<T> {
+pub async fn ask(address: &str, root: Option<&Path>, timeout: Duration, live: bool) -> Result<()> {
     let late = |_| Error::unavailable(format!("{address} did not answer within {timeout:?}"));
-    tokio::time::timeout(timeout, answer).await.map_err(late)?
-}
-
-fn refusal(address: &str, status: &Status) -> Error {
-    Error::unavailable(format!("{address} answers {status}"))
+    match tokio::time::timeout(timeout, answer(address, root)).await.map_err(late)?? {
+        Ok(ServingStatus::Serving) => Ok(()),
+        // Any answer is alive.
+        Ok(_) if live => Ok(()),
+        // What a server has answered has no source; else the connection has broken.
+        Err(status) if live && std::error::Error::source(&status).is_none() => Ok(()),
+        Ok(other) => Err(Error::unavailable(format!("{address} is {}", other.as_str_name()))),
+        Err(status) => Err(Error::unavailable(format!("{address} answers {status}"))),
+    }
 }
 
 /// What it answers, or why it does not.
@@ -82,7 +66,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("it is bound").to_string();
         drop(listener);
-        let error = ready(&address, None, Duration::from_secs(5)).await.expect_err("nobody listens there now");
+        let error = ask(&address, None, Duration::from_secs(5), false).await.expect_err("nobody listens there now");
         assert_eq!(error.kind(), Kind::Unavailable);
         assert!(error.message().contains(&address), "{error}");
     }
@@ -91,7 +75,7 @@ mod tests {
     async fn a_silent_server_is_given_up_after_the_timeout() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound").to_string();
-        let error = ready(&address, None, Duration::from_millis(50)).await.expect_err("nobody accepts");
+        let error = ask(&address, None, Duration::from_millis(50), false).await.expect_err("nobody accepts");
         assert!(error.message().contains("did not answer within 50ms"), "{error}");
     }
 }

@@ -11,26 +11,15 @@ use hyper_util::rt::TokioIo;
 use crate::error::{Error, Result};
 use crate::protocol::transport::dial;
 
-/// Whether the server at `address` (`HOST:PORT` or `unix:PATH`) is ready; answers within `timeout`. With `root`, the file
-/// of who signed the server's certificate, it is asked in TLS.
+/// Whether the server at `address` (`HOST:PORT` or `unix:PATH`) is ready, or with `live` only alive; answers within
+/// `timeout`. With `root`, the file of who signed the server's certificate, it is asked in TLS.
 ///
 /// # Errors
 /// [`crate::error::Kind::Unavailable`] if nobody answers there in time, or it says that it is not ready; the message
 /// says which.
-pub async fn ready(address: &str, root: Option<&Path>, timeout: Duration) -> Result<()> {
-    ask(address, root, timeout, "ready").await
-}
-
-/// As [`ready`], but whether it is alive, ready or not.
-///
-/// # Errors
-/// As of [`ready`].
-pub async fn live(address: &str, root: Option<&Path>, timeout: Duration) -> Result<()> {
-    ask(address, root, timeout, "live").await
-}
-
-async fn ask(address: &str, root: Option<&Path>, timeout: Duration, what: &str) -> Result<()> {
+pub async fn ask(address: &str, root: Option<&Path>, timeout: Duration, live: bool) -> Result<()> {
     let late = |_| Error::unavailable(format!("{address} did not answer within {timeout:?}"));
+    let what = if live { "live" } else { "ready" };
     tokio::time::timeout(timeout, answer(address, root, what)).await.map_err(late)?
 }
 
@@ -66,7 +55,7 @@ mod tests {
 
     use super::*;
 
-    /// What `ready` says of a server that answers with `head`.
+    /// What is said of a server that answers with `head`.
     async fn of_server(head: &'static str) -> Result<()> {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound").to_string();
@@ -75,7 +64,7 @@ mod tests {
             let _ = stream.read(&mut [0; 1024]).await;
             let _ = stream.write_all(head.as_bytes()).await;
         };
-        tokio::join!(ready(&address, None, Duration::from_secs(5)), serve).0
+        tokio::join!(ask(&address, None, Duration::from_secs(5), false), serve).0
     }
 
     #[tokio::test]
@@ -99,7 +88,7 @@ mod tests {
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
             String::from_utf8_lossy(&head[..read]).into_owned()
         };
-        let (live, asked) = tokio::join!(live(&address, None, Duration::from_secs(5)), serve);
+        let (live, asked) = tokio::join!(ask(&address, None, Duration::from_secs(5), true), serve);
         assert_eq!(live, Ok(()));
         assert!(asked.starts_with("GET /v2/health/live "), "{asked}");
     }
@@ -108,7 +97,7 @@ mod tests {
     async fn a_silent_server_is_given_up_after_the_timeout() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound").to_string();
-        let error = ready(&address, None, Duration::from_millis(50)).await.expect_err("nobody accepts");
+        let error = ask(&address, None, Duration::from_millis(50), false).await.expect_err("nobody accepts");
         assert!(error.message().contains("did not answer within 50ms"), "{error}");
     }
 }
