@@ -53,6 +53,12 @@ impl OverrideDir {
         let this = Self { path: holder.path().join(model), _holder: holder };
         std::fs::create_dir(&this.path).map_err(failed)?;
         for (name, content) in files {
+            if name == "config.pbtxt" || name.starts_with("configs/") {
+                tracing::warn!(
+                    model,
+                    "'file:{name}' of the load request is not read: the configuration is its parameter 'config'"
+                );
+            }
             if !is_inside(name) {
                 return Err(Error::invalid(format!("override file path '{name}' leads out of the model directory")));
             }
@@ -67,5 +73,28 @@ impl OverrideDir {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(paths: &[&str]) -> BTreeMap<String, Bytes> {
+        paths.iter().map(|path| ((*path).to_owned(), Bytes::from_static(b"x"))).collect()
+    }
+
+    #[test]
+    fn a_configuration_among_the_files_is_said_not_to_be_read() {
+        let log = tempfile::NamedTempFile::new().expect("there is room");
+        let writer = std::sync::Mutex::new(log.reopen().expect("it is there"));
+        let subscriber = tracing_subscriber::fmt().with_writer(writer).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            OverrideDir::write("m", &files(&["1/config.pbtxt", "config.pbtxt", "configs/large.pbtxt"])).map(|_| ())
+        })
+        .expect("there is room");
+        let log = std::fs::read_to_string(log.path()).expect("it is text");
+        let told = |path: &str| log.contains(&format!("'file:{path}' of the load request is not read"));
+        assert!(told("config.pbtxt") && told("configs/large.pbtxt") && !told("1/config.pbtxt"), "{log}");
     }
 }
