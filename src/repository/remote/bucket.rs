@@ -59,7 +59,7 @@ struct Opened {
 }
 
 impl Bucket {
-    /// Makes no connection yet. Credentials that change in their file are taken from then on.
+    /// Makes no connection yet. Credentials that change in their file, or their key file, are taken from then on.
     ///
     /// # Errors
     /// If the credentials do not make sense.
@@ -78,7 +78,7 @@ impl Bucket {
     #[cfg(test)]
     pub(super) fn of_store(place: Place, store: Arc<dyn ObjectStore>) -> Self {
         let patience = Patience { retries: 0, silence_max: Duration::from_secs(10) };
-        let credentials = Credentials { source: "a test's".to_owned(), options: Default::default() };
+        let credentials = Credentials::new("a test's".to_owned(), Default::default());
         let opened = Mutex::new(Opened { store, credentials, trouble: None });
         Self { place, cloud: None, opened, patience }
     }
@@ -217,7 +217,7 @@ fn connect(place: &Place, credentials: &Credentials, patience: Patience) -> Resu
         max_retries: patience.retries as usize,
         retry_timeout: RETRYING_MAX,
     };
-    let Credentials { source, options } = credentials;
+    let Credentials { source, options, .. } = credentials;
     let connector = Connector { silence_max: patience.silence_max };
     let built: object_store::Result<Arc<dyn ObjectStore>> = match place.store {
         Store::S3 => {
@@ -364,7 +364,7 @@ mod tests {
         let names = ["aws_endpoint_url", "aws_endpoint_url_s3"];
         let mut options: BTreeMap<_, _> = names.map(|name| (name.to_owned(), elsewhere.clone())).into();
         options.insert("aws_skip_signature".to_owned(), "true".to_owned());
-        let credentials = Credentials { source: "a test's".to_owned(), options };
+        let credentials = Credentials::new("a test's".to_owned(), options);
         let patience = Patience { retries: 0, silence_max: Duration::from_secs(10) };
         let bucket = Bucket::open_as(place, credentials, patience).expect("it makes sense");
         let refused = bucket.list(None).await.expect_err("it is refused");
@@ -393,6 +393,31 @@ mod tests {
         let by = asked.iter().map(|head| head.split_once("Credential=").and_then(|(_, rest)| rest.split('/').next()));
         assert_eq!(by.collect::<Vec<_>>(), [Some("one"), Some("one"), Some("two")]);
         assert!(!format!("{bucket:?}").contains("hunter2"), "what is secret is not shown");
+    }
+
+    #[test]
+    fn a_key_file_that_changes_is_taken() {
+        let file = tempfile::NamedTempFile::new().expect("there is room");
+        let write = |text: &str| std::fs::write(file.path(), text).expect("there is room");
+        let key = |secret: &str| {
+            let rest = format!(r#""client_id": "i", "client_secret": "{secret}", "refresh_token": "r""#);
+            format!(r#"{{"type": "authorized_user", {rest}}}"#)
+        };
+        write(&key("one"));
+        let path = file.path().to_str().expect("it is text").to_owned();
+        let cloud = Cloud::of(&BTreeMap::from([("GOOGLE_APPLICATION_CREDENTIALS".to_owned(), path)]));
+        let patience = Patience { retries: 0, silence_max: Duration::from_secs(10) };
+        let bucket = Bucket::open(place("gs://b"), &cloud, patience).expect("it makes sense");
+        let first = bucket.store();
+        // One that is half written changes nothing.
+        for text in [&key("one"), "{"] {
+            write(text);
+            assert!(Arc::ptr_eq(&first, &bucket.store()), "{text}");
+        }
+        write(&key("two"));
+        let second = bucket.store();
+        assert!(!Arc::ptr_eq(&first, &second), "it has the other key");
+        assert!(Arc::ptr_eq(&second, &bucket.store()));
     }
 
     #[tokio::test]
@@ -457,7 +482,7 @@ mod tests {
         ] {
             let options: BTreeMap<String, String> =
                 options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-            let credentials = Credentials { source: "a test's".to_owned(), options };
+            let credentials = Credentials::new("a test's".to_owned(), options);
             let opened = Bucket::open_as(place(text), credentials, patience);
             assert!(opened.is_ok(), "{text}: {opened:?}");
         }
@@ -466,7 +491,7 @@ mod tests {
     #[test]
     fn credentials_that_make_no_sense_are_refused_with_their_source() {
         let options = BTreeMap::from([("google_application_credentials".to_owned(), "/nonexistent.json".to_owned())]);
-        let credentials = Credentials { source: "the file".to_owned(), options };
+        let credentials = Credentials::new("the file".to_owned(), options);
         let patience = Patience { retries: 0, silence_max: Duration::from_secs(1) };
         let error = Bucket::open_as(place("gs://b"), credentials, patience).expect_err("there is no such file");
         assert!(error.message().ends_with("(credentials: the file)"), "{error}");

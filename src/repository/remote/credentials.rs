@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
 use std::path::PathBuf;
 
+use object_store::gcp::GoogleConfigKey;
 use serde_json::Value;
 
+use super::checksum;
 use super::place::{Place, Store};
 use crate::error::{Error, Result};
 
@@ -39,11 +42,26 @@ pub(super) struct Credentials {
     /// Where they come from, for messages.
     pub(super) source: String,
     pub(super) options: Options,
+    /// The checksums of the key files that `options` name; `None` of one that is not there.
+    keys: Vec<Option<String>>,
 }
 
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.source)
+    }
+}
+
+impl Credentials {
+    /// Looks into the key files that are named.
+    pub(super) fn new(source: String, options: Options) -> Self {
+        let key = |(name, path): (&String, &String)| match name.parse().ok()? {
+            // A store reads it but once. Files of tokens are read for each.
+            GoogleConfigKey::ServiceAccount | GoogleConfigKey::ApplicationCredentials => Some(checksum_of(path)),
+            _ => None,
+        };
+        let keys = options.iter().filter_map(key).collect();
+        Self { source, options, keys }
     }
 }
 
@@ -62,7 +80,7 @@ impl Cloud {
         self.variables.get(&name).map(PathBuf::from)
     }
 
-    /// The credentials for one repository. Reads the file of credentials if there is one.
+    /// The credentials for one repository. Reads the file of credentials if there is one, and key files.
     ///
     /// # Errors
     /// If that file cannot be read or understood.
@@ -74,7 +92,7 @@ impl Cloud {
             let found = found.map_err(|what| Error::invalid(format!("{FILE_VARIABLE} '{path}': {what}")))?;
             if let Some((prefix, mut options)) = found {
                 self.complete(place.store, &mut options);
-                return Ok(Credentials { source: format!("those for \"{prefix}\" in '{path}'"), options });
+                return Ok(Credentials::new(format!("those for \"{prefix}\" in '{path}'"), options));
             }
         }
         Ok(self.of_environment(place.store))
@@ -104,7 +122,7 @@ impl Cloud {
             }
             options.insert(option, value.clone());
         }
-        Credentials { source, options }
+        Credentials::new(source, options)
     }
 
     /// What is no secret may come from the environment even if the secrets come from the file.
@@ -126,6 +144,12 @@ impl Cloud {
             }
         }
     }
+}
+
+/// `None` also of a pipe, whose content is gone once it was read.
+fn checksum_of(path: &str) -> Option<String> {
+    let is_file = std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file());
+    is_file.then(|| File::open(path).and_then(checksum::sha256).ok()).flatten()
 }
 
 /// The options of the longest prefix in the file's `text` that `place` has, and that prefix.
