@@ -212,6 +212,7 @@ impl Engine {
     /// # Errors
     /// If no repository can be read, or one cannot be and nobody will look again.
     pub async fn start(&self) -> Result<Vec<(String, Error)>> {
+        loader::on_thread("nereid-tidy", overrides::remove_abandoned).await?;
         let look = self.scan(Duration::ZERO).await?;
         match (&self.control, look.failed.first()) {
             (Control::None, Some((_, error))) => return Err(error.clone()),

@@ -1,6 +1,9 @@
 //! What a load command brings instead of the repository's files.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -38,20 +41,31 @@ impl Overrides {
     }
 }
 
+/// The names of the directories for override files begin so.
+const PREFIX: &str = "nereid-override-";
+/// The file in one of them that is locked as long as it is needed.
+const LOCK: &str = "lock";
+
 /// A directory that holds override files until it is dropped.
 pub(super) struct OverrideDir {
     path: PathBuf,
     /// Removed when dropped; only this process's user may look into it, and nobody can guess its name.
     _holder: tempfile::TempDir,
+    _lock: File,
 }
 
 impl OverrideDir {
     /// Writes the files below a new directory of the system's temporary directory.
     pub(super) fn write(model: &str, files: &BTreeMap<String, Bytes>) -> Result<Self> {
-        let failed = |error: std::io::Error| Error::internal(format!("cannot write override files: {error}"));
-        let holder = tempfile::Builder::new().prefix("nereid-").tempdir().map_err(failed)?;
-        let this = Self { path: holder.path().join(model), _holder: holder };
-        std::fs::create_dir(&this.path).map_err(failed)?;
+        Self::write_in(&std::env::temp_dir(), model, files)
+    }
+
+    fn write_in(temporary: &Path, model: &str, files: &BTreeMap<String, Bytes>) -> Result<Self> {
+        let failed = |error: io::Error| Error::internal(format!("cannot write override files: {error}"));
+        let holder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(temporary).map_err(failed)?;
+        let lock = locked(holder.path()).map_err(failed)?;
+        let this = Self { path: holder.path().join("files").join(model), _holder: holder, _lock: lock };
+        std::fs::create_dir_all(&this.path).map_err(failed)?;
         for (name, content) in files {
             if name == "config.pbtxt" || name.starts_with("configs/") {
                 tracing::warn!(
@@ -76,6 +90,41 @@ impl OverrideDir {
     }
 }
 
+/// A new file in `directory` that is locked by the time it has its name, so that nobody finds it unlocked before.
+fn locked(directory: &Path) -> io::Result<File> {
+    let unnamed = directory.join("new");
+    let lock = File::create(&unnamed)?;
+    // Where files cannot be locked, what a process leaves stays.
+    if lock.try_lock().is_ok() {
+        std::fs::rename(&unnamed, directory.join(LOCK))?;
+    }
+    Ok(lock)
+}
+
+/// Removes from the system's temporary directory what this user's servers that were killed during a load left there.
+pub(super) fn remove_abandoned() {
+    remove_abandoned_in(&std::env::temp_dir());
+}
+
+fn remove_abandoned_in(temporary: &Path) {
+    let user = rustix::process::geteuid().as_raw();
+    for entry in std::fs::read_dir(temporary).into_iter().flatten().flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        // Others may put there what they like.
+        let is_own = || entry.metadata().is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == user);
+        if !name.to_string_lossy().starts_with(PREFIX) || !is_own() {
+            continue;
+        }
+        let Ok(lock) = File::open(path.join(LOCK)) else { continue };
+        if lock.try_lock().is_ok() {
+            match std::fs::remove_dir_all(&path) {
+                Ok(()) => tracing::info!(path = %path.display(), "removed override files of a server that was killed"),
+                Err(error) => tracing::warn!(path = %path.display(), %error, "cannot remove override files"),
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,5 +145,27 @@ mod tests {
         let log = std::fs::read_to_string(log.path()).expect("it is text");
         let told = |path: &str| log.contains(&format!("'file:{path}' of the load request is not read"));
         assert!(told("config.pbtxt") && told("configs/large.pbtxt") && !told("1/config.pbtxt"), "{log}");
+    }
+
+    #[test]
+    fn only_what_a_killed_server_left_is_removed() {
+        let temporary = tempfile::tempdir().expect("there is room");
+        let place = |name: String, file: &str| {
+            let path = temporary.path().join(name);
+            std::fs::create_dir(&path).expect("there is room");
+            std::fs::write(path.join(file), "").expect("there is room");
+            path
+        };
+        let living = OverrideDir::write_in(temporary.path(), "m", &files(&["1/model.pt"])).expect("there is room");
+        let abandoned = place(format!("{PREFIX}a"), LOCK);
+        let not_locked_yet = place(format!("{PREFIX}b"), "new");
+        let of_a_person = place("nereid-a".to_owned(), LOCK);
+        std::os::unix::fs::symlink(&of_a_person, temporary.path().join(format!("{PREFIX}c"))).expect("there is room");
+        remove_abandoned_in(temporary.path());
+        assert!(!abandoned.exists());
+        assert!(not_locked_yet.join("new").exists() && of_a_person.join(LOCK).exists());
+        assert!(living.path().join("1/model.pt").exists());
+        drop(living);
+        assert_eq!(std::fs::read_dir(temporary.path()).expect("a directory").count(), 3);
     }
 }

@@ -171,6 +171,19 @@ async fn overrides_replace_the_configuration_and_the_files() {
 }
 
 #[tokio::test]
+async fn override_files_that_a_killed_server_left_are_removed_at_the_start() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let left = tempfile::Builder::new().prefix("nereid-override-").tempdir().expect("a temporary directory");
+    for file in ["weights", "lock"] {
+        std::fs::write(left.path().join(file), "").expect("the directory is writable");
+    }
+    let (engine, _) = engine(root.path(), Control::Explicit(None)).await;
+    // Engines of other tests may be removing it.
+    until(|| !left.path().exists()).await;
+    engine.stop().await;
+}
+
+#[tokio::test]
 async fn a_named_configuration_is_preferred_where_a_model_has_it() {
     let root = tempfile::tempdir().expect("a temporary directory");
     write_model(root.path(), "a", &identity_config("max_batch_size: 4"), &[1]);
