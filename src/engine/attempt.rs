@@ -76,12 +76,16 @@ impl Attempt {
         let work = move || {
             // What is served meanwhile is not to notice a reload; for another load somebody waits.
             give_way(if job.is_reload() { Way::All } else { Way::Some });
-            loader.load(&job, &own, |versions| {
+            let loaded = loader.load(&job, &own, |versions| {
                 if let Some(events) = events.upgrade() {
                     let (key, progress) = (job.key.clone(), job.progress.clone());
                     let _ = events.blocking_send(Event::Resolved { key, versions: versions.to_vec(), progress });
                 }
-            })
+            });
+            // What was served then is not kept by what hangs.
+            drop(job);
+            own.wait_for_left();
+            loaded
         };
         let mut end = pin!(on_thread("nereid-loader", work));
         if let Some(time_max) = self.loader.time_max {

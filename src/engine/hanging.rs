@@ -6,10 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use super::Key;
+use super::order::outdated_load;
 use super::permits::Permit;
 use crate::error::{Error, Result};
 
@@ -17,6 +20,10 @@ use crate::error::{Error, Result};
 #[derive(Debug, Default)]
 pub(super) struct Claim {
     taken: Mutex<bool>,
+    /// Cancelled when the load is given up.
+    given_up: CancellationToken,
+    /// Threads of instances that were not ready then; they count as the load's.
+    left: Mutex<Vec<JoinHandle<()>>>,
     /// The try's, by which it is one of those that run.
     pub(super) permit: Option<Permit>,
 }
@@ -24,7 +31,7 @@ pub(super) struct Claim {
 impl Claim {
     /// Of a try that runs by this.
     pub(super) fn new(permit: Permit) -> Self {
-        Self { taken: Mutex::default(), permit: Some(permit) }
+        Self { permit: Some(permit), ..Self::default() }
     }
 
     /// Whether it was still to be had.
@@ -35,6 +42,26 @@ impl Claim {
     /// Whether somebody else has it.
     pub(super) fn is_taken(&self) -> bool {
         *self.taken.lock()
+    }
+
+    /// Waits for something as long as the load is not given up. Blocking.
+    ///
+    /// # Errors
+    /// Those of `work`, and that nobody waits for the load any more.
+    pub(super) fn wait_for(&self, work: impl Future<Output = Result<()>>) -> Result<()> {
+        let ended = self.given_up.run_until_cancelled(work);
+        tokio::runtime::Handle::current().block_on(ended).unwrap_or_else(|| Err(outdated_load()))
+    }
+
+    /// The load leaves these threads behind.
+    pub(super) fn leave(&self, threads: impl Iterator<Item = JoinHandle<()>>) {
+        self.left.lock().extend(threads);
+    }
+
+    /// Waits until the threads have ended that the load has left behind. Blocking.
+    pub(super) fn wait_for_left(&self) {
+        let left = std::mem::take(&mut *self.left.lock());
+        left.into_iter().for_each(|thread| _ = thread.join());
     }
 }
 
@@ -74,6 +101,7 @@ impl Hanging {
     pub(super) fn give_up(&self, key: &Key, claim: &Arc<Claim>) -> bool {
         let taken = claim.take();
         if taken {
+            claim.given_up.cancel();
             self.claims.lock().entry(key.clone()).or_default().push(Arc::downgrade(claim));
         }
         taken

@@ -18,6 +18,7 @@ use crate::backend::libtorch;
 use crate::error::{Error, Result};
 use crate::model::{Device, ModelConfig, Residency, Scheduling, Version, VersionFiles};
 use crate::repository::{self, Files, Found, ModelDir, Positions, Source};
+use crate::scheduler::Change;
 
 /// The reference server's label of metrics that says in which repository a model lies; models' own begin with `_`.
 const NAMESPACE_LABEL: &str = "namespace";
@@ -90,17 +91,21 @@ impl Loader {
         };
         let kept = kept(job, &origin, files.keys().copied().collect());
         let mut versions = self.open_versions((job, claim), &origin, Opened { files, fetched, plan }, &kept)?;
-        let stay = match claim.take() {
-            true => resize_kept(job, &origin, &kept),
+        let mut stay = Vec::new();
+        let resized = resize_kept((job, claim), &origin, &kept, &mut stay).and_then(|()| match claim.take() {
+            true => Ok(()),
             // Nobody waits for this any more.
             false => Err(outdated_load()),
-        };
-        match stay {
-            Ok(stay) => versions.extend(stay),
-            Err(error) => {
-                versions.into_values().for_each(Serving::retire);
-                return Err(error);
-            }
+        });
+        if let Err(error) = resized {
+            let changes = stay.into_iter().filter_map(|(_, change)| change);
+            claim.leave(changes.flat_map(Change::undo));
+            versions.into_values().for_each(Serving::retire);
+            return Err(error);
+        }
+        for (serving, change) in stay {
+            change.into_iter().for_each(Change::make);
+            versions.insert(serving.handle.version, serving);
         }
         Ok(Loaded::New { origin: Some(origin), versions, kept, members })
     }
@@ -257,28 +262,24 @@ impl Loader {
     }
 }
 
-/// Gives the versions that are kept the instances of the new configuration; all or none.
-fn resize_kept(job: &Job<Serving>, origin: &Origin, kept: &BTreeSet<Version>) -> Result<BTreeMap<Version, Serving>> {
+/// Has the versions that are kept start the instances of the new configuration, and waits until they are ready, as long
+/// as the load is not given up. Nothing else changes: what becomes of them, and the changes that have yet to be made, go
+/// into `stay`, also if this fails.
+fn resize_kept(
+    (job, claim): (&Job<Serving>, &Claim),
+    origin: &Origin,
+    kept: &BTreeSet<Version>,
+    stay: &mut Vec<(Serving, Option<Change>)>,
+) -> Result<()> {
     let served = job.served.iter().flat_map(|(_, served)| served);
-    let mut resized: BTreeMap<Version, Serving> = BTreeMap::new();
-    for (&version, serving) in served.clone().filter(|(version, _)| kept.contains(version)) {
+    for (_, serving) in served.filter(|(version, _)| kept.contains(version)) {
         let (own, config) = (serving.clone(), origin.config.clone());
-        match at_usual_priority(move || own.resize(&config)).and_then(std::convert::identity) {
-            Ok(same) => _ = resized.insert(version, same),
-            Err(error) => {
-                // Those that have the new instances by now go back to the old ones.
-                for (_, changed) in served.filter(|(version, _)| resized.contains_key(version)) {
-                    let changed = changed.clone();
-                    let back = at_usual_priority(move || changed.resize_back()).and_then(std::convert::identity);
-                    if let Err(error) = back {
-                        tracing::error!(model = %job.key, %error, "instances cannot be had back");
-                    }
-                }
-                return Err(error);
-            }
-        }
+        let (serving, mut change) = at_usual_priority(move || own.resize(&config))?;
+        let ready = change.as_mut().map_or(Ok(()), |change| claim.wait_for(change.ready()));
+        stay.push((serving, change));
+        ready?;
     }
-    Ok(resized)
+    Ok(())
 }
 
 /// Whether more than this fraction is used.

@@ -7,10 +7,10 @@ use super::handle::Served;
 use super::memory::Lease;
 use super::{Handle, InstanceSettings};
 use crate::backend::libtorch;
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::model::{Device, HostPolicies, ModelConfig, Scheduling};
 use crate::repository::Files;
-use crate::scheduler::{Crew, Limiter};
+use crate::scheduler::{Change, Crew, Limiter};
 use crate::telemetry::metrics::Metrics;
 
 /// A served version with the instances that serve it; clones share both.
@@ -78,25 +78,13 @@ impl Serving {
             && wanted.iter().all(|device| devices(own).contains(device))
     }
 
-    /// The same version with the instances of this configuration, of which nothing else differs: new ones are ready when
-    /// this returns, others end after the batch that they have. Blocking.
-    ///
-    /// # Errors
-    /// Why an instance could not be started; then nothing has changed.
-    pub(super) fn resize(&self, config: &Arc<ModelConfig>) -> Result<Self> {
-        if let Some(crew) = self.crew.as_ref().filter(|_| config.instances != self.handle.config.instances) {
-            crew.resize(&config.instances)?;
-        }
+    /// The same version with this configuration, of which nothing but the instances differs, and the change of these that
+    /// has yet to be made, if there is one. New ones start.
+    pub(super) fn resize(&self, config: &Arc<ModelConfig>) -> (Self, Option<Change>) {
+        let crew = self.crew.as_ref().filter(|_| config.instances != self.handle.config.instances);
+        let change = crew.map(|crew| crew.change(&config.instances));
         let handle = Handle { config: config.clone(), ..Handle::clone(&self.handle) };
-        Ok(Self { handle: Arc::new(handle), ..self.clone() })
-    }
-
-    /// Undoes a [`Serving::resize`] of this.
-    ///
-    /// # Errors
-    /// Why an instance could not be started.
-    pub(super) fn resize_back(&self) -> Result<()> {
-        self.crew.as_ref().map_or(Ok(()), |crew| crew.resize(&self.handle.config.instances))
+        (Self { handle: Arc::new(handle), ..self.clone() }, change)
     }
 }
 

@@ -1,8 +1,10 @@
-//! The instances of one version: starts, adds, dismisses, replaces and retires them.
+//! The instances of one version: starts, dismisses, replaces and retires them; [`Change`] makes them others.
 //!
 //! Where executions are bounded, a task looks after them. An instance that does not come back in time is lost: its
 //! requests are failed at once, another takes its place, and nobody waits for its thread any more. Begin with
 //! [`Crew::start`]; `watch` is what the task looks at.
+
+mod change;
 
 use std::fmt;
 use std::sync::{Arc, Weak};
@@ -13,6 +15,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
+pub use self::change::Change;
 use super::Scheduler;
 use super::instance::{Extras, Starting, start_with};
 use super::limiter::Limiter;
@@ -85,6 +88,8 @@ struct Member {
     thread: JoinHandle<()>,
     /// Tells why it never served; for one that nobody waits for.
     ready: Option<oneshot::Receiver<Result<()>>>,
+    /// Whether its change is not made yet, which decides what becomes of it; until then nobody counts on it.
+    pending: bool,
     /// Whether it was dismissed.
     leaves: bool,
 }
@@ -113,37 +118,15 @@ impl Crew {
             let supervisor = runtime.spawn(supervise(Arc::downgrade(&crew), time_max));
             crew.state.lock().supervisor = Some(supervisor.abort_handle());
         }
-        if let Err(error) = crew.add(seats(groups)) {
+        let mut change = crew.change(groups);
+        if let Err(error) = change.wait() {
+            drop(change);
             crew.retire();
             return Err(error);
         }
+        change.make();
         crew.state.lock().serving = true;
         Ok(crew)
-    }
-
-    /// Changes the instances to these: starts what is missing and waits until it is ready, then dismisses what is too
-    /// much, which ends after the batch that it has. Changes nothing if it fails. Blocking.
-    ///
-    /// # Errors
-    /// Why one of them could not be started.
-    pub fn resize(&self, groups: &[Instances]) -> Result<()> {
-        let mut missing = seats(groups);
-        let count = missing.len();
-        let mut surplus = Vec::new();
-        {
-            let mut state = self.state.lock();
-            state.forget_ended();
-            for member in state.members.iter().filter(|member| !member.leaves) {
-                match missing.iter().position(|seat| *seat == member.seat) {
-                    Some(at) => drop(missing.swap_remove(at)),
-                    None => surplus.push(member.index),
-                }
-            }
-        }
-        self.add(missing)?;
-        surplus.into_iter().for_each(|index| self.dismiss(index));
-        self.settings.scheduler.staffed(count);
-        Ok(())
     }
 
     /// Refuses new requests, serves what waits, and waits until the instances have ended, but not for lost ones: those
@@ -195,34 +178,6 @@ impl Crew {
         self.state.lock().deserted.clone()
     }
 
-    /// Starts instances and waits until they are ready; all or none.
-    fn add(&self, seats: Vec<Seat>) -> Result<()> {
-        let mut added = Vec::new();
-        let mut failed = None;
-        for seat in seats {
-            match self.begin(seat) {
-                Ok(begun) => added.push(begun),
-                Err(error) => failed = Some(error),
-            }
-        }
-        let mut able = Vec::new();
-        for (index, watch, ready) in added {
-            let ended = || Err(Error::internal("the instance ended before it was ready"));
-            match ready.blocking_recv().unwrap_or_else(|_| ended()) {
-                Ok(()) => able.push(index),
-                Err(error) => {
-                    failed.get_or_insert(error);
-                    if self.state.lock().take(index, &watch).is_some() {
-                        self.settings.metrics.left();
-                    }
-                }
-            }
-        }
-        let Some(error) = failed else { return Ok(()) };
-        able.into_iter().for_each(|index| self.dismiss(index));
-        Err(error)
-    }
-
     /// Starts one instance, under the smallest number that is free.
     fn begin(&self, seat: Seat) -> Result<Begun> {
         let mut state = self.state.lock();
@@ -267,8 +222,30 @@ impl Crew {
             warmup,
         };
         let started = start_with(starting, extras)?;
-        let member = Member { index, seat, watch: started.watch, thread: started.thread, ready: None, leaves: false };
+        let (watch, thread) = (started.watch, started.thread);
+        let member = Member { index, seat, watch, thread, ready: None, pending: true, leaves: false };
         Ok((member, started.ready))
+    }
+
+    /// Forgets a new one that will never serve.
+    fn forget(&self, index: usize, watch: &Arc<Watch>) {
+        if self.state.lock().take(index, watch).is_some() {
+            self.settings.metrics.left();
+        }
+    }
+
+    /// Forgets one that has yet to tell whether it is ready, and does not serve any more. `None` if it has told.
+    fn give_up(&self, index: usize, watch: &Arc<Watch>) -> Option<JoinHandle<()>> {
+        // Held all the time, so that nobody lets another take its place.
+        let mut state = self.state.lock();
+        if !watch.report(Error::unavailable("nobody waits for the instance any more")) {
+            return None;
+        }
+        let member = state.take(index, watch)?;
+        // It may hang: who retires the crew does not wait for it either.
+        watch.written_off();
+        self.settings.metrics.left();
+        Some(member.thread)
     }
 
     fn dismiss(&self, index: usize) {
@@ -388,7 +365,7 @@ impl Crew {
             match self.member(index, member.seat, brief(&self.settings.warmup)) {
                 Ok((fresh, ready)) => {
                     settings.metrics.joined();
-                    state.members.push(Member { ready: Some(ready), ..fresh });
+                    state.members.push(Member { ready: Some(ready), pending: member.pending, ..fresh });
                     return;
                 }
                 Err(error) => tracing::error!(%error, "an instance that was given up cannot be replaced"),
@@ -401,7 +378,9 @@ impl Crew {
     fn vacate(&self, index: usize, watch: &Arc<Watch>) {
         let mut state = self.state.lock();
         let (serving, retiring) = (state.serving, state.retiring);
-        let own = |member: &&mut Member| Arc::ptr_eq(&member.watch, watch) && !member.leaves;
+        // Who waits until a new one is ready hears why it is not, and decides what follows.
+        let is_awaited = |member: &Member| member.pending && member.ready.is_none();
+        let own = |member: &&mut Member| Arc::ptr_eq(&member.watch, watch) && !member.leaves && !is_awaited(member);
         let Some(member) = state.members.iter_mut().find(own).filter(|_| serving) else { return };
         let why = match member.ready.as_mut().map(oneshot::Receiver::try_recv) {
             // It was to serve what waits, even if the others retire.
@@ -418,14 +397,17 @@ impl Crew {
     /// Nobody takes the place of this instance. When nobody is left at all, everything is refused and the reason told.
     fn go_without(&self, index: usize, mut state: MutexGuard<'_, State>, why: impl FnOnce() -> String) {
         let (left, error) = (state.serving(), Error::unavailable(why()));
+        let was_deserted = state.deserted.is_some();
         state.burnt.push(index);
-        if left == 0 {
+        if left == 0 && !was_deserted {
             state.deserted = Some(error.clone());
         }
         drop(state);
         self.settings.scheduler.deserted(index, &error);
         if left > 0 {
             self.settings.scheduler.staffed(left);
+        }
+        if left > 0 || was_deserted {
             return;
         }
         self.settings.scheduler.abort_for(error.clone());
@@ -442,9 +424,14 @@ impl Drop for Crew {
 }
 
 impl State {
-    /// How many serve, or will when they are ready.
+    /// Those that serve, or will when they are ready.
+    fn staff(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().filter(|member| !member.pending && !member.leaves)
+    }
+
+    /// How many these are.
     fn serving(&self) -> usize {
-        self.members.iter().filter(|member| !member.leaves).count()
+        self.staff().count()
     }
 
     fn take(&mut self, index: usize, watch: &Arc<Watch>) -> Option<Member> {

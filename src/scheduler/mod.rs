@@ -34,7 +34,7 @@ mod warm_up;
 mod watch;
 
 pub use background::{Way, give_way};
-pub use crew::{Crew, CrewSettings};
+pub use crew::{Change, Crew, CrewSettings};
 pub use entry::{Entry, Pulled, Ticket};
 pub use estimate::{Estimates, SizeClass};
 pub use instance::{Started, Starting, start};

@@ -202,6 +202,12 @@ impl Queue {
         self.state.lock().sleepers > 0
     }
 
+    /// How many instances it reckons with.
+    #[cfg(test)]
+    pub(super) fn staff(&self) -> usize {
+        self.state.lock().instances
+    }
+
     /// Whether no run time was recorded.
     #[cfg(test)]
     pub(super) fn has_learned_nothing(&self) -> bool {

@@ -12,7 +12,7 @@ use nereid::model::schema::model_version_policy::PolicyChoice;
 use tokio::task::JoinHandle;
 
 use crate::gate::Gate;
-use crate::support::{beside, engine_with, identity_config, new_engine, request, until, within, write_model};
+use crate::support::{beside, engine_with, identity_config, metric, new_engine, request, until, within, write_model};
 
 const OUTDATED: &str = "Newer operation has been applied to the model lifecycle, current load operation is out-dated.";
 
@@ -164,6 +164,63 @@ async fn a_load_that_does_not_end_is_given_up_and_takes_no_other_ones_turn() {
     assert!(answers(&engine, "m").await);
     assert_eq!(gate.loads(), 3);
     engine.stop().await;
+}
+
+/// An engine whose only model has one instance, and was to have three: one of the new ones hangs at the gate.
+async fn a_reload_is_given_up() -> (tempfile::TempDir, Arc<Gate>, Arc<Engine>) {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let group = |count: usize| gate_config(&format!("instance_group {{ count: {count} kind: KIND_CPU }}"));
+    write_model(root.path(), "m", &group(1), &[1]);
+    let gate = Arc::new(Gate::default());
+    gate.open();
+    let change = |settings: &mut Settings| {
+        gate.join(settings);
+        settings.load_threads = 1;
+        settings.load_time_max = Some(Duration::from_secs(60));
+        settings.instances.lost_max = 0;
+    };
+    let (engine, failed) = engine_with(root.path(), Control::Explicit(None), change).await;
+    assert!(failed.is_empty(), "{failed:?}");
+    write_model(root.path(), "m", &group(3), &[]);
+    gate.hold_instances(1);
+    let load = beside(&engine, |engine| async move { engine.load("m", Overrides::default()).await });
+    until(|| gate.held() == 1).await;
+    tokio::time::pause();
+    let error = load.await.expect("no panic").expect_err("an instance hangs");
+    tokio::time::resume();
+    let hangs = "the load of model 'm' has not ended after 60 s and is given up";
+    assert_eq!((error.kind(), error.message()), (Kind::Unavailable, hangs));
+    (root, gate, engine)
+}
+
+#[tokio::test]
+async fn a_reload_of_which_an_instance_hangs_is_given_up_and_has_changed_nothing() {
+    let (_root, gate, engine) = a_reload_is_given_up().await;
+    until(|| metric(&engine, "nereid_instances{model=\"m\"") == 1.0).await;
+    assert_eq!(engine.find("m", None).expect("served").config.instances[0].count, 1);
+    assert!(answers(&engine, "m").await);
+    let refused = engine.load("m", Overrides::default()).await.expect_err("the instance still hangs");
+    assert_eq!(refused.message(), "1 earlier loads of model 'm' have not ended yet");
+    gate.open();
+    within(async {
+        while let Err(error) = engine.load("m", Overrides::default()).await {
+            assert!(error.message().contains("earlier load"), "{error}");
+        }
+    })
+    .await;
+    assert_eq!(engine.find("m", None).expect("served").config.instances[0].count, 3);
+    assert_eq!((metric(&engine, "nereid_instances{model=\"m\""), gate.loads()), (3.0, 1));
+    engine.stop().await;
+}
+
+#[tokio::test]
+async fn a_model_is_unloaded_although_an_instance_of_a_reload_hangs() {
+    let (_root, gate, engine) = a_reload_is_given_up().await;
+    within(engine.unload("m", false)).await.expect("it is served");
+    until_index(&engine, |index| index.iter().all(|entry| entry.state != Some(State::Unloading))).await;
+    assert_eq!(metric(&engine, "nereid_instances{model=\"m\""), 0.0);
+    within(engine.stop()).await;
+    gate.open();
 }
 
 #[tokio::test]

@@ -128,6 +128,16 @@ fn warmup() -> Vec<Warmup> {
     vec![Warmup { batch, sample: Some("s".into()), measured: false }]
 }
 
+impl Crew {
+    /// Changes the instances to these; nothing if that fails.
+    fn resize(self: &Arc<Self>, groups: &[Instances]) -> Result<()> {
+        let mut change = self.change(groups);
+        change.wait()?;
+        change.make();
+        Ok(())
+    }
+}
+
 impl Stage {
     fn new(scene: Scene) -> Self {
         Self::try_new(scene).expect("the instances start")
@@ -599,6 +609,106 @@ fn a_change_of_which_an_instance_hangs_changes_nothing() {
     stage.order(Order::Answer);
     outcome(stage.ask(None).expect("accepted")).expect("answered");
     stage.crew.retire();
+}
+
+#[test]
+fn an_instance_that_hangs_while_a_change_waits_for_another_is_none_that_has_served() {
+    let queue = Arc::new(Queue::new(settings(1), Arc::default()));
+    let warmup = [warmup(), warmup()].concat();
+    let orders = vec![Order::Answer, Order::Answer];
+    let stage = Stage::new(Scene { scheduler: queue.clone(), warmup, orders, ..Scene::default() });
+    (0..2).for_each(|_| _ = stage.begun());
+    let crew = &stage.crew;
+    std::thread::scope(|scope| {
+        let resize = scope.spawn(|| crew.resize(&[Instances::new("g", Device::Cpu, 3)]));
+        (0..2).for_each(|_| _ = stage.begun());
+        let _end = stage.hang();
+        let now = Instant::now();
+        until(|| Instant::now() > now);
+        stage.order(Order::Answer);
+        stage.begun();
+        // The other one's first execution is too long by then, and this one's second is not.
+        (0..2).for_each(|_| _ = crew.look(now + LIMIT, LIMIT));
+        assert_eq!(crew.state.lock().members.len(), 3, "who waits decides what becomes of it");
+        stage.order(Order::Answer);
+        let error = resize.join().expect("no panic").expect_err("one hangs");
+        assert!(error.message().starts_with("the execution did not end within 5 s"), "{error}");
+    });
+    assert_eq!((crew.len(), queue.staff()), (1, 1));
+    stage.order(Order::Answer);
+    outcome(stage.ask(None).expect("accepted")).expect("answered");
+    stage.crew.retire();
+}
+
+#[test]
+fn instances_on_their_way_do_not_count_when_those_that_serve_are_lost() {
+    let orders = vec![Order::Answer];
+    let stage = Stage::new(Scene { warmup: warmup(), orders, lost_max: 0, ..Scene::default() });
+    stage.begun();
+    let mut change = stage.crew.change(&[Instances::new("g", Device::Cpu, 2)]);
+    stage.begun();
+    let _new = stage.hang();
+    let hung = stage.ask(None).expect("accepted");
+    stage.begun();
+    let _old = stage.hang();
+    stage.time_passes();
+    assert_eq!(outcome(hung).expect_err("given up").kind(), Kind::Backend);
+    let reason = stage.failed.recv().expect("it is told");
+    assert!(reason.message().starts_with("1 instances were given up"), "{reason}");
+    assert!(change.wait().is_err());
+    drop(change);
+    assert_eq!((stage.crew.lost(), stage.ask(None).err()), (Some(reason.clone()), Some(reason)));
+    assert!(stage.crew.is_empty() && stage.failed.try_recv().is_err(), "told once");
+    stage.crew.retire();
+}
+
+#[test]
+fn a_change_that_is_given_up_leaves_nothing_behind() {
+    let group = |count| vec![Instances::new("g", Device::Cpu, count)];
+    let (metrics, orders) = (Metrics::new(), vec![Order::Answer]);
+    let scene = Scene { scheduler: queue(1), warmup: warmup(), orders, metrics: metrics.clone(), ..Scene::default() };
+    let stage = Stage::new(scene);
+    let (first, _) = stage.begun();
+    let change = stage.crew.change(&group(3));
+    (0..2).for_each(|_| _ = stage.begun());
+    let end = stage.hang();
+    stage.order(Order::Answer);
+    let both = [stage.ask(None).expect("accepted"), stage.ask(None).expect("accepted")];
+    assert_ne!(stage.begun().0, stage.begun().0, "one of the new ones serves");
+    let hang = change.undo();
+    assert_eq!((hang.len(), stage.crew.len()), (1, 1));
+    assert!(metrics.render().contains("nereid_instances{model=\"m\",version=\"1\"} 1"), "{}", metrics.render());
+    (0..2).for_each(|_| stage.order(Order::Answer));
+    both.into_iter().for_each(|asked| outcome(asked).expect("it ends after its batch"));
+    until(|| stage.crew.threads() == 1);
+
+    let again = stage.crew.change(&group(2));
+    stage.begun();
+    let never = stage.hang();
+    let hangs = again.undo();
+    drop(end);
+    hang.into_iter().for_each(|thread| thread.join().expect("it ends when it comes back"));
+    stage.order(Order::Answer);
+    outcome(stage.ask(None).expect("accepted")).expect("answered");
+    assert_eq!(stage.begun().0, first);
+    stage.crew.retire();
+    drop((never, hangs));
+}
+
+#[test]
+fn a_crew_that_retires_does_not_wait_for_what_a_change_leaves_behind() {
+    let stage = Stage::new(Scene { warmup: warmup(), orders: vec![Order::Answer], ..Scene::default() });
+    stage.begun();
+    let change = stage.crew.change(&[Instances::new("g", Device::Cpu, 2)]);
+    stage.begun();
+    let _end = stage.hang();
+    std::thread::scope(|scope| {
+        let retire = scope.spawn(|| stage.crew.retire());
+        until(|| stage.crew.threads() == 1);
+        change.undo();
+        retire.join().expect("no panic");
+    });
+    assert_eq!(stage.crew.threads(), 0);
 }
 
 #[test]
