@@ -186,7 +186,8 @@ async fn a_reload_is_given_up() -> (tempfile::TempDir, Arc<Gate>, Arc<Engine>) {
     let load = beside(&engine, |engine| async move { engine.load("m", Overrides::default()).await });
     until(|| gate.held() == 1).await;
     tokio::time::pause();
-    let error = load.await.expect("no panic").expect_err("an instance hangs");
+    let ended = tokio::time::timeout(Duration::from_secs(100), load).await.expect("it is given up in its time");
+    let error = ended.expect("no panic").expect_err("an instance hangs");
     tokio::time::resume();
     let hangs = "the load of model 'm' has not ended after 60 s and is given up";
     assert_eq!((error.kind(), error.message()), (Kind::Unavailable, hangs));

@@ -619,10 +619,11 @@ fn an_instance_that_hangs_while_a_change_waits_for_another_is_none_that_has_serv
     let stage = Stage::new(Scene { scheduler: queue.clone(), warmup, orders, ..Scene::default() });
     (0..2).for_each(|_| _ = stage.begun());
     let crew = &stage.crew;
-    std::thread::scope(|scope| {
+    // Its end would take the last order.
+    let _end = std::thread::scope(|scope| {
         let resize = scope.spawn(|| crew.resize(&[Instances::new("g", Device::Cpu, 3)]));
         (0..2).for_each(|_| _ = stage.begun());
-        let _end = stage.hang();
+        let end = stage.hang();
         let now = Instant::now();
         until(|| Instant::now() > now);
         stage.order(Order::Answer);
@@ -633,6 +634,7 @@ fn an_instance_that_hangs_while_a_change_waits_for_another_is_none_that_has_serv
         stage.order(Order::Answer);
         let error = resize.join().expect("no panic").expect_err("one hangs");
         assert!(error.message().starts_with("the execution did not end within 5 s"), "{error}");
+        end
     });
     assert_eq!((crew.len(), queue.staff()), (1, 1));
     stage.order(Order::Answer);
@@ -671,8 +673,9 @@ fn a_change_that_is_given_up_leaves_nothing_behind() {
     let (first, _) = stage.begun();
     let change = stage.crew.change(&group(3));
     (0..2).for_each(|_| _ = stage.begun());
-    let end = stage.hang();
+    // First, so that nobody but the other one can take the next order.
     stage.order(Order::Answer);
+    let end = stage.hang();
     let both = [stage.ask(None).expect("accepted"), stage.ask(None).expect("accepted")];
     assert_ne!(stage.begun().0, stage.begun().0, "one of the new ones serves");
     let hang = change.undo();
