@@ -397,7 +397,11 @@ char* module_load(nt_text path, int32_t device, nt_module** out) {
 }
 
 char* module_copy(const nt_module* self, nt_module** out) {
-  return guarded([&] { *out = new nt_module{self->module.deepcopy()}; });
+  return guarded([&] {
+    auto copy = self->module.deepcopy();
+    packed::moved(copy);
+    *out = new nt_module{std::move(copy)};
+  });
 }
 
 char* module_freeze(const nt_module* self, nt_module** out) {

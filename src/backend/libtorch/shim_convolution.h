@@ -56,8 +56,13 @@ inline at::Tensor run(const at::Tensor& input, at::Tensor other, const IValue& w
   const auto x = batched ? input : input.unsqueeze(0);
   const auto channels = weights.size(1) * groups.toInt();
   TORCH_CHECK(x.size(1) == channels, "expected ", channels, " channels of a convolution's input, got ", x.sizes());
+  // oneDNN takes an input without pixels for one that needs no work, and leaves the output as it is.
+  TORCH_CHECK(x.size(0) == 0 || x.numel() > 0, "expected pixels in a convolution's input, got ", x.sizes());
   const auto sizes = sizes_of(x, weights, padding.toIntVector(), stride.toIntVector(), dilation.toIntVector());
-  const bool adds = other.defined() && batched && other.sizes() == sizes && other.scalar_type() == x.scalar_type();
+  // With one channel or one pixel, strides do not say which dimension is the innermost.
+  const bool clear = sizes[1] > 1 && sizes[2] * sizes[3] > 1;
+  const bool same = other.defined() && other.sizes() == sizes && other.scalar_type() == x.scalar_type();
+  const bool adds = same && clear && batched && other.layout() == at::kStrided;
   const bool none = activation.toStringRef() == "none";
   at::Tensor made;
   if (x.size(0) == 0) {
@@ -118,6 +123,7 @@ inline std::optional<std::vector<int64_t>> pair_of(const Value* value) {
 
 // The padding of both ends, in numbers where it is a word.
 inline std::optional<std::vector<int64_t>> padding_of(const Value* value, const at::Tensor& weight,
+                                                      const std::vector<int64_t>& stride,
                                                       const std::vector<int64_t>& dilation) {
   const auto constant = torch::jit::toIValue(value);
   if (!constant || !constant->isString()) return pair_of(value);
@@ -125,7 +131,7 @@ inline std::optional<std::vector<int64_t>> padding_of(const Value* value, const 
   if (constant->toStringRef() == "valid") return made;
   for (size_t at = 0; at < 2; ++at) {
     const auto both = dilation[at] * (weight.size(2 + at) - 1);
-    if (both % 2 != 0) return std::nullopt;
+    if (constant->toStringRef() != "same" || stride[at] != 1 || both % 2 != 0) return std::nullopt;
     made[at] = both / 2;
   }
   return made;
@@ -144,10 +150,11 @@ inline std::optional<Layer> layer_of(Node* node) {
     if (!usable(layer.bias, 1) || layer.bias.numel() != layer.weight.size(0)) return std::nullopt;
   }
   const auto stride = pair_of(node->input(3)), dilation = pair_of(node->input(5));
-  const auto padding = dilation ? padding_of(node->input(4), layer.weight, *dilation) : std::nullopt;
   const auto groups = torch::jit::toIValue(node->input(general ? 8 : 6));
   const auto transposed = general ? torch::jit::toIValue(node->input(6)) : std::optional<IValue>(false);
-  if (!stride || !padding || !dilation || !groups || !transposed || transposed->toBool()) return std::nullopt;
+  if (!stride || !dilation || !groups || !transposed || transposed->toBool()) return std::nullopt;
+  const auto padding = padding_of(node->input(4), layer.weight, *stride, *dilation);
+  if (!padding) return std::nullopt;
   layer.stride = *stride, layer.padding = *padding, layer.dilation = *dilation, layer.groups = groups->toInt();
   const auto at_least = [](const auto& pair, int64_t least) { return std::min(pair[0], pair[1]) >= least; };
   const bool whole = layer.groups > 0 && layer.weight.size(0) % layer.groups == 0;
@@ -197,19 +204,27 @@ inline Step step_of(Node* node) {
   return step;
 }
 
-// Whether anything may write to a tensor.
-inline bool writes(Graph& graph) {
+// Whether an operator writes to what it gets.
+inline bool writes_to(const c10::Argument& argument) {
+  const auto* alias = argument.alias_info();
+  if (alias == nullptr) return false;
+  const auto& inner = alias->containedTypes();
+  return alias->isWrite() || std::any_of(inner.begin(), inner.end(), [](const auto& each) { return each.isWrite(); });
+}
+
+// Whether something may write to a tensor, or computes in types of its own choice. What runs other graphs may do
+// anything.
+inline bool is_particular(Graph& graph) {
   bool found = false;
   frozen::each_node(graph.block(), [&](Node* node) {
     const auto kind = node->kind();
     found |= kind == c10::prim::CallMethod || kind == c10::prim::CallFunction || kind == c10::prim::fork ||
-             kind == c10::prim::awaitable || kind == c10::prim::PythonOp;
+             kind == c10::prim::awaitable || kind == c10::prim::PythonOp || kind == c10::prim::Enter;
     const auto* schema = node->maybeSchema();
-    if (schema == nullptr) return;
-    for (const auto& argument : schema->arguments()) {
-      const bool tensor = argument.type()->kind() == c10::TypeKind::TensorType;
-      found |= tensor && argument.alias_info() != nullptr && argument.alias_info()->isWrite();
-    }
+    // Lists may grow.
+    if (schema == nullptr || kind == c10::aten::append) return;
+    const auto& arguments = schema->arguments();
+    found |= std::any_of(arguments.begin(), arguments.end(), writes_to);
   });
   return found;
 }
@@ -262,7 +277,7 @@ inline size_t pack(Module& module, packed::Weights& weights) {
   });
   if (nodes.empty()) return 0;
   torch::jit::RemoveTensorMutation(graph);
-  if (writes(*graph)) return 0;
+  if (is_particular(*graph)) return 0;
   for (auto* node : nodes) {
     const auto layer = *layer_of(node);
     const auto step = step_of(node);

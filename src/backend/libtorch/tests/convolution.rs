@@ -21,6 +21,7 @@ fn script(source: &str) -> Script {
         .parameter("weight", weight(CHANNELS, 3))
         .parameter("point", weight(CHANNELS, 1))
         .parameter("grouped", weight(CHANNELS / 2, 3))
+        .parameter("single", floats(&[1, CHANNELS as i64, 3, 3], &numbers(CHANNELS * 9)))
         .parameter("bias", floats(&[CHANNELS as i64], &numbers(CHANNELS)))
 }
 
@@ -90,6 +91,22 @@ fn they_give_the_same_numbers_as_before() {
         ("return torch.relu(CONV[:, :, 0:1] + POINT)", 2),
         ("return torch.relu(CONV.mean([0], True) + POINT)", 2),
         ("return CONV + x.sum()", 1),
+        ("return CONV + x.to_sparse()", 1),
+        // Sums of one channel, and of one pixel.
+        (
+            "y = torch.conv2d(x, self.single); z = torch.conv2d(x * 2, self.single); \
+             return (y + z).view(-1) + y.view(-1)",
+            2,
+        ),
+        ("y = torch.relu(torch.conv2d(x, self.single)); return torch.relu(torch.conv2d(x * 2, self.single) + y)", 2),
+        ("x = x[:, :, 0:1, 0:1]; return POINT + x", 1),
+        ("x = x[:, :, 0:1, 0:1]; y = torch.relu(CONV); return torch.relu(POINT + y)", 2),
+        ("x = x[:, :, 0:1]; return torch.relu(POINT + x).view(-1)", 1),
+        (
+            "x = x[:, :, 0:3, 0:3]; y = x.mean([2, 3]).t().contiguous().t().unsqueeze(2).unsqueeze(3); \
+             return torch.relu(torch.conv2d(x * 2, self.weight) + y)",
+            1,
+        ),
         // Who looks at the layout.
         ("return CONV.view(-1, 3)", 1),
         ("return torch.max_pool2d(torch.relu(CONV), [3, 3], [2, 2]).view(x.size(0), -1)", 1),
@@ -102,6 +119,7 @@ fn they_give_the_same_numbers_as_before() {
         ("return torch.zeros([2]) + CONV.stride(1)", 1),
         ("return torch.adaptive_avg_pool2d(CONV, [1, 1]).view(x.size(0), -1)", 1),
         // What is written to.
+        ("parts = [x]; parts.append(CONV); return torch.cat(parts, 1).view(-1)", 1),
         ("y = CONV; y.relu_(); return y", 1),
         ("y = CONV; y += x; y.relu_(); return y.view(-1)", 1),
         ("y = x + 1; z = y.view(-1); y.add_(1); return z.sum() + CONV", 0),
@@ -146,6 +164,9 @@ fn inputs_that_do_not_fit_are_refused() {
     }
     bench(&source("x = x.double(); return CONV.float()"), "full").failure(vec![image(1, CHANNELS, SIDE)]);
     bench(&source("return torch.conv2d(x, self.weight)"), "full").failure(vec![image(1, CHANNELS, 2)]);
+    for body in ["return torch.conv2d(x, self.weight, padding=[2, 2])", "x = x[:, :, :, 0:0]; return CONV"] {
+        bench(&source(body), "full").failure(vec![image(2, CHANNELS, 0)]);
+    }
     let flat = bench(&source("x = x[0][0]; return CONV"), "full");
     flat.failure(vec![image(1, CHANNELS, SIDE)]);
 }
