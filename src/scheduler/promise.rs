@@ -102,12 +102,12 @@ impl Promise {
         let Some(due) = self.due else { return Ok(()) };
         let curve = estimates.curve(self.class);
         let Some(best_rows) = curve.best_rows(due.saturating_duration_since(now) / 2) else { return Ok(()) };
-        // What waits is worked off in batches of the best size, and the request itself is at worst in a full one. Whole
-        // batches, cautiously timed: a queue filled to the last moment would be left with batches of one.
-        let batches = ahead.rows / (best_rows * ahead.instances.max(1));
+        // What waits is worked off in batches of the best size, and the request itself runs with what is left of it: no
+        // batch grows at the price of who is in it.
+        let instances = ahead.instances.max(1);
+        let (batches, rest) = (ahead.rows / (best_rows * instances), ahead.rows % (best_rows * instances));
         let each = curve.cautious(best_rows).unwrap_or_default();
-        let own = curve.cautious(self.rows.max(best_rows)).unwrap_or_default();
-        let own = if ahead.idle { curve.cautious(self.rows).unwrap_or_default() } else { own };
+        let own = curve.cautious(self.rows + rest / instances).unwrap_or_default();
         self.in_time(now + ahead.until_free + each * u32::try_from(batches).unwrap_or(u32::MAX) + own, now)
     }
 

@@ -269,6 +269,25 @@ fn below_capacity_nearly_everything_is_answered_in_time() {
     );
 }
 
+/// A request that nobody waits in front of needs no more than its own time, though larger batches would do more.
+#[test]
+fn run_times_that_vary_refuse_little_below_capacity() {
+    let scene = Scene {
+        rows_max: 32,
+        budget: 97 * MS,
+        run_time: |rows| 7 * MS + 15 * MS * rows as u32,
+        jitter: 0.5,
+        spikes: 0.2,
+        rate: 39.0,
+        seconds: 60.0,
+        by_deadline: true,
+        ..steady()
+    };
+    let outcome = Simulation::new(&scene).run();
+    assert!(outcome.in_time as f64 >= 0.81 * outcome.sent as f64, "{outcome:?}");
+    assert!(outcome.late <= outcome.sent / 100, "{outcome:?}");
+}
+
 /// Twice the rate for the first quarter of each second, as in `examples/load`.
 fn bursts(part: f64) -> f64 {
     if (part * 60.0).fract() < 0.25 { 2.0 } else { 2.0 / 3.0 }
