@@ -90,6 +90,8 @@ struct Member {
     ready: Option<oneshot::Receiver<Result<()>>>,
     /// Whether its change is not made yet, which decides what becomes of it; until then nobody counts on it.
     pending: bool,
+    /// Whether it was ready, so that it serves as long as it is one of them.
+    joined: bool,
     /// Whether it was dismissed.
     leaves: bool,
 }
@@ -223,7 +225,7 @@ impl Crew {
         };
         let started = start_with(starting, extras)?;
         let (watch, thread) = (started.watch, started.thread);
-        let member = Member { index, seat, watch, thread, ready: None, pending: true, leaves: false };
+        let member = Member { index, seat, watch, thread, ready: None, pending: true, joined: false, leaves: false };
         Ok((member, started.ready))
     }
 
@@ -248,8 +250,7 @@ impl Crew {
         Some(member.thread)
     }
 
-    fn dismiss(&self, index: usize) {
-        let mut state = self.state.lock();
+    fn dismiss(&self, state: &mut State, index: usize) {
         if let Some(member) = state.members.iter_mut().find(|member| member.index == index && !member.leaves) {
             member.leaves = true;
             self.settings.metrics.left();
@@ -303,10 +304,14 @@ impl Crew {
 
     /// An instance is ready. One that was dismissed before that, as it took the place of another, gets nothing new.
     pub(super) fn joins(&self, index: usize, watch: &Arc<Watch>) {
-        let state = self.state.lock();
-        if !state.members.iter().any(|member| Arc::ptr_eq(&member.watch, watch) && member.leaves) {
-            self.settings.scheduler.joins(index);
+        let mut state = self.state.lock();
+        if let Some(member) = state.members.iter_mut().find(|member| Arc::ptr_eq(&member.watch, watch)) {
+            member.joined = true;
+            if member.leaves {
+                return;
+            }
         }
+        self.settings.scheduler.joins(index);
     }
 
     /// An instance's thread has panicked outside of an execution: what it had taken by then is lost with it.
@@ -402,11 +407,12 @@ impl Crew {
         if left == 0 && !was_deserted {
             state.deserted = Some(error.clone());
         }
-        drop(state);
-        self.settings.scheduler.deserted(index, &error);
         if left > 0 {
+            // Before anybody else counts them.
             self.settings.scheduler.staffed(left);
         }
+        drop(state);
+        self.settings.scheduler.deserted(index, &error);
         if left > 0 || was_deserted {
             return;
         }

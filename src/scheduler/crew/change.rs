@@ -67,15 +67,31 @@ impl Change {
         self.failed.clone().map_or(Ok(()), Err)
     }
 
-    /// As [`Change::ready`]. Blocking.
+    /// As [`Change::ready`] and [`Change::check`]. Blocking.
     ///
     /// # Errors
-    /// As of [`Change::ready`].
+    /// As of these.
     pub(super) fn wait(&mut self) -> Result<()> {
         while let Some((index, watch, ready)) = self.begun.pop_front() {
             self.heard((index, &watch), ready.blocking_recv());
         }
-        self.failed.clone().map_or(Ok(()), Err)
+        self.check()
+    }
+
+    /// Whether it can be made: all new instances that were ready serve, or others in their places.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check(&self) -> Result<()> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        let state = self.crew.state.lock();
+        let serves = |index: &usize| state.members.iter().any(|member| member.index == *index && member.joined);
+        match self.able.iter().all(serves) {
+            true => Ok(()),
+            false => Err(Error::unavailable("an instance was lost before all were ready")),
+        }
     }
 
     /// One has told whether it is ready, or has ended.
@@ -90,19 +106,24 @@ impl Change {
         }
     }
 
-    /// Makes it: the new instances stay, and what is too much ends after the batch that it has.
+    /// Makes it: the new instances stay, and what is too much ends after the batch that it has. Does not block.
     pub fn make(mut self) {
         let (able, surplus) = (std::mem::take(&mut self.able), std::mem::take(&mut self.surplus));
         let crew = &self.crew;
-        for member in crew.state.lock().members.iter_mut().filter(|member| able.contains(&member.index)) {
+        // Held all the time, so that nobody tells another number meanwhile.
+        let mut state = crew.state.lock();
+        for member in state.members.iter_mut().filter(|member| able.contains(&member.index)) {
             member.pending = false;
         }
-        surplus.into_iter().for_each(|index| crew.dismiss(index));
-        crew.settings.scheduler.staffed(crew.len());
+        // If the new ones are lost by now, who is left goes on: nobody would tell that there is none.
+        if state.staff().any(|member| !surplus.contains(&member.index)) {
+            surplus.into_iter().for_each(|index| crew.dismiss(&mut state, index));
+        }
+        crew.settings.scheduler.staffed(state.serving());
     }
 
     /// Gives it up: no new instance serves any more, and nothing else has changed. These are the threads of those that
-    /// were not ready, which end when they find out; nobody else waits for them.
+    /// were not ready, which end when they find out; nobody else waits for them. Does not block.
     pub fn undo(mut self) -> Vec<JoinHandle<()>> {
         self.take_back()
     }
@@ -117,7 +138,10 @@ impl Change {
                 None => self.able.push(index),
             }
         }
-        std::mem::take(&mut self.able).into_iter().for_each(|index| self.crew.dismiss(index));
+        let able = std::mem::take(&mut self.able);
+        let mut state = self.crew.state.lock();
+        able.into_iter().for_each(|index| self.crew.dismiss(&mut state, index));
+        drop(state);
         threads
     }
 }

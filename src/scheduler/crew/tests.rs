@@ -735,6 +735,81 @@ fn an_instance_that_is_dismissed_before_it_is_ready_does_not_serve() {
     stage.crew.retire();
 }
 
+/// A change to two other instances, which were ready and are lost before it is made; the one that was there goes on.
+fn change_of_which_nobody_is_left() -> (Stage, Arc<Queue>, Change) {
+    let queue = Arc::new(Queue::new(settings(1), Arc::default()));
+    let stage = Stage::new(Scene { scheduler: queue.clone(), lost_max: 0, ..Scene::default() });
+    let busy = stage.ask(None).expect("accepted");
+    stage.begun();
+    let end = stage.hang();
+    let mut change = stage.crew.change(&[Instances::new("other", Device::Cpu, 2)]);
+    runtime().block_on(change.ready()).expect("they are ready");
+    change.check().expect("they serve");
+    for left in [2, 1] {
+        let fails = stage.ask(None).expect("accepted");
+        stage.begun();
+        stage.order(Order::Break);
+        assert_eq!(outcome(fails).expect_err("told to").kind(), Kind::DeviceLost);
+        until(|| stage.crew.threads() == left);
+    }
+    drop(end);
+    outcome(busy).expect("it comes back in time");
+    // For whoever asks next.
+    stage.order(Order::Answer);
+    (stage, queue, change)
+}
+
+#[test]
+fn a_change_whose_instances_are_lost_before_it_is_made_fails() {
+    let (stage, queue, change) = change_of_which_nobody_is_left();
+    let error = change.check().expect_err("nobody of them is left");
+    assert_eq!(error.message(), "an instance was lost before all were ready");
+    assert!(change.undo().is_empty());
+    assert_eq!((stage.crew.len(), queue.staff()), (1, 1));
+    outcome(stage.ask(None).expect("accepted")).expect("answered");
+    stage.crew.retire();
+}
+
+#[test]
+fn a_change_that_would_leave_nobody_dismisses_nobody() {
+    let (stage, queue, change) = change_of_which_nobody_is_left();
+    change.make();
+    assert_eq!((stage.crew.len(), queue.staff()), (1, 1));
+    outcome(stage.ask(None).expect("accepted")).expect("answered");
+    stage.crew.retire();
+    assert!(stage.failed.try_recv().is_err());
+}
+
+#[test]
+fn a_change_is_not_made_before_who_takes_the_place_of_a_lost_instance_is_ready() {
+    let orders = vec![Order::Answer];
+    let stage = Stage::new(Scene { warmup: warmup(), orders, scheduler: queue(1), ..Scene::default() });
+    stage.begun();
+    let busy = stage.ask(None).expect("accepted");
+    stage.begun();
+    let end = stage.hang();
+    let mut change = stage.crew.change(&[Instances::new("other", Device::Cpu, 1)]);
+    stage.begun();
+    stage.order(Order::Answer);
+    runtime().block_on(change.ready()).expect("it is ready");
+    change.check().expect("it serves");
+    let fails = stage.ask(None).expect("accepted");
+    stage.begun();
+    stage.order(Order::Break);
+    assert_eq!(outcome(fails).expect_err("told to").kind(), Kind::DeviceLost);
+    stage.begun();
+    assert!(change.check().is_err(), "the other one is not ready");
+    stage.order(Order::Answer);
+    until(|| change.check().is_ok());
+    change.make();
+    drop(end);
+    outcome(busy).expect("it comes back in time");
+    until(|| stage.crew.threads() == 1);
+    stage.order(Order::Answer);
+    outcome(stage.ask(None).expect("accepted")).expect("answered");
+    stage.crew.retire();
+}
+
 #[test]
 fn another_group_replaces_the_instances() {
     let stage = Stage::new(Scene::default());
