@@ -1,8 +1,8 @@
 //! One version's part of the memory, and the version's model with it: nobody can hold the one and have dropped the other.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
+use std::thread::ThreadId;
 
 use parking_lot::Mutex;
 
@@ -27,8 +27,8 @@ pub(in crate::engine) struct Lease {
 /// The instances that use a lease.
 #[derive(Default)]
 struct Users {
-    /// How many there are, those included that were given up.
-    instances: AtomicUsize,
+    /// How many each thread has or makes, those included that were given up. One that replaces its own has two.
+    instances: Mutex<HashMap<ThreadId, usize>>,
     /// Whose they are. Locked for a move.
     crew: Mutex<Weak<Crew>>,
 }
@@ -58,9 +58,9 @@ impl Watch {
     /// Whether instances that were given up have not ended.
     pub(super) fn hangs(&self) -> bool {
         // Counted first: who begins meanwhile is one of the crew before.
-        let instances = self.users.instances.load(Ordering::Acquire);
+        let threads = self.users.instances.lock().len();
         let crew = self.users.crew.lock().upgrade();
-        crew.is_some_and(|crew| instances > crew.threads())
+        crew.is_some_and(|crew| threads > crew.threads())
     }
 }
 
@@ -123,7 +123,7 @@ impl Lease {
 
     /// Whether an instance uses it, perhaps one that was given up.
     pub(in crate::engine) fn is_in_use(&self) -> bool {
-        self.users.instances.load(Ordering::Acquire) > 0
+        !self.users.instances.lock().is_empty()
     }
 
     /// Makes room for what its model will hold in another place. `false`, and nothing has changed, if there is none.
@@ -191,8 +191,9 @@ impl Model for Leased {
     }
 
     fn instance(&self, device: Device) -> Result<Box<dyn Instance>> {
-        let instance = self.model.instance(device)?;
+        // First, as this may be what hangs.
         let used = Used::of(&self.lease.users);
+        let instance = self.model.instance(device)?;
         Ok(Box::new(LeasedInstance { instance, _used: Some(used), _lease: self.lease.clone() }))
     }
 }
@@ -204,24 +205,91 @@ struct LeasedInstance<I: ?Sized> {
     _lease: Arc<Lease>,
 }
 
-/// Counts an instance.
-struct Used(Arc<Users>);
+/// Counts an instance, which one thread makes and has.
+struct Used(Arc<Users>, ThreadId);
 
 impl Used {
     fn of(users: &Arc<Users>) -> Self {
-        users.instances.fetch_add(1, Ordering::AcqRel);
-        Self(users.clone())
+        let thread = std::thread::current().id();
+        *users.instances.lock().entry(thread).or_default() += 1;
+        Self(users.clone(), thread)
     }
 }
 
 impl Drop for Used {
     fn drop(&mut self) {
-        self.0.instances.fetch_sub(1, Ordering::AcqRel);
+        let mut instances = self.0.instances.lock();
+        if let Some(count) = instances.get_mut(&self.1) {
+            *count -= 1;
+            if *count == 0 {
+                instances.remove(&self.1);
+            }
+        }
     }
 }
 
 impl<I: Instance + ?Sized> Instance for LeasedInstance<I> {
     fn run(&mut self, batch: &Batch, replies: &mut dyn Replies) -> Result<()> {
         self.instance.run(batch, replies)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::engine::Key;
+    use crate::error::Error;
+    use crate::model::Residency;
+
+    /// A model that looks whether its lease is in use while it makes an instance; the second cannot be made.
+    #[derive(Default)]
+    struct Looking {
+        lease: OnceLock<Weak<Lease>>,
+        asked: AtomicUsize,
+    }
+
+    struct Nothing;
+
+    impl Model for Arc<Looking> {
+        fn footprint(&self) -> Footprint {
+            Footprint::default()
+        }
+
+        fn instance(&self, _device: Device) -> Result<Box<dyn Instance>> {
+            let lease = self.lease.get().and_then(Weak::upgrade).expect("the lease is there");
+            assert!(lease.is_in_use());
+            assert_eq!(lease.users.instances.lock().len(), 1, "one thread uses it");
+            match self.asked.fetch_add(1, Ordering::SeqCst) {
+                0 => Ok(Box::new(Nothing)),
+                _ => Err(Error::internal("told to")),
+            }
+        }
+    }
+
+    impl Instance for Nothing {
+        fn run(&mut self, _batch: &Batch, _replies: &mut dyn Replies) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn who_makes_an_instance_uses_the_lease() {
+        let (memory, key) = (Memory::new(BTreeMap::new(), &Metrics::new()), Key::of("m"));
+        let parts = vec![(Holder { key: key.clone(), version: 1, residency: Residency::Pinned }, Footprint::default())];
+        let mut leases = memory.line_up((&key, Residency::Pinned), parts).reserve().ok().expect("it needs nothing");
+        let lease = Arc::new(leases.remove(0));
+        let looking = Arc::new(Looking::default());
+        looking.lease.set(Arc::downgrade(&lease)).expect("it is the first");
+        let leased = Leased::new(Arc::new(looking.clone()), lease.clone());
+        assert!(!lease.is_in_use());
+        let instance = leased.instance(Device::Cpu).expect("it is made");
+        leased.instance(Device::Cpu).err().expect("another one cannot take its place");
+        assert!(lease.is_in_use());
+        drop(instance);
+        assert!(!lease.is_in_use());
+        assert_eq!(looking.asked.load(Ordering::SeqCst), 2);
     }
 }
