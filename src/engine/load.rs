@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::ensemble::graph::Plan;
 use super::hanging::Claim;
-use super::loader::{Loader, at_usual_priority};
+use super::loader::{Loader, at_usual_priority, promptly};
 use super::models::{Job, Loaded, Origin};
 use super::order::outdated_load;
 use super::overrides::{OverrideDir, Overrides};
@@ -92,21 +92,23 @@ impl Loader {
         let kept = kept(job, &origin, files.keys().copied().collect());
         let mut versions = self.open_versions((job, claim), &origin, Opened { files, fetched, plan }, &kept)?;
         let mut stay = Vec::new();
-        let resized = resize_kept((job, claim), &origin, &kept, &mut stay).and_then(|()| match claim.take() {
+        let resized = resize_kept((job, claim), &origin, &kept, &mut stay);
+        let (stay, changes): (Vec<_>, Vec<_>) = stay.into_iter().unzip();
+        let changes: Vec<Change> = changes.into_iter().flatten().collect();
+        let (checked, changes) = promptly(move || (changes.iter().try_for_each(Change::check), changes));
+        let resized = resized.and(checked).and_then(|()| match claim.take() {
             true => Ok(()),
             // Nobody waits for this any more.
             false => Err(outdated_load()),
         });
         if let Err(error) = resized {
-            let changes = stay.into_iter().filter_map(|(_, change)| change);
-            claim.leave(changes.flat_map(Change::undo));
+            let left: Vec<_> = promptly(move || changes.into_iter().flat_map(Change::undo).collect());
+            claim.leave(left.into_iter());
             versions.into_values().for_each(Serving::retire);
             return Err(error);
         }
-        for (serving, change) in stay {
-            change.into_iter().for_each(Change::make);
-            versions.insert(serving.handle.version, serving);
-        }
+        promptly(move || changes.into_iter().for_each(Change::make));
+        versions.extend(stay.into_iter().map(|serving| (serving.handle.version, serving)));
         Ok(Loaded::New { origin: Some(origin), versions, kept, members })
     }
 
@@ -273,6 +275,10 @@ fn resize_kept(
 ) -> Result<()> {
     let served = job.served.iter().flat_map(|(_, served)| served);
     for (_, serving) in served.filter(|(version, _)| kept.contains(version)) {
+        if claim.is_taken() {
+            // Opening may have taken long, and others may serve by now.
+            return Err(outdated_load());
+        }
         let (own, config) = (serving.clone(), origin.config.clone());
         let (serving, mut change) = at_usual_priority(move || own.resize(&config))?;
         let ready = change.as_mut().map_or(Ok(()), |change| claim.wait_for(change.ready()));

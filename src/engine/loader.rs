@@ -87,6 +87,23 @@ pub(super) fn at_usual_priority<T: Send + 'static>(work: impl FnOnce() -> T + Se
     wait.blocking_recv().unwrap_or_else(|_| Err(stopped()))
 }
 
+/// Runs `work`, which does not block, on a thread of the runtime, and waits for it: for what takes locks that those who
+/// serve wait for, since a thread that has given way could keep them for long. Once the runtime ends, `work` runs here.
+/// Blocking.
+pub(super) fn promptly<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (end, wait) = tokio::sync::oneshot::channel();
+    let work = Arc::new(Mutex::new(Some(work)));
+    let own = work.clone();
+    tokio::runtime::Handle::current().spawn(async move {
+        let work = own.lock().take();
+        work.map(|work| end.send(work()))
+    });
+    wait.blocking_recv().unwrap_or_else(|_| {
+        let work = work.lock().take();
+        work.expect("nobody has begun it, unless it has panicked")()
+    })
+}
+
 /// A version whose weights are there.
 pub(super) struct Opened {
     pub(super) config: Arc<ModelConfig>,

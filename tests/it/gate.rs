@@ -38,6 +38,8 @@ struct State {
     instances: Option<u32>,
     /// The instances that wait.
     held: u32,
+    /// The instances that did not have to wait any more.
+    passed: u32,
 }
 
 /// A model whose instances come by the gate.
@@ -66,6 +68,7 @@ impl Model for Gated {
             self.entry.changed.wait(&mut state);
         }
         state.held -= 1;
+        state.passed += 1;
         state.instances = state.instances.map(|left| left - 1);
         drop(state);
         self.model.instance(device)
@@ -94,6 +97,11 @@ impl Gate {
     /// How many instances wait.
     pub fn held(&self) -> u32 {
         self.entry.state.lock().held
+    }
+
+    /// How many instances came by so far.
+    pub fn passed(&self) -> u32 {
+        self.entry.state.lock().passed
     }
 
     /// The next so many loads fail at the gate.

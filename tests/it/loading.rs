@@ -185,13 +185,18 @@ async fn a_reload_is_given_up() -> (tempfile::TempDir, Arc<Gate>, Arc<Engine>) {
     gate.hold_instances(1);
     let load = beside(&engine, |engine| async move { engine.load("m", Overrides::default()).await });
     until(|| gate.held() == 1).await;
+    is_given_up(load).await;
+    (root, gate, engine)
+}
+
+/// Lets the time of a load pass that hangs.
+async fn is_given_up(load: JoinHandle<Result<()>>) {
     tokio::time::pause();
     let ended = tokio::time::timeout(Duration::from_secs(100), load).await.expect("it is given up in its time");
     let error = ended.expect("no panic").expect_err("an instance hangs");
     tokio::time::resume();
     let hangs = "the load of model 'm' has not ended after 60 s and is given up";
     assert_eq!((error.kind(), error.message()), (Kind::Unavailable, hangs));
-    (root, gate, engine)
 }
 
 #[tokio::test]
@@ -222,6 +227,41 @@ async fn a_model_is_unloaded_although_an_instance_of_a_reload_hangs() {
     assert_eq!(metric(&engine, "nereid_instances{model=\"m\""), 0.0);
     within(engine.stop()).await;
     gate.open();
+}
+
+#[tokio::test]
+async fn a_reload_that_was_given_up_starts_no_instances_of_what_is_served_when_it_comes_back() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let config = |count: usize| {
+        gate_config(&format!("version_policy {{ all {{}} }} instance_group {{ count: {count} kind: KIND_CPU }}"))
+    };
+    write_model(root.path(), "m", &config(1), &[1]);
+    let gate = Arc::new(Gate::default());
+    gate.open();
+    let change = |settings: &mut Settings| {
+        gate.join(settings);
+        settings.load_time_max = Some(Duration::from_secs(60));
+        settings.instances.lost_max = 0;
+    };
+    let (engine, failed) = engine_with(root.path(), Control::Explicit(None), change).await;
+    assert!(failed.is_empty(), "{failed:?}");
+    write_model(root.path(), "m", &config(2), &[2]);
+    gate.hold_instances(0);
+    let before = gate.passed();
+    let load = beside(&engine, |engine| async move { engine.load("m", Overrides::default()).await });
+    until(|| gate.held() == 2).await;
+    is_given_up(load).await;
+    gate.open();
+    within(async {
+        while let Err(error) = engine.load("m", Overrides::default()).await {
+            assert!(error.message().contains("earlier load"), "{error}");
+        }
+    })
+    .await;
+    assert_eq!(metric(&engine, "nereid_instances{model=\"m\""), 4.0);
+    // Those of the new version, both times, and one more of the other, once.
+    assert_eq!((gate.loads(), gate.passed() - before), (3, 5));
+    engine.stop().await;
 }
 
 #[tokio::test]
