@@ -619,21 +619,21 @@ fn an_instance_that_hangs_while_a_change_waits_for_another_is_none_that_has_serv
     let stage = Stage::new(Scene { scheduler: queue.clone(), warmup, orders, ..Scene::default() });
     (0..2).for_each(|_| _ = stage.begun());
     let crew = &stage.crew;
+    // Nobody hears what becomes of them before the looks.
+    let mut change = crew.change(&[Instances::new("g", Device::Cpu, 3)]);
+    (0..2).for_each(|_| _ = stage.begun());
     // Its end would take the last order.
-    let (_end, members, changed) = std::thread::scope(|scope| {
-        let resize = scope.spawn(|| crew.resize(&[Instances::new("g", Device::Cpu, 3)]));
-        (0..2).for_each(|_| _ = stage.begun());
-        let end = stage.hang();
-        let now = Instant::now();
-        until(|| Instant::now() > now);
-        stage.order(Order::Answer);
-        stage.begun();
-        // The other one's first execution is too long by then, and this one's second is not.
-        (0..2).for_each(|_| _ = crew.look(now + LIMIT, LIMIT));
-        let members = crew.state.lock().members.len();
-        stage.order(Order::Answer);
-        (end, members, resize.join().expect("no panic"))
-    });
+    let _end = stage.hang();
+    let now = Instant::now();
+    until(|| Instant::now() > now);
+    stage.order(Order::Answer);
+    stage.begun();
+    // The other one's first execution is too long by then, and this one's second is not.
+    (0..2).for_each(|_| _ = crew.look(now + LIMIT, LIMIT));
+    let members = crew.state.lock().members.len();
+    stage.order(Order::Answer);
+    let changed = change.wait();
+    drop(change);
     assert_eq!(members, 3, "who waits decides what becomes of it");
     let error = changed.expect_err("one hangs");
     assert!(error.message().starts_with("the execution did not end within 5 s"), "{error}");
