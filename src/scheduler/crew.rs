@@ -348,9 +348,9 @@ impl Crew {
     fn replace(&self, (index, watch): (usize, &Arc<Watch>), error: &Error) {
         let settings = &self.settings;
         let mut state = self.state.lock();
+        let Some(member) = state.take(index, watch) else { return };
         state.lost += 1;
         let (lost, serving) = (state.lost, state.serving);
-        let Some(member) = state.take(index, watch) else { return };
         if !member.leaves {
             settings.metrics.left();
         }

@@ -141,7 +141,7 @@ struct nt_api {
   // Deep: nothing is shared.
   char* (*module_copy)(const nt_module*, nt_module** out);
   char* (*module_freeze)(const nt_module*, nt_module** out);
-  // `layers`: how many linear ones oneDNN does then.
+  // `layers`: how many linear layers and convolutions oneDNN does then.
   char* (*module_optimize)(const nt_module*, nt_module** out, uint64_t* layers);
   // Converts parameters, buffers and constants of floating point, and nothing else, in place.
   char* (*module_convert)(nt_module*, int32_t dtype);

@@ -41,7 +41,7 @@ inline std::vector<int64_t> sizes_of(const at::Tensor& input, const at::Tensor& 
 
 // The sum of a convolution and of `other`, where there is one, and then the activation. Outputs have their channels
 // innermost. oneDNN is asked only for what it can do: it wants a batch, and adds nothing of another size or type. As in
-// libtorch's own optimisation, relu and hardtanh give their lower limit for what is not a number.
+// libtorch's own optimisation, relu and hardtanh in the same pass give their lower limit for what is not a number.
 //
 // `other` takes the sum where nobody else can see it: where this holds the last reference to it and to its memory.
 inline at::Tensor run(const at::Tensor& input, at::Tensor other, const IValue& weight, const IValue& bias,

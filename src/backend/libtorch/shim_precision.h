@@ -1,5 +1,5 @@
 // How a module comes to compute in another precision: weights of floating point are converted, linear layers quantised.
-// Used by shim.cpp only; knows libtorch and not the C interface.
+// Used by the other parts of the shim only; knows libtorch and not the C interface.
 #pragma once
 #include <map>
 #include <set>

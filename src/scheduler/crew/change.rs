@@ -78,7 +78,8 @@ impl Change {
         self.check()
     }
 
-    /// Whether it can be made: all new instances that were ready serve, or others in their places.
+    /// Whether it can be made: the version is served, and all new instances that were ready serve, or others in their
+    /// places.
     ///
     /// # Errors
     /// Why not.
@@ -87,6 +88,9 @@ impl Change {
             return Err(error.clone());
         }
         let state = self.crew.state.lock();
+        if let Some(error) = &state.deserted {
+            return Err(error.clone());
+        }
         let serves = |index: &usize| state.members.iter().any(|member| member.index == *index && member.joined);
         match self.able.iter().all(serves) {
             true => Ok(()),

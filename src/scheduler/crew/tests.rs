@@ -666,6 +666,32 @@ fn instances_on_their_way_do_not_count_when_those_that_serve_are_lost() {
 }
 
 #[test]
+fn a_change_fails_if_none_of_those_that_served_is_left() {
+    let scheduler = Arc::new(Queue::new(settings(1), Arc::default()));
+    let stage = Stage::new(Scene { scheduler, lost_max: 0, ..Scene::default() });
+    let answered = stage.ask(None).expect("accepted");
+    let (old, _) = stage.begun();
+    stage.order(Order::Answer);
+    outcome(answered).expect("answered");
+    let mut change = stage.crew.change(&[Instances::new("g", Device::Cpu, 2)]);
+    runtime().block_on(change.ready()).expect("it is ready");
+    let mut kept = Vec::new();
+    for _ in 0..2 {
+        let asked = stage.ask(None).expect("accepted");
+        kept.push((stage.begun().0, asked, stage.hang()));
+    }
+    let at = kept.iter().position(|(index, ..)| *index != old).expect("the new one serves, too");
+    let (_, answered, end) = kept.remove(at);
+    drop(end);
+    outcome(answered).expect("it comes back in time");
+    stage.time_passes();
+    let reason = stage.failed.recv().expect("it is told");
+    assert_eq!(change.check(), Err(reason));
+    drop(change);
+    stage.crew.retire();
+}
+
+#[test]
 fn a_change_that_is_given_up_leaves_nothing_behind() {
     let group = |count| vec![Instances::new("g", Device::Cpu, count)];
     let (metrics, orders) = (Metrics::new(), vec![Order::Answer]);
