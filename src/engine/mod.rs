@@ -205,8 +205,8 @@ impl Engine {
         }
     }
 
-    /// Loads what the control mode asks for at the start, and waits until that is done. Begins to poll, if told. Before that
-    /// it removes what servers that were killed have left of override files.
+    /// Loads what the control mode asks for at the start, and waits until that is done. Begins to poll, if told. First it
+    /// removes what servers that were killed have left of override files.
     ///
     /// Returns the models that could not be loaded and the repositories that could not be read, each with its reason.
     ///
