@@ -25,7 +25,9 @@ pub trait Backend: Send + Sync {
     fn name(&self) -> &'static str;
 
     /// The model file's name where the configuration gives none; `None` if there is no file.
-    fn default_model_filename(&self) -> Option<&'static str>;
+    fn default_model_filename(&self) -> Option<&'static str> {
+        None
+    }
 
     /// Whether instances can run on a CUDA device.
     fn uses_cuda(&self) -> bool {
@@ -33,10 +35,14 @@ pub trait Backend: Send + Sync {
     }
 
     /// The keys of `parameters{}` that mean something to this backend.
-    fn parameter_keys(&self) -> &'static [&'static str];
+    fn parameter_keys(&self) -> &'static [&'static str] {
+        &[]
+    }
 
     /// Checks the values of this backend's `parameters{}`: a message for each key that is wrong.
-    fn check_parameters(&self, config: &schema::ModelConfig) -> Vec<(String, String)>;
+    fn check_parameters(&self, _config: &schema::ModelConfig) -> Vec<(String, String)> {
+        Vec::new()
+    }
 
     /// The bytes of host memory that [`Backend::complete`] takes until it is done: those of the files that it has to read
     /// as a whole.

@@ -125,10 +125,6 @@ impl Backend for Gate {
         "gate"
     }
 
-    fn default_model_filename(&self) -> Option<&'static str> {
-        None
-    }
-
     fn parameter_keys(&self) -> &'static [&'static str] {
         Identity.parameter_keys()
     }

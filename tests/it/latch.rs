@@ -61,18 +61,6 @@ impl Backend for Latched {
         "latch"
     }
 
-    fn default_model_filename(&self) -> Option<&'static str> {
-        None
-    }
-
-    fn parameter_keys(&self) -> &'static [&'static str] {
-        &[]
-    }
-
-    fn check_parameters(&self, _config: &schema::ModelConfig) -> Vec<(String, String)> {
-        Vec::new()
-    }
-
     fn complete(&self, files: &VersionFiles, config: &mut schema::ModelConfig) -> Result<()> {
         Identity.complete(files, config)
     }

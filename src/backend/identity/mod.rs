@@ -32,10 +32,6 @@ impl Backend for Identity {
         "identity"
     }
 
-    fn default_model_filename(&self) -> Option<&'static str> {
-        None
-    }
-
     fn parameter_keys(&self) -> &'static [&'static str] {
         &[DELAY, MODE]
     }

@@ -71,15 +71,17 @@ inline at::Tensor run(const at::Tensor& input, at::Tensor other, const IValue& w
     const IValue after = none ? IValue() : activation;
     const bool ours = other.use_count() == 1 && other.storage().use_count() == 1 && groups.toInt() == 1 &&
                       other.is_contiguous(at::MemoryFormat::ChannelsLast);
-    const char* op = ours ? "mkldnn::_convolution_pointwise_" : "mkldnn::_convolution_pointwise";
+    static const auto in_place = packed::operator_of("mkldnn::_convolution_pointwise_", "binary");
+    static const auto fresh = packed::operator_of("mkldnn::_convolution_pointwise", "binary");
     const auto [first, second] = ours ? std::pair(std::move(other), x) : std::pair(x, std::move(other));
-    return packed::call(op, {first, second, weight, bias, padding, stride, dilation, groups, "add", 1.0, after, scalars,
-                             IValue()}, "binary").toTensor();
+    return packed::call(ours ? in_place : fresh, {first, second, weight, bias, padding, stride, dilation, groups, "add",
+                                                  1.0, after, scalars, IValue()}).toTensor();
   } else {
     // What is added comes before the activation.
     const IValue at_once = other.defined() ? IValue("none") : activation;
-    made = packed::call("mkldnn::_convolution_pointwise",
-                        {x, weight, bias, padding, stride, dilation, groups, at_once, scalars, IValue()}).toTensor();
+    static const auto alone = packed::operator_of("mkldnn::_convolution_pointwise");
+    const auto done = packed::call(alone, {x, weight, bias, padding, stride, dilation, groups, at_once, scalars, IValue()});
+    made = done.toTensor();
   }
   if (!batched) made = made.squeeze(0);
   if (!other.defined()) return made;

@@ -32,10 +32,16 @@ constexpr int64_t kElementsMin = 1 << 14;
 inline std::string name_of(size_t layer) { return "nereid_packed_" + std::to_string(layer); }
 inline std::string memory_name_of(size_t layer) { return name_of(layer) + "_memory"; }
 
-inline IValue call(const char* op, torch::jit::Stack stack, const char* overload = "") {
-  c10::Dispatcher::singleton().findSchemaOrThrow(op, overload).callBoxed(&stack);
+inline c10::OperatorHandle operator_of(const char* name, const char* overload = "") {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, overload);
+}
+
+inline IValue call(const c10::OperatorHandle& op, torch::jit::Stack stack) {
+  op.callBoxed(&stack);
   return stack.at(0);
 }
+
+inline IValue call(const char* name, torch::jit::Stack stack) { return call(operator_of(name), std::move(stack)); }
 
 // A tensor over `memory`, which is laid out like what `like` is over.
 inline at::Tensor over(const at::Tensor& memory, const at::Tensor& like) {

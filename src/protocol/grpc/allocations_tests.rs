@@ -87,10 +87,6 @@ impl Backend for Watched {
         Identity.name()
     }
 
-    fn default_model_filename(&self) -> Option<&'static str> {
-        Identity.default_model_filename()
-    }
-
     fn parameter_keys(&self) -> &'static [&'static str] {
         Identity.parameter_keys()
     }

@@ -54,14 +54,6 @@ impl Backend for Aoti {
         Some("model.pt2")
     }
 
-    fn parameter_keys(&self) -> &'static [&'static str] {
-        &[]
-    }
-
-    fn check_parameters(&self, _config: &schema::ModelConfig) -> Vec<(String, String)> {
-        Vec::new()
-    }
-
     fn complete(&self, files: &VersionFiles, config: &mut schema::ModelConfig) -> Result<()> {
         config.backend = self.name().to_owned();
         config.platform = PLATFORM.to_owned();
